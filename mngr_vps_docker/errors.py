@@ -1,0 +1,74 @@
+"""Every error this package raises.
+
+::
+
+    VpsDockerError                    (mngr's MngrError: one clear line for the user)
+    ├── VpsProvisioningError          the machine or its Docker could not be made ready; says at which stage
+    ├── VpsApiError                   the cloud answered with an error; carries the HTTP status
+    ├── BuildArgumentError            a build or start argument is wrong (also mngr's UserInputError)
+    ├── BuildContextError             the Dockerfile or the context directory cannot be used
+    ├── HostRecordError               a record on the VPS's state volume cannot be read or written
+    ├── RemoteCommandError            a remote command ran to its end and failed; carries the outcome
+    │   └── DockerError               the same, for docker; see docker_over_ssh for its kinds
+    ├── RemoteCommandTimeoutError     a remote command was stopped at its deadline
+    └── VpsConnectionError            (also mngr's HostConnectionError) ssh could not reach the machine, or lost it
+        └── VpsAuthenticationError    (also mngr's HostAuthenticationError) our key was refused, or the host key is
+                                      not the pinned one
+
+mngr's own errors are raised as they are where mngr has one: HostNotFoundError, HostNameConflictError,
+SnapshotNotFoundError, ConfigParseError, BinaryNotInstalledError.
+"""
+
+from imbue.mngr.errors import HostAuthenticationError
+from imbue.mngr.errors import HostConnectionError
+from imbue.mngr.errors import MngrError
+from imbue.mngr.errors import UserInputError
+
+
+class VpsDockerError(MngrError):
+    """Base of all errors of this package."""
+
+
+class VpsProvisioningError(VpsDockerError):
+    """A VPS, or Docker on it, could not be made ready."""
+
+
+class VpsApiError(VpsDockerError):
+    """The cloud's API answered with an error."""
+
+    def __init__(self, status_code: int, message: str) -> None:
+        super().__init__(f"The VPS API answered {status_code}: {message}")
+        self.status_code = status_code
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the answer says that the thing does not exist (any more)."""
+        return self.status_code in (404, 410)
+
+
+class BuildArgumentError(VpsDockerError, UserInputError):
+    """A build argument or start argument cannot be understood or is not allowed."""
+
+
+class BuildContextError(VpsDockerError, UserInputError):
+    """The Dockerfile or the build context cannot be used."""
+
+
+class HostRecordError(VpsDockerError):
+    """A host record cannot be read or written."""
+
+
+class RemoteCommandError(VpsDockerError):
+    """A remote command ran to its end and failed."""
+
+
+class RemoteCommandTimeoutError(VpsDockerError):
+    """A remote command did not end within its deadline and was stopped."""
+
+
+class VpsConnectionError(VpsDockerError, HostConnectionError):
+    """A machine could not be reached over ssh, or the connection was lost."""
+
+
+class VpsAuthenticationError(VpsConnectionError, HostAuthenticationError):
+    """A machine refused our key, or showed another host key than the pinned one."""

@@ -1,0 +1,109 @@
+"""What became of one remote command: the one result type of ``run`` and ``stream``."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+from enum import auto
+from typing import Self
+
+from imbue.imbue_common.enums import UpperCaseStrEnum
+from imbue.mngr_vps_docker.errors import RemoteCommandError
+from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
+from imbue.mngr_vps_docker.errors import VpsAuthenticationError
+from imbue.mngr_vps_docker.errors import VpsConnectionError
+from imbue.mngr_vps_docker.errors import VpsDockerError
+
+
+class OutcomeStatus(UpperCaseStrEnum):
+    """How far a remote command got."""
+
+    COMPLETED = auto()
+    NEVER_STARTED = auto()
+    LOST = auto()
+    TIMED_OUT = auto()
+
+
+class NotStartedReason(UpperCaseStrEnum):
+    """Why ssh never got as far as running the command."""
+
+    REFUSED = auto()
+    CONNECT_TIMEOUT = auto()
+    NO_ROUTE = auto()
+    UNKNOWN_NAME = auto()
+    CLOSED_BY_PEER = auto()
+    AUTHENTICATION = auto()
+    HOST_KEY_CHANGED = auto()
+    HOST_KEY_UNKNOWN = auto()
+    OTHER = auto()
+
+
+_AUTHENTICATION_REASONS = frozenset(
+    {NotStartedReason.AUTHENTICATION, NotStartedReason.HOST_KEY_CHANGED, NotStartedReason.HOST_KEY_UNKNOWN}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandOutcome:
+    """The end of one remote command, as far as it was seen.
+
+    ``exit_code`` is set exactly when ``status`` is COMPLETED, ``reason`` exactly when it is NEVER_STARTED. ``stdout``
+    and ``stderr`` are the command's own bytes (of a streamed command: a bounded tail). ``detail`` is what ssh itself said.
+    """
+
+    status: OutcomeStatus
+    argv: Sequence[str] = field(repr=False)
+    host: str
+    purpose: str
+    elapsed_seconds: float
+    exit_code: int | None = None
+    stdout: bytes = b""
+    stderr: bytes = b""
+    reason: NotStartedReason | None = None
+    detail: str = ""
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the command was seen to end with exit code 0."""
+        return self.exit_code == 0
+
+    @property
+    def text(self) -> str:
+        """Standard output as text; bytes that are not UTF-8 are replaced."""
+        return self.stdout.decode("utf-8", "replace")
+
+    @property
+    def error_text(self) -> str:
+        """Standard error as text; bytes that are not UTF-8 are replaced."""
+        return self.stderr.decode("utf-8", "replace")
+
+    @property
+    def command_line(self) -> str:
+        """The local ssh command line that ran, to paste into a terminal."""
+        return shlex.join(self.argv)
+
+    def checked(self) -> Self:
+        """Return this outcome if the command succeeded, else raise what ``error`` returns."""
+        if self.is_success:
+            return self
+        raise self.error()
+
+    def error(self) -> VpsDockerError:
+        """The error for this outcome: one line that says what failed, where, how, and its last words."""
+        where = f"{self.purpose} on {self.host}"
+        match self.status:
+            case OutcomeStatus.NEVER_STARTED if self.reason in _AUTHENTICATION_REASONS:
+                return VpsAuthenticationError(f"Could not log in to {self.host} to {self.purpose}: {self.detail}")
+            case OutcomeStatus.NEVER_STARTED:
+                return VpsConnectionError(f"{self.host} is unreachable ({self.purpose}): {self.detail}")
+            case OutcomeStatus.LOST:
+                return VpsConnectionError(f"The connection was lost during: {where}. {self.detail}".rstrip())
+            case OutcomeStatus.TIMED_OUT:
+                return RemoteCommandTimeoutError(f"Timed out after {self.elapsed_seconds:.0f} s: {where}")
+            case OutcomeStatus.COMPLETED:
+                return RemoteCommandError(f"{where} failed with exit code {self.exit_code}: {self.last_words()}")
+
+    def last_words(self, line_count: int = 5) -> str:
+        """The last lines of stderr (of stdout, where stderr is empty), joined into one line."""
+        source = self.error_text.strip() or self.text.strip()
+        return " / ".join(line.strip() for line in source.splitlines()[-line_count:] if line.strip())

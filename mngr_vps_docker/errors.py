@@ -12,6 +12,7 @@
     │   └── DockerError               the same, for docker; see docker_over_ssh for its kinds
     ├── RemoteCommandTimeoutError     a remote command was stopped at its deadline
     └── VpsConnectionError            (also mngr's HostConnectionError) ssh could not reach the machine, or lost it
+        ├── SshdDownError             the machine answers, but no sshd does
         └── VpsAuthenticationError    (also mngr's HostAuthenticationError) our key was refused, or the host key is
                                       not the pinned one
 
@@ -68,6 +69,10 @@ class RemoteCommandTimeoutError(VpsDockerError):
 
 class VpsConnectionError(VpsDockerError, HostConnectionError):
     """A machine could not be reached over ssh, or the connection was lost."""
+
+
+class SshdDownError(VpsConnectionError):
+    """A machine can be reached, but nothing speaks ssh at the port."""
 
 
 class VpsAuthenticationError(VpsConnectionError, HostAuthenticationError):

@@ -10,6 +10,7 @@ from typing import Self
 from imbue.imbue_common.enums import UpperCaseStrEnum
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
+from imbue.mngr_vps_docker.errors import SshdDownError
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.errors import VpsDockerError
@@ -41,6 +42,8 @@ class NotStartedReason(UpperCaseStrEnum):
 _AUTHENTICATION_REASONS = frozenset(
     {NotStartedReason.AUTHENTICATION, NotStartedReason.HOST_KEY_CHANGED, NotStartedReason.HOST_KEY_UNKNOWN}
 )
+# A container's published port is answered by Docker's proxy, which hangs up when nothing listens behind it.
+_SSHD_DOWN_REASONS = frozenset({NotStartedReason.REFUSED, NotStartedReason.CLOSED_BY_PEER})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,8 @@ class CommandOutcome:
         match self.status:
             case OutcomeStatus.NEVER_STARTED if self.reason in _AUTHENTICATION_REASONS:
                 return VpsAuthenticationError(f"Could not log in to {self.host} to {self.purpose}: {self.detail}")
+            case OutcomeStatus.NEVER_STARTED if self.reason in _SSHD_DOWN_REASONS:
+                return SshdDownError(f"{self.host} is up but its sshd is not ({self.purpose}): {self.detail}")
             case OutcomeStatus.NEVER_STARTED:
                 return VpsConnectionError(f"{self.host} is unreachable ({self.purpose}): {self.detail}")
             case OutcomeStatus.LOST:

@@ -1,0 +1,121 @@
+"""What a user can set for a provider, validated where it comes in."""
+
+from pathlib import Path
+from typing import Annotated
+from typing import Any
+from typing import Self
+
+from pydantic import BeforeValidator
+from pydantic import Field
+from pydantic import PositiveFloat
+from pydantic import PositiveInt
+from pydantic import TypeAdapter
+from pydantic import ValidationError
+
+from imbue.mngr.config.data_types import ProviderInstanceConfig
+from imbue.mngr.errors import ConfigParseError
+from imbue.mngr.primitives import ActivitySource
+from imbue.mngr.primitives import DockerBuilder
+from imbue.mngr.primitives import IdleMode
+from imbue.mngr.primitives import ProviderBackendName
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+class VpsDockerProviderConfig(ProviderInstanceConfig):
+    """Settings that every VPS provider shares; a provider package adds its own (API token, …) in a subclass.
+
+    mngr builds provider configs from TOML without validating them and merges layers without knowing what was set.
+    ``model_construct`` and ``merge_with`` are overridden to repair both, for subclasses too.
+    """
+
+    backend: ProviderBackendName = Field(
+        default=ProviderBackendName("vps-docker"), description="Provider backend that this provider belongs to"
+    )
+    host_dir: Path = Field(default=Path("/mngr"), description="Folder for mngr's data inside each container")
+    default_image: str = Field(
+        default="debian:bookworm-slim", description="Image of a host that is not built from a Dockerfile"
+    )
+    default_idle_timeout: PositiveInt = Field(default=800, description="Seconds without activity until a host stops")
+    default_idle_mode: Annotated[IdleMode, BeforeValidator(_upper)] = Field(
+        default=IdleMode.IO, description="What counts as activity"
+    )
+    default_activity_sources: tuple[Annotated[ActivitySource, BeforeValidator(_upper)], ...] = Field(
+        default_factory=lambda: tuple(ActivitySource),
+        description="Activity sources that keep a host alive, where the idle mode does not say",
+    )
+    ssh_connect_timeout: PositiveFloat = Field(
+        default=60.0, description="Seconds until a machine counts as unreachable"
+    )
+    vps_boot_timeout: PositiveFloat = Field(
+        default=300.0, description="Seconds for a new VPS to become active, and again for its ssh to accept our key"
+    )
+    docker_install_timeout: PositiveFloat = Field(
+        default=300.0, description="Seconds for cloud-init to finish and Docker to answer on a new VPS"
+    )
+    build_timeout_seconds: PositiveFloat = Field(
+        default=1800.0, description="Seconds for pulling or building an image"
+    )
+    container_ssh_port: int = Field(
+        default=2222, ge=1, le=65535, description="Port on the VPS's public address that leads to the container's sshd"
+    )
+    default_region: str = Field(default="ewr", description="Region of a new VPS; -b --vps-region= overrides it")
+    default_plan: str = Field(default="vc2-1c-1gb", description="Size of a new VPS; -b --vps-plan= overrides it")
+    default_os_id: int | str = Field(
+        default=2136, description="Operating system image of a new VPS; -b --vps-os= overrides it"
+    )
+    default_start_args: tuple[str, ...] = Field(
+        default=(), description="Arguments of `docker run` for every host, before those of -s"
+    )
+    builder: Annotated[DockerBuilder, BeforeValidator(_upper)] = Field(
+        default=DockerBuilder.DOCKER,
+        description="DOCKER builds on the VPS; DEPOT builds there with the depot CLI and DEPOT_TOKEN",
+    )
+    ssh_control_persist_seconds: int = Field(
+        default=600, ge=0, description="Seconds that a shared ssh connection outlives the last command; 0: not at all"
+    )
+
+    @classmethod
+    def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
+        """Validate what mngr read from TOML, and remember which fields were set.
+
+        Unset fields may be missing here even if they are required: another config layer may hold them. Raises
+        ConfigParseError naming the field.
+        """
+        present = {name: value for name, value in values.items() if value is not None and name in cls.model_fields}
+        try:
+            return cls.model_validate(present)
+        except ValidationError as error:
+            _raise_unless_only_missing(cls, error)
+        validated = {name: _validated_field(cls, name, value) for name, value in present.items()}
+        return super().model_construct(_fields_set=set(present), **validated)
+
+    def merge_with(self, override: ProviderInstanceConfig) -> Self:
+        """Return this config with the fields that ``override`` really sets."""
+        if not isinstance(override, type(self)):
+            raise ConfigParseError(f"Cannot merge {type(override).__name__} into {type(self).__name__}")
+        values = {**_set_fields(self), **_set_fields(override)}
+        return type(self).model_construct(**values)
+
+
+def _set_fields(config: ProviderInstanceConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.model_fields_set}
+
+
+def _raise_unless_only_missing(config_class: type[ProviderInstanceConfig], error: ValidationError) -> None:
+    problems = [
+        problem for problem in error.errors(include_url=False, include_input=False) if problem["type"] != "missing"
+    ]
+    if problems:
+        described = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in problems
+        )
+        raise ConfigParseError(f"Invalid provider setting in {config_class.__name__}: {described}") from None
+
+
+def _validated_field(config_class: type[ProviderInstanceConfig], name: str, value: object) -> object:
+    field = config_class.model_fields[name]
+    annotation: Any = Annotated[field.annotation, field]
+    return TypeAdapter(annotation).validate_python(value)

@@ -1,0 +1,495 @@
+"""The provider that mngr sees: one short method per operation, each composed of the modules below it."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from pathlib import PurePosixPath
+from typing import Any
+
+from loguru import logger
+from pydantic import Field
+from pydantic import PrivateAttr
+from pyinfra.api.host import Host as PyinfraHost
+
+from imbue.concurrency_group.concurrency_group import ConcurrencyGroup
+from imbue.mngr.errors import HostConnectionError
+from imbue.mngr.errors import HostNameConflictError
+from imbue.mngr.errors import HostNotFoundError
+from imbue.mngr.errors import MngrError
+from imbue.mngr.hosts.host import Host
+from imbue.mngr.hosts.offline_host import OfflineHost
+from imbue.mngr.interfaces.data_types import AgentDetails
+from imbue.mngr.interfaces.data_types import CertifiedHostData
+from imbue.mngr.interfaces.data_types import HostDetails
+from imbue.mngr.interfaces.data_types import HostLifecycleOptions
+from imbue.mngr.interfaces.data_types import HostResources
+from imbue.mngr.interfaces.data_types import SnapshotInfo
+from imbue.mngr.interfaces.data_types import VolumeInfo
+from imbue.mngr.interfaces.host import HostInterface
+from imbue.mngr.interfaces.host import OuterHostInterface
+from imbue.mngr.interfaces.volume import HostVolume
+from imbue.mngr.primitives import AgentId
+from imbue.mngr.primitives import DiscoveredAgent
+from imbue.mngr.primitives import DiscoveredHost
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import ImageReference
+from imbue.mngr.primitives import SnapshotId
+from imbue.mngr.primitives import SnapshotName
+from imbue.mngr.primitives import VolumeId
+from imbue.mngr.providers.base_provider import BaseProviderInstance
+from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
+from imbue.mngr_vps_docker.build_args import parse_build_args
+from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
+from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.journal import HostJournal
+from imbue.mngr_vps_docker.keys import ProviderKeys
+from imbue.mngr_vps_docker.lifecycle import details
+from imbue.mngr_vps_docker.lifecycle import metadata
+from imbue.mngr_vps_docker.lifecycle import views
+from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.create import CreateRequest
+from imbue.mngr_vps_docker.lifecycle.create import check_host_name
+from imbue.mngr_vps_docker.lifecycle.create import create_host
+from imbue.mngr_vps_docker.lifecycle.destroy import destroy_host
+from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
+from imbue.mngr_vps_docker.lifecycle.image import check_builder
+from imbue.mngr_vps_docker.lifecycle.power import repair_host
+from imbue.mngr_vps_docker.lifecycle.power import start_host
+from imbue.mngr_vps_docker.lifecycle.power import stop_host
+from imbue.mngr_vps_docker.lifecycle.power import usable
+from imbue.mngr_vps_docker.lifecycle.registry import HostRegistry
+from imbue.mngr_vps_docker.lifecycle.snapshot import create_snapshot
+from imbue.mngr_vps_docker.lifecycle.snapshot import delete_snapshot
+from imbue.mngr_vps_docker.lifecycle.snapshot import find_snapshot
+from imbue.mngr_vps_docker.lifecycle.snapshot import list_snapshots
+from imbue.mngr_vps_docker.outer_host import VpsDockerHost
+from imbue.mngr_vps_docker.outer_host import VpsOuterHost
+from imbue.mngr_vps_docker.ssh.command_log import CommandLog
+from imbue.mngr_vps_docker.vps_client import VpsClientInterface
+
+
+class VpsDockerProvider(BaseProviderInstance):
+    """Hosts of mngr as Docker containers on VPSes, one host to a VPS."""
+
+    config: VpsDockerProviderConfig = Field(frozen=True, description="The provider's settings")
+    vps_client: VpsClientInterface = Field(frozen=True, description="The cloud's API")
+
+    _host_record_cache: dict[HostId, VpsDockerHostRecord] = PrivateAttr(default_factory=dict)
+
+    @property
+    def supports_snapshots(self) -> bool:
+        """Yes: images of the container, on the VPS."""
+        return True
+
+    @property
+    def supports_shutdown_hosts(self) -> bool:
+        """Yes: the container stops and starts, the VPS stays up."""
+        return True
+
+    @property
+    def supports_volumes(self) -> bool:
+        """Yes: each host has one Docker volume on its VPS."""
+        return True
+
+    @property
+    def supports_mutable_tags(self) -> bool:
+        """Yes: tags live in the host's record."""
+        return True
+
+    # --- the parts it is composed of ------------------------------------------------------------------------------
+
+    @cached_property
+    def _context(self) -> ProviderContext:
+        root = self.mngr_ctx.profile_dir / "providers" / str(self.config.backend) / str(self.name)
+        keys = ProviderKeys(root)
+        return ProviderContext(
+            provider_name=self.name,
+            prefix=self.mngr_ctx.config.prefix,
+            user_id=str(self.mngr_ctx.get_profile_user_id()),
+            host_dir=PurePosixPath(self.host_dir),
+            config=self.config,
+            client=self.vps_client,
+            keys=keys,
+            journal=HostJournal(keys.hosts_folder),
+            command_log=CommandLog(root / "logs" / "ssh.jsonl"),
+        )
+
+    @cached_property
+    def _registry(self) -> HostRegistry:
+        return HostRegistry(self._context, self._records_of_provider_package, self._host_record_cache)
+
+    def reset_caches(self) -> None:
+        """Ask the cloud and the VPSes again at the next operation."""
+        super().reset_caches()
+        self._registry.clear()
+
+    def close(self) -> None:
+        """End the shared ssh connections, unless they are to outlive this process."""
+        self._context.close()
+
+    def on_connection_error(self, host_id: HostId) -> None:
+        """Forget what was seen of a host that could not be reached."""
+        self._registry.forget(host_id)
+
+    # --- create and destroy ---------------------------------------------------------------------------------------
+
+    def create_host(
+        self,
+        name: HostName,
+        image: ImageReference | None = None,
+        tags: Mapping[str, str] | None = None,
+        build_args: Sequence[str] | None = None,
+        start_args: Sequence[str] | None = None,
+        lifecycle: HostLifecycleOptions | None = None,
+        known_hosts: Sequence[str] | None = None,
+        authorized_keys: Sequence[str] | None = None,
+        snapshot: SnapshotName | None = None,
+    ) -> Host:
+        """Create a host on a new VPS. Bad input is refused before anything is paid for."""
+        check_host_name(name)
+        build = self._parse_build_args(build_args or ())
+        check_builder(self._context, build)
+        existing = self._registry.discover()
+        if any(sighting.name == name and not sighting.is_gone for sighting in existing):
+            raise HostNameConflictError(name)
+        request = CreateRequest(
+            host_id=HostId.generate(),
+            name=name,
+            build=build,
+            image=str(image or self.config.default_image),
+            snapshot=None if snapshot is None else find_snapshot(self._context, existing, snapshot),
+            start_args=(*self.config.default_start_args, *(start_args or ())),
+            tags=dict(tags or {}),
+            activity=(lifecycle or HostLifecycleOptions()).to_activity_config(
+                default_idle_timeout_seconds=self.config.default_idle_timeout,
+                default_idle_mode=self.config.default_idle_mode,
+                default_activity_sources=self.config.default_activity_sources,
+            ),
+            authorized_keys=tuple(authorized_keys or ()),
+            known_hosts=tuple(known_hosts or ()),
+        )
+        create_host(self._context, request)
+        return self._online_host(self._registry.get(request.host_id))
+
+    def destroy_host(self, host: HostInterface | HostId) -> None:
+        """Destroy the VPS and all that was made for the host; a host that is not there any more is no error."""
+        host_id = _host_id(host)
+        try:
+            entry = self._registry.entry(host_id)
+        except HostNotFoundError:
+            logger.info("Host {} is already gone", host_id)
+            return
+        destroy_host(self._context, entry)
+        self._registry.forget(host_id)
+
+    def delete_host(self, host: HostInterface) -> None:
+        """Forget a host. Its VPS, should it still exist, is destroyed first: nothing is billed that is not known."""
+        self.destroy_host(host)
+
+    # --- stop and start -------------------------------------------------------------------------------------------
+
+    def stop_host(
+        self, host: HostInterface | HostId, create_snapshot: bool = True, timeout_seconds: float = 60.0
+    ) -> None:
+        """Stop the host's container, after a snapshot if wanted. A stopped host is left as it is."""
+        sighting = self._registry.fresh(_host_id(host))
+        if create_snapshot and sighting.is_running:
+            self.create_snapshot(sighting.host_id)
+        stop_host(self._context, sighting, timeout_seconds=timeout_seconds)
+        self._registry.forget(sighting.host_id)
+
+    def start_host(self, host: HostInterface | HostId, snapshot_id: SnapshotId | None = None) -> Host:
+        """Start the host's container, from a snapshot of it if given. A running host is returned as it is."""
+        sighting = self._registry.fresh(_host_id(host))
+        start_host(self._context, sighting, snapshot_id)
+        return self._online_host(self._registry.fresh(sighting.host_id))
+
+    # --- discovery ------------------------------------------------------------------------------------------------
+
+    def discover_hosts(self, cg: ConcurrencyGroup, include_destroyed: bool = False) -> list[DiscoveredHost]:
+        """Every host, stopped, half-made and unreachable ones too."""
+        return [views.discovered_host(self, sighting) for sighting in self._listed(include_destroyed)]
+
+    def discover_hosts_and_agents(
+        self, cg: ConcurrencyGroup, include_destroyed: bool = False
+    ) -> dict[DiscoveredHost, list[DiscoveredAgent]]:
+        """Every host with its agents, one remote command per VPS."""
+        return {
+            views.discovered_host(self, sighting): views.discovered_agents(self, sighting)
+            for sighting in self._listed(include_destroyed)
+        }
+
+    def get_host(self, host: HostId | HostName) -> HostInterface:
+        """The host if it runs, else its offline view; never an error for one that cannot be reached."""
+        sighting = self._registry.get(host)
+        return self._online_host(sighting) if sighting.is_running else self._offline_host(sighting)
+
+    def to_offline_host(self, host_id: HostId) -> OfflineHost:
+        """The offline view of a host, without any connection."""
+        return self._offline_host(self._registry.offline(host_id))
+
+    def get_host_resources(self, host: HostInterface) -> HostResources:
+        """What the container really has: the VPS's processors, memory and disk, within the container's own limits."""
+        sighting = self._registry.get(host.id)
+        return details.read_resources(self._online_host(sighting).ssh, sighting.container)
+
+    def get_host_and_agent_details(
+        self,
+        host_ref: DiscoveredHost,
+        agent_refs: Sequence[DiscoveredAgent],
+        field_generators: details.FieldGenerators | None = None,
+        on_error: details.OnError | None = None,
+    ) -> tuple[HostDetails, list[AgentDetails]]:
+        """The rows of a host and its agents, by one remote command; a host that cannot be asked shows as last seen."""
+        sighting = self._registry.get(host_ref.host_id)
+        host = self._online_host(sighting) if sighting.is_running else None
+        listing = None
+        if host is not None:
+            try:
+                listing = details.read_listing(
+                    host.ssh,
+                    host_dir=str(self.host_dir),
+                    prefix=self._context.prefix,
+                    container=sighting.container,
+                )
+            except HostConnectionError as error:
+                self.on_connection_error(host_ref.host_id)
+                sighting = sighting.unread(error)
+        row = details.host_details(self._context, host_ref, sighting, listing)
+        agents = details.agent_details(
+            host,
+            row,
+            agent_refs,
+            listing,
+            config=self.mngr_ctx.config,
+            field_generators=field_generators or {},
+            on_error=on_error,
+        )
+        return row, agents
+
+    # --- snapshots ------------------------------------------------------------------------------------------------
+
+    def create_snapshot(self, host: HostInterface | HostId, name: SnapshotName | None = None) -> SnapshotId:
+        """Keep the container's present content as an image on the VPS. The host's volume is not part of it."""
+        sighting = self._registry.fresh(_host_id(host))
+        snapshot_id = create_snapshot(self._context, sighting, name)
+        self._registry.forget(sighting.host_id)
+        return snapshot_id
+
+    def list_snapshots(self, host: HostInterface | HostId) -> list[SnapshotInfo]:
+        """The host's snapshots, newest first."""
+        return list_snapshots(self._registry.get(_host_id(host)))
+
+    def delete_snapshot(self, host: HostInterface | HostId, snapshot_id: SnapshotId) -> None:
+        """Remove a snapshot's image and its place in the record."""
+        sighting = self._registry.fresh(_host_id(host))
+        delete_snapshot(self._context, sighting, snapshot_id)
+        self._registry.forget(sighting.host_id)
+
+    # --- volumes --------------------------------------------------------------------------------------------------
+
+    def list_volumes(self) -> list[VolumeInfo]:
+        """The hosts' volumes. Raises if a host could not be read: gc deletes the volumes of hosts it did not see."""
+        sightings = self._registry.discover()
+        unread = [sighting.name for sighting in sightings if sighting.problem is not None]
+        if unread:
+            raise MngrError(f"Volumes are not listed while hosts cannot be read: {', '.join(unread)}")
+        return [
+            VolumeInfo(
+                volume_id=VolumeId(f"vol-{sighting.host_id.get_uuid().hex}"),
+                name=metadata.host_volume_name(self._context, sighting),
+                size_bytes=0,
+                host_id=sighting.host_id,
+            )
+            for sighting in sightings
+            if sighting.reading is not None and sighting.record is not None
+        ]
+
+    def delete_volume(self, volume_id: VolumeId) -> None:
+        """Delete a host's volume from its VPS. A volume that is gone with its VPS is no error."""
+        try:
+            sighting = self._registry.get(HostId(f"host-{volume_id.get_uuid().hex}"))
+        except HostNotFoundError:
+            return
+        address, config = usable(sighting)
+        self._context.docker(address, sighting.host_id).remove_volume(config.volume_name, is_missing_ok=True)
+
+    def get_volume_for_host(self, host: HostInterface | HostId) -> HostVolume | None:
+        """The host's folder of mngr, readable while the host is stopped; None while its VPS cannot be reached."""
+        sighting = self._registry.get(_host_id(host))
+        if sighting.reading is None or sighting.record is None or sighting.entry.vps_ip is None:
+            return None
+        return HostVolume(volume=metadata.host_volume(self._context, sighting))
+
+    # --- tags and name --------------------------------------------------------------------------------------------
+
+    def get_host_tags(self, host: HostInterface | HostId) -> dict[str, str]:
+        """The host's tags."""
+        return dict(self._registry.get(_host_id(host)).certified_data.user_tags)
+
+    def set_host_tags(self, host: HostInterface | HostId, tags: Mapping[str, str]) -> None:
+        """Replace all of the host's tags."""
+        self._change_tags(host, lambda _old: dict(tags))
+
+    def add_tags_to_host(self, host: HostInterface | HostId, tags: Mapping[str, str]) -> None:
+        """Add tags to the host, or change their values."""
+        self._change_tags(host, lambda old: {**old, **tags})
+
+    def remove_tags_from_host(self, host: HostInterface | HostId, keys: Sequence[str]) -> None:
+        """Remove tags from the host; one that it does not have is no error."""
+        self._change_tags(host, lambda old: {key: value for key, value in old.items() if key not in keys})
+
+    def rename_host(self, host: HostInterface | HostId, name: HostName) -> HostInterface:
+        """Give the host another name. Its container and its VPS keep theirs."""
+        check_host_name(name)
+        host_id = _host_id(host)
+        others = (sighting for sighting in self._registry.discover() if sighting.host_id != host_id)
+        if any(sighting.name == name and not sighting.is_gone for sighting in others):
+            raise HostNameConflictError(name)
+        metadata.update_certified_data(self._context, self._registry.get(host_id), host_name=str(name))
+        self._context.journal.update(host_id, host_name=str(name))
+        self._registry.forget(host_id)
+        return self.get_host(host_id)
+
+    # --- connections ----------------------------------------------------------------------------------------------
+
+    def get_connector(self, host: HostInterface | HostId) -> PyinfraHost:
+        """pyinfra's view of the running host."""
+        return self._online_host(self._registry.get(_host_id(host))).connector.host
+
+    def outer_host_id_for(self, host_id: HostId) -> str | None:
+        """Names the VPS of a host, without a connection; no two hosts share a VPS."""
+        entry = self._registry.entry(host_id)
+        return f"outer:{self.name}:{entry.vps_ip}" if entry.vps_ip is not None else None
+
+    @contextmanager
+    def outer_host_for(self, host_id: HostId) -> Iterator[OuterHostInterface | None]:
+        """The VPS of a host, as root; works while the container is down."""
+        entry = self._registry.entry(host_id)
+        yield None if entry.vps_ip is None else views.outer_host(self._context, entry.vps_ip, host_id)
+
+    # --- data of agents -------------------------------------------------------------------------------------------
+
+    def list_persisted_agent_data_for_host(self, host_id: HostId) -> list[dict[str, Any]]:
+        """Data of the host's agents, from its VPS or, if that cannot be reached, as last seen."""
+        try:
+            return self._registry.get(host_id).agents
+        except HostNotFoundError:
+            return []
+
+    def persist_agent_data(self, host_id: HostId, agent_data: Mapping[str, object]) -> None:
+        """Keep a copy of an agent's data for when the host is offline."""
+        if self._registry.is_known(host_id):
+            metadata.persist_agent_data(self._context, self._registry.get(host_id), agent_data)
+
+    def remove_persisted_agent_data(self, host_id: HostId, agent_id: AgentId) -> None:
+        """Forget the copy of an agent's data."""
+        if self._registry.is_known(host_id):
+            metadata.remove_persisted_agent_data(self._context, self._registry.get(host_id), agent_id)
+
+    # --- hooks for provider packages ------------------------------------------------------------------------------
+
+    def _parse_build_args(self, build_args: Sequence[str]) -> ParsedBuildArgs:
+        """Split ``-b`` arguments into the provider's own and those of ``docker build``."""
+        return parse_build_args(
+            build_args,
+            default_region=self.config.default_region,
+            default_plan=self.config.default_plan,
+            default_os_id=self.config.default_os_id,
+        )
+
+    def _discover_host_records(self) -> list[VpsDockerHostRecord]:
+        """Every host record. A provider package may override this with its own way of finding its VPSes."""
+        return self._discover_host_records_with_agents()[0]
+
+    def _discover_host_records_with_agents(
+        self,
+    ) -> tuple[list[VpsDockerHostRecord], dict[HostId, list[dict[str, Any]]]]:
+        """Every host record, and the data of each host's agents. A provider package may override this likewise."""
+        sightings = self._registry.seen()
+        records = [sighting.record for sighting in sightings if sighting.record is not None]
+        return records, {sighting.host_id: sighting.agents for sighting in sightings}
+
+    def _find_host_record(self, host: HostId | HostName) -> VpsDockerHostRecord | None:
+        """The record of one host, or None if there is no such host."""
+        try:
+            return self._registry.get(host).record
+        except HostNotFoundError:
+            return None
+
+    @contextmanager
+    def _make_outer_for_vps_ip(self, vps_ip: str) -> Iterator[OuterHostInterface]:
+        """The VPS at an address, as root; from as many threads at once as you like."""
+        known = (entry.host_id for entry in self._context.journal.read_all() if entry.vps_ip == vps_ip)
+        yield views.outer_host(self._context, vps_ip, next(known, None))
+
+    def _get_existing_host_store(self, outer: OuterHostInterface) -> VpsDockerHostStore | None:
+        """The record store on a VPS, or None while it has no state container."""
+        if not isinstance(outer, VpsOuterHost):
+            raise TypeError(f"Expected what _make_outer_for_vps_ip yields, not {type(outer).__name__}")
+        if DockerOverSsh(outer.ssh).inspect_container(self._context.state_volume_name) is None:
+            return None
+        return self._context.store(outer.ssh)
+
+    def _get_vps_ssh_keypair(self) -> tuple[Path, str]:
+        """The key pair with which this provider logs in to its VPSes: path of the private half, text of the public."""
+        pair = self._context.keys.vps_client_key()
+        return pair.private_key_path, pair.public_key
+
+    def _vps_known_hosts_path(self) -> Path:
+        """The file that pins the VPSes' host keys."""
+        return self._context.keys.vps_known_hosts_path
+
+    # --- what the parts call back ---------------------------------------------------------------------------------
+
+    def _records_of_provider_package(self) -> Sequence[VpsDockerHostRecord]:
+        """What a subclass finds by its own means, if it has its own."""
+        own, base = type(self), VpsDockerProvider
+        if own._discover_host_records_with_agents is not base._discover_host_records_with_agents:
+            return self._discover_host_records_with_agents()[0]
+        if own._discover_host_records is not base._discover_host_records:
+            return self._discover_host_records()
+        return ()
+
+    def _listed(self, include_destroyed: bool) -> list[HostSighting]:
+        return [sighting for sighting in self._registry.discover() if include_destroyed or not sighting.is_gone]
+
+    def _online_host(self, sighting: HostSighting) -> VpsDockerHost:
+        return views.online_host(
+            self,
+            self._context,
+            sighting,
+            on_updated_host_data=self._on_updated_host_data,
+            on_sshd_down=self._on_sshd_down,
+        )
+
+    def _offline_host(self, sighting: HostSighting) -> OfflineHost:
+        return views.offline_host(self, sighting, on_updated_host_data=self._on_updated_host_data)
+
+    def _on_updated_host_data(self, host_id: HostId, data: CertifiedHostData) -> None:
+        sighting = self._registry.get(host_id)
+        metadata.accept_certified_data(self._context, sighting, data, is_online=sighting.is_running)
+
+    def _on_sshd_down(self, host_id: HostId) -> None:
+        logger.info("The sshd of host {} does not answer; bringing it back ...", host_id)
+        repair_host(self._context, self._registry.fresh(host_id))
+
+    def _change_tags(self, host: HostInterface | HostId, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
+        host_id = _host_id(host)
+
+        def with_tags(data: CertifiedHostData) -> CertifiedHostData:
+            return data.model_copy(update={"user_tags": change(dict(data.user_tags))})
+
+        metadata.change_certified_data(self._context, self._registry.fresh(host_id), with_tags)
+        self._registry.forget(host_id)
+
+
+def _host_id(host: HostInterface | HostId) -> HostId:
+    return host.id if isinstance(host, HostInterface) else host

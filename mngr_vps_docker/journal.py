@@ -1,0 +1,105 @@
+"""What this machine remembers of each host: written before the cloud is asked, kept until the cloud says it is gone.
+
+One folder per host (shared with its keys, see ``keys``), one JSON file in it. It is a journal and a cache, never the
+truth: the truth of a finished host is the record on its VPS, and the truth of what is billed is the cloud's.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from enum import auto
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+from pydantic import Field
+from pydantic import ValidationError
+
+from imbue.imbue_common.enums import UpperCaseStrEnum
+from imbue.imbue_common.frozen_model import FrozenModel
+from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.files import locked
+from imbue.mngr_vps_docker.files import write_atomically
+from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+
+
+class HostPhase(UpperCaseStrEnum):
+    """How far this machine has brought a host."""
+
+    CREATING = auto()
+    READY = auto()
+    FAILED = auto()
+    DESTROYING = auto()
+
+
+class JournalEntry(FrozenModel):
+    """What this machine knows of one host."""
+
+    host_id: HostId
+    host_name: str
+    phase: HostPhase
+    created_at: datetime
+    region: str | None = None
+    ssh_key_name: str | None = Field(default=None, description="Name under which the cloud holds our public key")
+    ssh_key_id: str | None = Field(default=None, description="The cloud's id of that key, once known")
+    vps_instance_id: VpsInstanceId | None = Field(default=None, description="The cloud's id of the VPS, once known")
+    vps_ip: str | None = Field(default=None, description="Address of the VPS, once known")
+    failure_reason: str | None = Field(default=None, description="Why creating it failed, if it did")
+    record: VpsDockerHostRecord | None = Field(default=None, description="Last seen record")
+    agents: tuple[dict[str, Any], ...] = Field(default=(), description="Last seen data of its agents")
+
+
+class HostJournal:
+    """The journal entries under ``<provider folder>/hosts/<host id>/host.json``."""
+
+    def __init__(self, hosts_folder: Path) -> None:
+        self._hosts_folder = hosts_folder
+
+    def read(self, host_id: HostId) -> JournalEntry | None:
+        """Return the entry of ``host_id``, or None where there is none that can be read."""
+        path = self._path(host_id)
+        try:
+            return JournalEntry.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            logger.warning("Ignored an unreadable local note of a host, {}: {}", path, error)
+            return None
+
+    def read_all(self) -> list[JournalEntry]:
+        """Return every readable entry, oldest first."""
+        host_ids = (path.parent.name for path in self._hosts_folder.glob("host-*/host.json"))
+        entries = (self.read(HostId(host_id)) for host_id in host_ids)
+        return sorted((entry for entry in entries if entry is not None), key=lambda entry: entry.created_at)
+
+    def write(self, entry: JournalEntry) -> JournalEntry:
+        """Put ``entry`` on disk (fsync) and return it."""
+        write_atomically(self._path(entry.host_id), entry.model_dump_json(indent=2).encode())
+        return entry
+
+    def update(self, host_id: HostId, **changes: object) -> JournalEntry | None:
+        """Change some fields of an entry under its lock; None where there is no entry to change."""
+        with locked(self._hosts_folder / host_id / "host.lock"):
+            entry = self.read(host_id)
+            return None if entry is None else self.write(entry.model_copy(update=changes))
+
+    @contextmanager
+    def owned(self, host_id: HostId) -> Iterator[None]:
+        """Mark this process as the one that is working on the host; freed by the kernel when the process ends."""
+        with locked(self._owner_path(host_id)):
+            yield
+
+    def has_live_owner(self, host_id: HostId) -> bool:
+        """Whether a live process on this machine is creating or destroying the host right now."""
+        try:
+            with locked(self._owner_path(host_id), is_waiting=False):
+                return False
+        except BlockingIOError:
+            return True
+
+    def _path(self, host_id: HostId) -> Path:
+        return self._hosts_folder / host_id / "host.json"
+
+    def _owner_path(self, host_id: HostId) -> Path:
+        return self._hosts_folder / host_id / "owner.lock"

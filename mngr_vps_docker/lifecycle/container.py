@@ -1,0 +1,129 @@
+"""The two containers on a VPS: the host's own, and the keeper of the state volume."""
+
+import json
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from loguru import logger
+
+from imbue.mngr.interfaces.data_types import CertifiedHostData
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
+from imbue.mngr_vps_docker.docker_over_ssh import ContainerSpec
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.lifecycle.container_setup import HOST_VOLUME_PATH
+from imbue.mngr_vps_docker.lifecycle.container_setup import PID_1_SCRIPT
+from imbue.mngr_vps_docker.lifecycle.container_setup import ContainerSetup
+from imbue.mngr_vps_docker.lifecycle.container_setup import setup_script
+from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_LABEL
+from imbue.mngr_vps_docker.lifecycle.context import HOST_NAME_LABEL
+from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_LABEL
+from imbue.mngr_vps_docker.lifecycle.context import TAGS_LABEL
+from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+
+STATE_VOLUME_PATH = PurePosixPath("/mngr-state")
+CONTAINER_SSHD_PORT = 22
+# apt on a slow mirror is the longest part of a set-up; without it the whole takes about a second.
+SETUP_TIMEOUT_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRequest:
+    """A host's container to run."""
+
+    host_id: HostId
+    host_name: HostName
+    container_name: str
+    image: str
+    start_args: Sequence[str]
+    tags: Mapping[str, str]
+
+
+def run_state_container(context: ProviderContext, docker: DockerOverSsh, *, image: str) -> None:
+    """Start the keeper of the state volume: it makes the volume visible and keeps it from being pruned.
+
+    It runs the image that the host needs anyway, and comes back after a reboot.
+    """
+    name = context.state_volume_name
+    if docker.inspect_container(name) is not None:
+        return
+    docker.run_container(
+        ContainerSpec(
+            name=name,
+            image=image,
+            labels={"com.imbue.mngr.type": "state-container", PROVIDER_LABEL: context.provider_name},
+            volumes={name: str(STATE_VOLUME_PATH)},
+            restart_policy="unless-stopped",
+            entrypoint="sh",
+            command=("-c", PID_1_SCRIPT),
+        )
+    )
+
+
+def run_host_container(context: ProviderContext, docker: DockerOverSsh, request: ContainerRequest) -> str:
+    """Start a host's container, whose sshd is to be reached at the VPS's public address, and return its id.
+
+    It has no restart policy: an idle stop must last, and after a reboot of the VPS the host is shown as stopped.
+    """
+    return docker.run_container(
+        ContainerSpec(
+            name=request.container_name,
+            image=request.image,
+            labels={
+                HOST_ID_LABEL: request.host_id,
+                HOST_NAME_LABEL: request.host_name,
+                PROVIDER_LABEL: context.provider_name,
+                TAGS_LABEL: json.dumps(dict(request.tags)),
+            },
+            volumes={context.host_volume_name(request.host_id): str(HOST_VOLUME_PATH)},
+            published_ports={context.config.container_ssh_port: CONTAINER_SSHD_PORT},
+            extra_args=tuple(request.start_args),
+            entrypoint="sh",
+            command=("-c", PID_1_SCRIPT),
+        )
+    )
+
+
+def prepare_container(
+    context: ProviderContext,
+    *,
+    address: str,
+    host_id: HostId,
+    container: str,
+    authorized_keys: Sequence[str] = (),
+    known_hosts: Sequence[str] = (),
+    certified_data: CertifiedHostData | None = None,
+) -> None:
+    """Bring a running container to where mngr can log in, and wait until it can.
+
+    Sets it up, pins its host key, and proves the way in by an authenticated command. What is already so stays so.
+    ``certified_data`` becomes the host's data.json, if given.
+    """
+    files = {} if certified_data is None else {"data.json": certified_data_json(certified_data)}
+    host_key = context.keys.container_host_key(host_id)
+    setup = ContainerSetup(
+        host_dir=context.host_dir,
+        client_public_key=context.keys.container_client_key(host_id).public_key,
+        host_private_key=host_key.private_key_path.read_text(),
+        extra_authorized_keys=authorized_keys,
+        extra_known_hosts=known_hosts,
+        files=files,
+    )
+    outcome = context.docker(address, host_id).exec(
+        container,
+        "sh -s",
+        purpose="set up the container",
+        timeout_seconds=SETUP_TIMEOUT_SECONDS,
+        stdin=setup_script(setup).encode(),
+    )
+    for line in outcome.checked().text.splitlines():
+        logger.debug("{}", line)
+    context.pin_container(host_id, address, host_key.public_key)
+    context.container(address, host_id).wait_until_ready(context.config.ssh_connect_timeout)
+
+
+def certified_data_json(data: CertifiedHostData) -> str:
+    """The content of data.json as mngr writes it."""
+    return json.dumps(data.model_dump(by_alias=True, mode="json"), indent=2)

@@ -1,0 +1,189 @@
+"""The one script that makes a running container a host of mngr: packages, sshd, mngr's folder, the activity watcher.
+
+It runs inside the container by ``docker exec`` after every start of it, and again to repair it; every step leaves
+alone what is already so. Keys live on the host's volume, never in the container's own layers: a snapshot holds none.
+"""
+
+import shlex
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+from pathlib import PurePosixPath
+
+from imbue.mngr.providers.ssh_host_setup import REQUIRED_HOST_PACKAGES
+from imbue.mngr.providers.ssh_host_setup import RequiredHostPackage
+from imbue.mngr.providers.ssh_host_setup import load_resource_script
+
+# Where the host's volume is mounted; host_dir is a link to it.
+HOST_VOLUME_PATH = PurePosixPath("/mngr-vol")
+# Written whenever the container stops in an orderly way, removed when it starts; absent on a stopped host: it crashed.
+STOP_REASON_FILE = "stop_reason"
+SSHD_FOLDER = HOST_VOLUME_PATH / ".sshd"
+
+# Keeps the container running, ends it at once on `docker stop`, and records that the stop was an orderly one.
+_STOP_REASON_PATH = HOST_VOLUME_PATH / STOP_REASON_FILE
+PID_1_SCRIPT = (
+    f"trap '[ -e {_STOP_REASON_PATH} ] || echo STOPPED >{_STOP_REASON_PATH}; exit 0' TERM INT;"
+    " while :; do sleep 86400 & wait $!; done"
+)
+
+_SSHD_CONFIG = f"""\
+Port 22
+HostKey {SSHD_FOLDER}/host_key
+AuthorizedKeysFile {SSHD_FOLDER}/authorized_keys .ssh/authorized_keys
+PidFile /run/mngr-sshd.pid
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+UsePAM yes
+AllowAgentForwarding no
+X11Forwarding no
+PrintMotd no
+MaxSessions 100
+MaxStartups 100:30:200
+AcceptEnv LANG LC_*
+Subsystem sftp internal-sftp
+"""
+
+_SHUTDOWN_SCRIPT = f"""\
+#!/bin/sh
+# Called by the activity watcher when the host is idle (no argument) or all its agents have ended (STOPPED).
+echo "${{1:-PAUSED}}" >{_STOP_REASON_PATH}
+kill -TERM 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSetup:
+    """What one container needs to become a host."""
+
+    host_dir: PurePosixPath
+    client_public_key: str
+    host_private_key: str = field(repr=False)
+    extra_authorized_keys: Sequence[str] = ()
+    extra_known_hosts: Sequence[str] = ()
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """More files to write, by path relative to host_dir; an existing one is replaced."""
+
+
+def setup_script(setup: ContainerSetup) -> str:
+    """The set-up as shell text for ``sh -s``; it holds a private key, so it may only travel on stdin."""
+    return "\n".join(
+        [
+            "set -eu",
+            "umask 022",
+            "main() {",
+            _install_packages(),
+            _link_host_dir(setup.host_dir),
+            _configure_sshd(setup),
+            *(_write_file(HOST_VOLUME_PATH / path, content) for path, content in setup.files.items()),
+            _install_commands(setup.host_dir),
+            _start_services(setup.host_dir),
+            "}",
+            # The script itself comes on stdin: nothing that it runs may read from there.
+            "main </dev/null",
+            "",
+        ]
+    )
+
+
+def _install_packages() -> str:
+    def check(package: RequiredHostPackage) -> str:
+        test = package.check_cmd or f"command -v {package.binary} >/dev/null 2>&1"
+        return f'{test} || missing="$missing {package.package}"'
+
+    checks = "\n".join(check(package) for package in REQUIRED_HOST_PACKAGES)
+    return f"""\
+missing=""
+{checks}
+if [ -n "$missing" ]; then
+  command -v apt-get >/dev/null 2>&1 || {{
+    echo "The image lacks$missing and has no apt-get: use a Debian or Ubuntu image, or add them to it." >&2
+    exit 1
+  }}
+  echo "Installing what the image lacks:$missing"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get -qq -o DPkg::Lock::Timeout=120 update
+  apt-get -qq -o DPkg::Lock::Timeout=120 install --yes --no-install-recommends $missing >/dev/null
+fi"""
+
+
+def _link_host_dir(host_dir: PurePosixPath) -> str:
+    folder = shlex.quote(str(host_dir))
+    return f"""\
+if [ ! -L {folder} ]; then
+  if [ -d {folder} ]; then
+    cp -an {folder}/. {HOST_VOLUME_PATH}/
+    rm -rf {folder}
+  fi
+  mkdir -p {shlex.quote(str(host_dir.parent))}
+  ln -s {HOST_VOLUME_PATH} {folder}
+fi
+mkdir -p {HOST_VOLUME_PATH}/agents {HOST_VOLUME_PATH}/activity {HOST_VOLUME_PATH}/commands {HOST_VOLUME_PATH}/logs"""
+
+
+def _configure_sshd(setup: ContainerSetup) -> str:
+    authorized_keys = "".join(f"{key.strip()}\n" for key in (setup.client_public_key, *setup.extra_authorized_keys))
+    steps = [
+        f"mkdir -p {SSHD_FOLDER} && chmod 700 {SSHD_FOLDER}",
+        _write_file(SSHD_FOLDER / "host_key", setup.host_private_key, mode="600"),
+        _write_file(SSHD_FOLDER / "sshd_config", _SSHD_CONFIG),
+        _write_file(SSHD_FOLDER / "authorized_keys", authorized_keys, mode="600"),
+    ]
+    if setup.extra_known_hosts:
+        lines = "".join(f"{line.strip()}\n" for line in setup.extra_known_hosts)
+        steps += [
+            "mkdir -p /root/.ssh && chmod 700 /root/.ssh",
+            f"printf %s {shlex.quote(lines)} >>/root/.ssh/known_hosts",
+        ]
+    return "\n".join(steps)
+
+
+def _install_commands(host_dir: PurePosixPath) -> str:
+    commands = HOST_VOLUME_PATH / "commands"
+    return "\n".join(
+        [
+            _write_file(commands / "shutdown.sh", _SHUTDOWN_SCRIPT, mode="755"),
+            _write_file(commands / "mngr_log.sh", load_resource_script("mngr_log.sh"), mode="755"),
+            _write_file(commands / "activity_watcher.sh", load_resource_script("activity_watcher.sh"), mode="755"),
+        ]
+    )
+
+
+def _start_services(host_dir: PurePosixPath) -> str:
+    """Start sshd and the activity watcher where they do not run.
+
+    Pid files survive a restart on some images and then name strangers, so the process itself is looked at. A watcher
+    that does not run means that the container has just started: that is the moment of BOOT activity, which the watcher
+    must find when it starts, and nobody can hold the host lock of before.
+    """
+    watcher = f"{host_dir}/commands/activity_watcher.sh"
+    return f"""\
+is_running() {{ # PATTERN: does any process other than this shell have it in its command line?
+  for process in /proc/[0-9]*; do
+    [ "$process" != "/proc/$$" ] || continue
+    tr '\\0' ' ' <"$process/cmdline" 2>/dev/null | grep -q -- "$1" && return 0
+  done
+  return 1
+}}
+mkdir -p /run/sshd
+if ! is_running '^sshd: /usr/sbin/sshd .*{SSHD_FOLDER}\\|^/usr/sbin/sshd .*{SSHD_FOLDER}'; then
+  /usr/sbin/sshd -t -f {SSHD_FOLDER}/sshd_config
+  /usr/sbin/sshd -f {SSHD_FOLDER}/sshd_config -E {SSHD_FOLDER}/log
+fi
+if ! is_running {shlex.quote(f"^[^ ]*bash {watcher} ")}; then
+  rm -f {_STOP_REASON_PATH} {HOST_VOLUME_PATH}/host_lock
+  printf '{{"time": %s000, "source": "container start"}}\\n' "$(date +%s)" >{HOST_VOLUME_PATH}/activity/boot
+  nohup {shlex.quote(watcher)} {shlex.quote(str(host_dir))} >>{HOST_VOLUME_PATH}/logs/activity_watcher.log 2>&1 &
+fi"""
+
+
+def _write_file(path: PurePosixPath, content: str, mode: str = "644") -> str:
+    """Shell text that replaces a file in one step, so that a running reader never sees half of it."""
+    target = shlex.quote(str(path))
+    temporary = shlex.quote(f"{path}.new")
+    return (
+        f"rm -f {temporary}; (umask 077; printf %s {shlex.quote(content)} >{temporary});"
+        f" chmod {mode} {temporary}; mv -f {temporary} {target}"
+    )

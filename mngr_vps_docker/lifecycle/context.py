@@ -1,0 +1,147 @@
+"""What every lifecycle operation of a provider needs: its names, its settings, its cloud, and ways to its machines."""
+
+import threading
+from dataclasses import dataclass
+from dataclasses import field
+from pathlib import PurePosixPath
+
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import ProviderInstanceName
+from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.journal import HostJournal
+from imbue.mngr_vps_docker.keys import ProviderKeys
+from imbue.mngr_vps_docker.ssh.command_log import CommandLog
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.known_hosts import KnownHostsFile
+from imbue.mngr_vps_docker.ssh.known_hosts import address_name
+from imbue.mngr_vps_docker.ssh.target import SshTarget
+from imbue.mngr_vps_docker.vps_client import VpsClientInterface
+
+HOST_ID_TAG = "mngr-host-id"
+HOST_NAME_TAG = "mngr-host-name"
+PROVIDER_TAG = "mngr-provider"
+
+HOST_ID_LABEL = "com.imbue.mngr.host-id"
+HOST_NAME_LABEL = "com.imbue.mngr.host-name"
+PROVIDER_LABEL = "com.imbue.mngr.provider"
+TAGS_LABEL = "com.imbue.mngr.tags"
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderContext:
+    """One provider instance as the lifecycle operations see it. Safe to use from many threads."""
+
+    provider_name: ProviderInstanceName
+    prefix: str
+    user_id: str
+    host_dir: PurePosixPath
+    config: VpsDockerProviderConfig
+    client: VpsClientInterface
+    keys: ProviderKeys
+    journal: HostJournal
+    command_log: CommandLog | None
+    _connections: dict[SshTarget, SshConnection] = field(default_factory=dict, init=False, repr=False)
+    _connections_lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @property
+    def state_volume_name(self) -> str:
+        """The Docker volume on each VPS that holds its host's record; its keeper container has the same name."""
+        return f"{self.prefix}docker-state-{self.user_id}"
+
+    def container_name(self, host_name: HostName) -> str:
+        """The name of a new host's container; a rename of the host does not change it."""
+        return f"{self.prefix}{host_name}"
+
+    @staticmethod
+    def host_volume_name(host_id: HostId) -> str:
+        """The Docker volume that holds a host's mngr folder."""
+        return f"mngr-host-vol-{host_id.get_uuid().hex}"
+
+    @property
+    def vps_known_hosts(self) -> KnownHostsFile:
+        """The pinned host keys of this provider's VPSes, by host id and by address."""
+        return KnownHostsFile(self.keys.vps_known_hosts_path)
+
+    @property
+    def container_known_hosts(self) -> KnownHostsFile:
+        """The pinned host keys of this provider's containers, by host id and by address and port."""
+        return KnownHostsFile(self.keys.container_known_hosts_path)
+
+    def pin_vps(self, host_id: HostId, address: str, public_key: str) -> None:
+        """Trust ``public_key`` and no other from the VPS of a host."""
+        self.vps_known_hosts.pin((host_id, address), public_key)
+
+    def pin_container(self, host_id: HostId, address: str, public_key: str) -> None:
+        """Trust ``public_key`` and no other from the container of a host."""
+        port = self.config.container_ssh_port
+        self.container_known_hosts.pin((host_id, address_name(address, port)), public_key)
+
+    def unpin(self, host_id: HostId, address: str | None) -> None:
+        """Forget the host keys of a host that is gone."""
+        port = self.config.container_ssh_port
+        self.vps_known_hosts.unpin((host_id, *((address,) if address else ())))
+        self.container_known_hosts.unpin((host_id, *((address_name(address, port),) if address else ())))
+
+    def vps(self, address: str, host_id: HostId | None = None) -> SshConnection:
+        """The connection to root on a VPS, whose host key is pinned by host id (by address, if that is not known)."""
+        return self._connection(
+            SshTarget(
+                host=address,
+                identity_file=self.keys.vps_client_key().private_key_path,
+                known_hosts_file=self.keys.vps_known_hosts_path,
+                host_key_alias=host_id or address,
+                label=f"VPS {address}",
+                connect_timeout_seconds=self.config.ssh_connect_timeout,
+                persist_seconds=self.config.ssh_control_persist_seconds,
+            )
+        )
+
+    def container(self, address: str, host_id: HostId) -> SshConnection:
+        """The connection to root in a host's container."""
+        return self._connection(
+            SshTarget(
+                host=address,
+                port=self.config.container_ssh_port,
+                identity_file=self.keys.container_client_key(host_id).private_key_path,
+                known_hosts_file=self.keys.container_known_hosts_path,
+                host_key_alias=host_id,
+                label=f"container {address}:{self.config.container_ssh_port}",
+                connect_timeout_seconds=self.config.ssh_connect_timeout,
+                persist_seconds=self.config.ssh_control_persist_seconds,
+            )
+        )
+
+    def docker(self, address: str, host_id: HostId) -> DockerOverSsh:
+        """Docker on the VPS of a host."""
+        return DockerOverSsh(self.vps(address, host_id))
+
+    def store(self, connection: SshConnection) -> VpsDockerHostStore:
+        """The records on the VPS that ``connection`` leads to."""
+        return VpsDockerHostStore(connection, self.state_volume_name)
+
+    def close_connections(self, host_id: HostId) -> None:
+        """End the shared connections to both machines of a host."""
+        with self._connections_lock:
+            targets = [target for target in self._connections if target.host_key_alias == host_id]
+            connections = [self._connections.pop(target) for target in targets]
+        for connection in connections:
+            connection.close()
+
+    def close(self) -> None:
+        """End every shared connection that is not to outlive this process."""
+        if self.config.ssh_control_persist_seconds > 0:
+            return
+        with self._connections_lock:
+            connections = list(self._connections.values())
+            self._connections.clear()
+        for connection in connections:
+            connection.close()
+
+    def _connection(self, target: SshTarget) -> SshConnection:
+        with self._connections_lock:
+            if target not in self._connections:
+                self._connections[target] = SshConnection(target, log=self.command_log)
+            return self._connections[target]

@@ -1,0 +1,305 @@
+"""Creating a host: one VPS, Docker on it, one container in it, and its record."""
+
+import os
+import re
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+from datetime import UTC
+from datetime import datetime
+
+from loguru import logger
+
+from imbue.mngr.errors import HostNameConflictError
+from imbue.mngr.interfaces.data_types import ActivityConfig
+from imbue.mngr.interfaces.data_types import CertifiedHostData
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
+from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
+from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
+from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
+from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.errors import RemoteCommandError
+from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr_vps_docker.files import locked
+from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
+from imbue.mngr_vps_docker.host_store import VpsHostConfig
+from imbue.mngr_vps_docker.journal import HostPhase
+from imbue.mngr_vps_docker.journal import JournalEntry
+from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
+from imbue.mngr_vps_docker.lifecycle.container import prepare_container
+from imbue.mngr_vps_docker.lifecycle.container import run_host_container
+from imbue.mngr_vps_docker.lifecycle.container import run_state_container
+from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_TAG
+from imbue.mngr_vps_docker.lifecycle.context import HOST_NAME_TAG
+from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_TAG
+from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.destroy import delete_instance_of
+from imbue.mngr_vps_docker.lifecycle.destroy import delete_key_of
+from imbue.mngr_vps_docker.lifecycle.destroy import forget_host
+from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
+from imbue.mngr_vps_docker.lifecycle.image import prepare_image
+from imbue.mngr_vps_docker.lifecycle.steps import Step
+from imbue.mngr_vps_docker.lifecycle.steps import run_steps
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+
+# The instance's label is "mngr-<name>" and becomes its host name: 63 letters, digits and hyphens by RFC 1123.
+_HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,56}[A-Za-z0-9])?")
+
+KEEP_FAILED_HOSTS_VARIABLE = "MNGR_KEEP_FAILED_HOSTS"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRequest:
+    """A host that was asked for, everything about it already checked."""
+
+    host_id: HostId
+    name: HostName
+    build: ParsedBuildArgs
+    image: str
+    snapshot: SnapshotSource | None
+    start_args: Sequence[str]
+    tags: Mapping[str, str]
+    activity: ActivityConfig
+    authorized_keys: Sequence[str] = ()
+    known_hosts: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class Creation:
+    """How far the creation of a host has come."""
+
+    context: ProviderContext
+    request: CreateRequest
+    entry: JournalEntry
+    image: str = ""
+    container_id: str = ""
+    record: VpsDockerHostRecord | None = None
+    build_log: list[str] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """The address of the VPS, which must be known by now."""
+        if self.entry.vps_ip is None:
+            raise VpsProvisioningError(f"The VPS of {self.request.name} has no address yet")
+        return self.entry.vps_ip
+
+    @property
+    def host_id(self) -> HostId:
+        """The id of the host that is being made."""
+        return self.request.host_id
+
+    def note(self, **changes: object) -> None:
+        """Put what is now known of the host on disk, before anything else is done."""
+        self.entry = self.context.journal.write(self.entry.model_copy(update=changes))
+
+
+def check_host_name(name: HostName) -> None:
+    """Refuse a name that Docker, a cloud or DNS cannot carry; raises BuildArgumentError."""
+    if not _HOST_NAME.fullmatch(name):
+        raise BuildArgumentError(
+            f"'{name}' cannot be a host name: use 1 to 58 letters, digits and hyphens, no hyphen first or last"
+        )
+
+
+def create_host(context: ProviderContext, request: CreateRequest) -> VpsDockerHostRecord:
+    """Make the host and return its record; on any failure, Ctrl-C included, leave nothing behind.
+
+    With ``MNGR_KEEP_FAILED_HOSTS=1`` a failed host is kept, and the user is told how to get in and how to remove it.
+    """
+    with context.journal.owned(request.host_id):
+        creation = Creation(context, request, _claim_name(context, request))
+        run_steps(CREATE_STEPS, creation, on_failure=lambda title, error: _is_taken_back(creation, title, error))
+        creation.note(phase=HostPhase.READY, record=creation.record)
+    if creation.record is None:
+        raise VpsProvisioningError(f"Creating {request.name} ended without a record")
+    return creation.record
+
+
+def _claim_name(context: ProviderContext, request: CreateRequest) -> JournalEntry:
+    """Write the host down before the cloud hears of it, unless another host has taken its name meanwhile."""
+    entry = JournalEntry(
+        host_id=request.host_id,
+        host_name=request.name,
+        phase=HostPhase.CREATING,
+        created_at=datetime.now(UTC),
+        region=request.build.region,
+        ssh_key_name=f"mngr-{request.host_id}",
+    )
+    with locked(context.keys.hosts_folder / "names.lock"):
+        if any(other.host_name == request.name for other in context.journal.read_all()):
+            raise HostNameConflictError(request.name)
+        return context.journal.write(entry)
+
+
+def _is_taken_back(creation: Creation, title: str, error: BaseException) -> bool:
+    reason = f"{title}: {error or type(error).__name__}"
+    if os.environ.get(KEEP_FAILED_HOSTS_VARIABLE) != "1":
+        logger.warning("Creating {} failed; removing what was made of it ...", creation.request.name)
+        return True
+    creation.note(phase=HostPhase.FAILED, failure_reason=reason)
+    logger.warning(
+        "Creating {} failed and {}=1 keeps it, so its VPS goes on costing money. Remove it: mngr gc, or mngr destroy.",
+        creation.request.name,
+        KEEP_FAILED_HOSTS_VARIABLE,
+    )
+    if creation.entry.vps_ip is not None:
+        logger.warning("Get in: {}", creation.context.vps(creation.address, creation.host_id).ssh_command())
+    return False
+
+
+def _upload_key(creation: Creation) -> None:
+    public_key = creation.context.keys.vps_client_key().public_key
+    key_id = creation.context.client.upload_ssh_key(creation.entry.ssh_key_name or "", public_key)
+    creation.note(ssh_key_id=key_id)
+
+
+def _order_instance(creation: Creation) -> None:
+    context, request = creation.context, creation.request
+    host_key = context.keys.create_vps_host_key(request.host_id)
+    tags = {HOST_ID_TAG: request.host_id, PROVIDER_TAG: context.provider_name, HOST_NAME_TAG: request.name}
+    instance_id = context.client.create_instance(
+        label=f"mngr-{request.name}",
+        region=request.build.region,
+        plan=request.build.plan,
+        os_id=request.build.os_id,
+        user_data=generate_cloud_init_user_data(host_key.private_key_path.read_text(), host_key.public_key),
+        ssh_key_ids=[creation.entry.ssh_key_id or ""],
+        tags=[f"{name}={value}" for name, value in tags.items()],
+    )
+    creation.note(vps_instance_id=VpsInstanceId(instance_id))
+
+
+def _wait_until_active(creation: Creation) -> None:
+    context = creation.context
+    instance_id = creation.entry.vps_instance_id
+    if instance_id is None:
+        raise VpsProvisioningError("The cloud gave the new VPS no id")
+    address = context.client.wait_for_instance_active(instance_id, context.config.vps_boot_timeout)
+    creation.note(vps_ip=address)
+    context.pin_vps(creation.host_id, address, context.keys.vps_host_key(creation.host_id).public_key)
+
+
+def _wait_for_vps_ssh(creation: Creation) -> None:
+    context = creation.context
+    context.vps(creation.address, creation.host_id).wait_until_ready(context.config.vps_boot_timeout)
+
+
+def _wait_for_docker(creation: Creation) -> None:
+    timeout_seconds = creation.context.config.docker_install_timeout
+    outcome = creation.context.vps(creation.address, creation.host_id).run(
+        wait_for_ready_command(timeout_seconds),
+        purpose="wait for cloud-init and Docker",
+        timeout_seconds=timeout_seconds + 30,
+        is_idempotent=True,
+    )
+    try:
+        outcome.checked()
+    except RemoteCommandError as error:
+        raise VpsProvisioningError(
+            f"cloud-init did not make Docker ready on {creation.address}: {outcome.last_words(20)}"
+        ) from error
+
+
+def _prepare_image(creation: Creation) -> None:
+    request = creation.request
+    creation.image = prepare_image(
+        creation.context,
+        creation.context.docker(creation.address, creation.host_id),
+        host_id=request.host_id,
+        image=request.image,
+        build=request.build,
+        snapshot=request.snapshot,
+    )
+
+
+def _start_container(creation: Creation) -> None:
+    context = creation.context
+    docker = context.docker(creation.address, creation.host_id)
+    run_state_container(context, docker, image=creation.image)
+    creation.container_id = run_host_container(context, docker, _container_request(creation))
+
+
+def _set_up_container(creation: Creation) -> None:
+    prepare_container(
+        creation.context,
+        address=creation.address,
+        host_id=creation.host_id,
+        container=creation.container_id,
+        authorized_keys=creation.request.authorized_keys,
+        known_hosts=creation.request.known_hosts,
+        certified_data=_certified_data(creation),
+    )
+
+
+def _write_record(creation: Creation) -> None:
+    context, request, instance_id = creation.context, creation.request, creation.entry.vps_instance_id
+    if instance_id is None:
+        raise VpsProvisioningError("The cloud gave the new VPS no id")
+    creation.record = VpsDockerHostRecord(
+        certified_host_data=_certified_data(creation),
+        vps_ip=creation.address,
+        ssh_host_public_key=context.keys.vps_host_key(request.host_id).public_key,
+        container_ssh_host_public_key=context.keys.container_host_key(request.host_id).public_key,
+        container_id=creation.container_id,
+        config=VpsHostConfig(
+            vps_instance_id=instance_id,
+            region=request.build.region,
+            plan=request.build.plan,
+            os_id=request.build.os_id,
+            start_args=tuple(request.start_args),
+            image=creation.image,
+            container_name=context.container_name(request.name),
+            volume_name=context.host_volume_name(request.host_id),
+            vps_ssh_key_id=creation.entry.ssh_key_id,
+        ),
+    )
+    context.store(context.vps(creation.address, creation.host_id)).write_host_record(creation.record)
+
+
+def _container_request(creation: Creation) -> ContainerRequest:
+    request = creation.request
+    return ContainerRequest(
+        host_id=request.host_id,
+        host_name=request.name,
+        container_name=creation.context.container_name(request.name),
+        image=creation.image,
+        start_args=tuple(request.start_args),
+        tags=request.tags,
+    )
+
+
+def _certified_data(creation: Creation) -> CertifiedHostData:
+    request = creation.request
+    return CertifiedHostData(
+        host_id=request.host_id,
+        host_name=request.name,
+        idle_timeout_seconds=request.activity.idle_timeout_seconds,
+        activity_sources=request.activity.activity_sources,
+        user_tags=dict(request.tags),
+        image=creation.image,
+        tmux_session_prefix=creation.context.prefix,
+        created_at=creation.entry.created_at,
+        updated_at=datetime.now(UTC),
+    )
+
+
+def _undo(remove: Callable[[ProviderContext, JournalEntry], None]) -> Callable[[Creation], None]:
+    return lambda creation: remove(creation.context, creation.entry)
+
+
+# In this order whatever is billed is undone first, and what remembers it is forgotten last.
+CREATE_STEPS: tuple[Step[Creation], ...] = (
+    Step("Writing down what is about to be made", lambda creation: None, _undo(forget_host)),
+    Step("Giving the cloud the public key", _upload_key, _undo(delete_key_of)),
+    Step("Ordering the VPS", _order_instance, _undo(delete_instance_of)),
+    Step("Waiting for the VPS to become active", _wait_until_active),
+    Step("Waiting for its ssh", _wait_for_vps_ssh),
+    Step("Waiting for cloud-init and Docker", _wait_for_docker),
+    Step("Preparing the image", _prepare_image),
+    Step("Starting the container", _start_container),
+    Step("Setting up the container", _set_up_container),
+    Step("Writing the host record", _write_record),
+)

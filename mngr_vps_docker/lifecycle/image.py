@@ -1,0 +1,95 @@
+"""Bringing a host's image to its VPS: pulled, built there, or streamed from the VPS that holds a snapshot."""
+
+import os
+from dataclasses import dataclass
+
+from loguru import logger
+
+from imbue.mngr.errors import ImageNotFoundError
+from imbue.mngr.primitives import DockerBuilder
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import ImageReference
+from imbue.mngr.primitives import LogLevel
+from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
+from imbue.mngr_vps_docker.build_context import uploaded_build_context
+from imbue.mngr_vps_docker.docker_errors import NoSuchImageError
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.connection import pipe
+
+DEPOT_TOKEN_VARIABLE = "DEPOT_TOKEN"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSource:
+    """A snapshot of another host, and the VPS that holds its image."""
+
+    image_id: str
+    connection: SshConnection
+
+
+def check_builder(context: ProviderContext, build: ParsedBuildArgs) -> None:
+    """Refuse a builder that cannot work, before anything is paid for."""
+    if build.is_build and context.config.builder is DockerBuilder.DEPOT and not os.environ.get(DEPOT_TOKEN_VARIABLE):
+        raise BuildArgumentError(
+            f"The provider's builder is DEPOT, which needs {DEPOT_TOKEN_VARIABLE} in the environment; set it, or set"
+            f" providers.{context.provider_name}.builder to DOCKER"
+        )
+
+
+def prepare_image(
+    context: ProviderContext,
+    docker: DockerOverSsh,
+    *,
+    host_id: HostId,
+    image: str,
+    build: ParsedBuildArgs,
+    snapshot: SnapshotSource | None,
+) -> str:
+    """Make the host's image available on its VPS and return its name."""
+    if snapshot is not None:
+        return _stream_snapshot(context, docker, snapshot)
+    if build.is_build:
+        return _build(context, docker, host_id=host_id, build=build)
+    if docker.inspect_image(image) is None:
+        try:
+            docker.pull(image, on_line=_log_build_line, timeout_seconds=context.config.build_timeout_seconds)
+        except NoSuchImageError as error:
+            raise ImageNotFoundError(ImageReference(image)) from error
+    return image
+
+
+def _build(context: ProviderContext, docker: DockerOverSsh, *, host_id: HostId, build: ParsedBuildArgs) -> str:
+    tag = f"mngr-build:{host_id.get_uuid().hex}"
+    with uploaded_build_context(docker.connection, build) as remote:
+        docker.build(
+            tag=tag,
+            context_dir=remote.context_dir,
+            dockerfile=remote.dockerfile,
+            build_args=build.docker_build_args,
+            builder=context.config.builder,
+            depot_token=os.environ.get(DEPOT_TOKEN_VARIABLE),
+            on_line=_log_build_line,
+            timeout_seconds=context.config.build_timeout_seconds,
+        )
+    return tag
+
+
+def _stream_snapshot(context: ProviderContext, docker: DockerOverSsh, snapshot: SnapshotSource) -> str:
+    """Send the image from VPS to VPS through this machine, holding none of it here."""
+    pipe(
+        snapshot.connection,
+        DockerOverSsh.save_command(snapshot.image_id),
+        docker.connection,
+        DockerOverSsh.load_command(),
+        purpose="copy the snapshot from VPS to VPS",
+        timeout_seconds=context.config.build_timeout_seconds,
+    )
+    return snapshot.image_id
+
+
+def _log_build_line(line: str, is_stdout: bool) -> None:
+    if line.strip():
+        logger.log(LogLevel.BUILD.value, "{}", line.rstrip(), source="docker")

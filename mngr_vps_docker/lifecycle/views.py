@@ -1,0 +1,79 @@
+"""mngr's objects for a host that was found: its place in a listing, its running and its offline form, its VPS."""
+
+from imbue.mngr.hosts.offline_host import OfflineHost
+from imbue.mngr.hosts.offline_host import validate_and_create_discovered_agent
+from imbue.mngr.primitives import DiscoveredAgent
+from imbue.mngr.primitives import DiscoveredHost
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
+from imbue.mngr.providers.base_provider import BaseProviderInstance
+from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
+from imbue.mngr_vps_docker.lifecycle.metadata import CertifiedDataListener
+from imbue.mngr_vps_docker.lifecycle.power import usable
+from imbue.mngr_vps_docker.outer_host import SshdRepair
+from imbue.mngr_vps_docker.outer_host import VpsDockerHost
+from imbue.mngr_vps_docker.outer_host import VpsOuterHost
+from imbue.mngr_vps_docker.outer_host import pyinfra_connector
+
+
+def discovered_host(provider: BaseProviderInstance, sighting: HostSighting) -> DiscoveredHost:
+    """The host as it stands in a listing."""
+    return DiscoveredHost(
+        host_id=sighting.host_id,
+        host_name=HostName(sighting.name),
+        provider_name=provider.name,
+        host_state=sighting.state,
+    )
+
+
+def discovered_agents(provider: BaseProviderInstance, sighting: HostSighting) -> list[DiscoveredAgent]:
+    """The host's agents as they stand in a listing; malformed ones are left out, with a warning by mngr."""
+    found = (validate_and_create_discovered_agent(data, sighting.host_id, provider.name) for data in sighting.agents)
+    return [agent for agent in found if agent is not None]
+
+
+def online_host(
+    provider: BaseProviderInstance,
+    context: ProviderContext,
+    sighting: HostSighting,
+    *,
+    on_updated_host_data: CertifiedDataListener,
+    on_sshd_down: SshdRepair,
+) -> VpsDockerHost:
+    """The host as mngr works on it while its container runs; nothing is connected yet."""
+    address, _config = usable(sighting)
+    record = sighting.record
+    if record is not None and record.container_ssh_host_public_key is not None:
+        context.pin_container(sighting.host_id, address, record.container_ssh_host_public_key)
+    connection = context.container(address, sighting.host_id)
+    return VpsDockerHost(
+        id=sighting.host_id,
+        connector=pyinfra_connector(connection.target),
+        ssh=connection,
+        provider_instance=provider,
+        mngr_ctx=provider.mngr_ctx,
+        on_updated_host_data=on_updated_host_data,
+        on_sshd_down=on_sshd_down,
+    )
+
+
+def offline_host(
+    provider: BaseProviderInstance, sighting: HostSighting, *, on_updated_host_data: CertifiedDataListener
+) -> OfflineHost:
+    """The host as mngr knows it while its container is stopped or out of reach."""
+    return OfflineHost(
+        id=sighting.host_id,
+        certified_host_data=sighting.certified_data,
+        provider_instance=provider,
+        mngr_ctx=provider.mngr_ctx,
+        on_updated_host_data=on_updated_host_data,
+    )
+
+
+def outer_host(context: ProviderContext, address: str, host_id: HostId | None) -> VpsOuterHost:
+    """The VPS at ``address``; ``host_id`` is the host on it, if known."""
+    connection = context.vps(address, host_id)
+    return VpsOuterHost(
+        id=host_id or HostId.generate(), connector=pyinfra_connector(connection.target), ssh=connection
+    )

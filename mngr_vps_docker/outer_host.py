@@ -1,0 +1,206 @@
+"""mngr's views of the two machines of a host, spoken over OpenSSH: the VPS (outer host) and the container (host)."""
+
+import shlex
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import contextmanager
+from datetime import UTC
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import ConfigDict
+from pydantic import Field
+
+from imbue.mngr.hosts.host import Host
+from imbue.mngr.interfaces.data_types import CommandResult
+from imbue.mngr.interfaces.data_types import PyinfraConnector
+from imbue.mngr.interfaces.host import OuterHostInterface
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
+from imbue.mngr.providers.ssh_utils import create_pyinfra_host
+from imbue.mngr_vps_docker.errors import SshdDownError
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.target import SshTarget
+
+# mngr gives no limit for most commands; a forgotten one must end all the same. No clone or install takes this long.
+DEFAULT_COMMAND_TIMEOUT_SECONDS = 6 * 3600.0
+
+
+def pyinfra_connector(target: SshTarget) -> PyinfraConnector:
+    """The connection data that mngr's own tools (git push, rsync, connect) read from a host; nothing is connected.
+
+    Those tools know machines by address, so ``target.known_hosts_file`` must pin the address as well as the alias.
+    """
+    return PyinfraConnector(
+        create_pyinfra_host(target.host, target.port, target.identity_file, target.known_hosts_file, target.user)
+    )
+
+
+def shell_text(
+    command: str, *, user: str | None = None, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> str:
+    """Wrap ``command`` so that it runs as ``user``, in ``cwd``, with ``env`` added to its environment."""
+    steps = []
+    if cwd is not None:
+        steps.append(f"cd {shlex.quote(str(cwd))} || exit 1")
+    if env:
+        steps.append("export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in env.items()))
+    text = "\n".join([*steps, command])
+    return text if user is None else f"su {shlex.quote(user)} -s /bin/sh -c {shlex.quote(text)}"
+
+
+type SshdRepair = Callable[[HostId], None]
+
+
+class _OverOpenSsh(OuterHostInterface):
+    """File and command operations over an ``SshConnection``; shared by the VPS and the container."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    ssh: SshConnection = Field(frozen=True, exclude=True, repr=False, description="The connection to the machine")
+
+    @property
+    def is_local(self) -> bool:
+        """Never local, even where the address is a loopback one."""
+        return False
+
+    def execute_idempotent_command(
+        self,
+        command: str,
+        user: str | None = None,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout_seconds: float | None = None,
+    ) -> CommandResult:
+        """Run shell text that may safely run twice; a connection lost half-way is tried again."""
+        return self._execute(shell_text(command, user=user, cwd=cwd, env=env), timeout_seconds, is_idempotent=True)
+
+    def execute_stateful_command(
+        self,
+        command: str,
+        user: str | None = None,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout_seconds: float | None = None,
+    ) -> CommandResult:
+        """Run shell text that must not run twice: it is tried again only if it never started."""
+        return self._execute(shell_text(command, user=user, cwd=cwd, env=env), timeout_seconds, is_idempotent=False)
+
+    def execute_streaming_command(
+        self,
+        command: str,
+        on_line: Callable[[str], None],
+        *,
+        env: Mapping[str, str] | None = None,
+        timeout_seconds: float | None = None,
+    ) -> CommandResult:
+        """Run shell text and hand on each line of both its streams as it comes."""
+        outcome = self.ssh.stream(
+            shell_text(command, env=env),
+            on_line=lambda line, _is_stdout: on_line(line),
+            purpose=_purpose(command),
+            timeout_seconds=timeout_seconds or DEFAULT_COMMAND_TIMEOUT_SECONDS,
+        )
+        return self._command_result(outcome)
+
+    def read_file(self, path: Path) -> bytes:
+        """Return the content of a file; raise FileNotFoundError where there is none."""
+        with self._notify_on_connection_error():
+            return self.ssh.read_file(str(path))
+
+    def write_file(self, path: Path, content: bytes, mode: str | None = None, is_atomic: bool = False) -> None:
+        """Write a file and its parent folders; ``mode`` is octal text ("755"), ``is_atomic`` replaces it at once."""
+        with self._notify_on_connection_error():
+            self.ssh.write_file(str(path), content, mode=None if mode is None else int(mode, 8), is_atomic=is_atomic)
+
+    def read_text_file(self, path: Path, encoding: str = "utf-8") -> str:
+        """Return the content of a text file."""
+        return self.read_file(path).decode(encoding)
+
+    def write_text_file(self, path: Path, content: str, encoding: str = "utf-8", mode: str | None = None) -> None:
+        """Write a text file, with its parent folders."""
+        self.write_file(path, content.encode(encoding), mode=mode)
+
+    def get_file_mtime(self, path: Path) -> datetime | None:
+        """Return when a file was last modified, or None where there is no such file."""
+        result = self.execute_idempotent_command(f"stat -c %Y -- {shlex.quote(str(path))}")
+        return datetime.fromtimestamp(int(result.stdout), tz=UTC) if result.success else None
+
+    def get_ssh_connection_info(self) -> tuple[str, str, int, Path] | None:
+        """Return (user, host, port, private key path)."""
+        target = self.ssh.target
+        return target.user, target.host, target.port, target.identity_file
+
+    def disconnect(self) -> None:
+        """Nothing to do: the shared connection is kept for the next command, also of the next process."""
+
+    @contextmanager
+    def _notify_on_connection_error(self) -> Iterator[None]:
+        """Nobody needs to know; the container's host tells its provider."""
+        yield
+
+    def _execute(self, text: str, timeout_seconds: float | None, *, is_idempotent: bool) -> CommandResult:
+        outcome = self.ssh.run(
+            text,
+            purpose=_purpose(text),
+            timeout_seconds=timeout_seconds or DEFAULT_COMMAND_TIMEOUT_SECONDS,
+            is_idempotent=is_idempotent,
+        )
+        return self._command_result(outcome)
+
+    def _command_result(self, outcome: CommandOutcome) -> CommandResult:
+        if outcome.status is not OutcomeStatus.COMPLETED:
+            with self._notify_on_connection_error():
+                raise outcome.error()
+        return CommandResult(
+            stdout=outcome.text.removesuffix("\n"),
+            stderr=outcome.error_text.removesuffix("\n"),
+            success=outcome.is_success,
+        )
+
+
+class VpsOuterHost(_OverOpenSsh):
+    """The VPS itself, as root: what ``mngr exec --outer`` talks to."""
+
+    def get_name(self) -> HostName:
+        """The address of the VPS."""
+        return HostName(self.ssh.target.host)
+
+
+class VpsDockerHost(_OverOpenSsh, Host):
+    """The container: mngr's ``Host``, with its commands and files over OpenSSH instead of paramiko."""
+
+    on_sshd_down: SshdRepair | None = Field(
+        default=None, frozen=True, exclude=True, repr=False, description="Brings the container's sshd back"
+    )
+
+    @contextmanager
+    def _notify_on_connection_error(self) -> Iterator[None]:
+        with Host._notify_on_connection_error(self):
+            yield
+
+    def get_name(self) -> HostName:
+        """The name that the user gave the host."""
+        return Host.get_name(self)
+
+    def _execute(self, text: str, timeout_seconds: float | None, *, is_idempotent: bool) -> CommandResult:
+        try:
+            return _OverOpenSsh._execute(self, text, timeout_seconds, is_idempotent=is_idempotent)
+        except SshdDownError:
+            if self.on_sshd_down is None:
+                raise
+        self.on_sshd_down(self.id)
+        return _OverOpenSsh._execute(self, text, timeout_seconds, is_idempotent=is_idempotent)
+
+    def _get_file_mtime(self, path: Path) -> datetime | None:
+        return _OverOpenSsh.get_file_mtime(self, path)
+
+
+def _purpose(command: str) -> str:
+    """What a command given by mngr or the user is for, in errors and the command log: its own first words."""
+    first_line = next((line.strip() for line in command.splitlines() if line.strip()), "")
+    shortened = first_line if len(first_line) <= 60 else first_line[:57] + "..."
+    return f"run `{shortened}`"

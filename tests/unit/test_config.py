@@ -1,0 +1,89 @@
+"""What a user writes in settings.toml arrives validated, in every layer, for subclasses too."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from imbue.mngr.errors import ConfigParseError
+from imbue.mngr.primitives import ActivitySource
+from imbue.mngr.primitives import DockerBuilder
+from imbue.mngr.primitives import IdleMode
+from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
+
+
+class CloudConfig(VpsDockerProviderConfig):
+    """A provider package's own settings."""
+
+    api_key: SecretStr
+    default_region: str = "fra"
+
+
+def from_toml(**values: object) -> VpsDockerProviderConfig:
+    """What mngr does with the values of a TOML table."""
+    return VpsDockerProviderConfig.model_construct(**values)
+
+
+def test_the_documented_defaults() -> None:
+    config = VpsDockerProviderConfig()
+    assert config.host_dir == Path("/mngr")
+    assert config.default_image == "debian:bookworm-slim"
+    assert (config.default_idle_timeout, config.default_idle_mode) == (800, IdleMode.IO)
+    assert (config.ssh_connect_timeout, config.vps_boot_timeout, config.docker_install_timeout) == (60.0, 300.0, 300.0)
+    assert (config.container_ssh_port, config.default_start_args) == (2222, ())
+    assert (config.default_region, config.default_plan, config.default_os_id) == ("ewr", "vc2-1c-1gb", 2136)
+    assert config.builder is DockerBuilder.DOCKER
+
+
+def test_values_from_toml_get_their_types() -> None:
+    config = from_toml(builder="DEPOT", host_dir="/data", default_start_args=["--cpus=2"], default_idle_mode="user")
+    assert config.builder is DockerBuilder.DEPOT
+    assert config.host_dir == Path("/data")
+    assert config.default_start_args == ("--cpus=2",)
+    assert config.default_idle_mode is IdleMode.USER
+
+
+def test_lists_of_names_may_be_in_lower_case() -> None:
+    assert from_toml(default_activity_sources=["user", "BOOT"]).default_activity_sources == (
+        ActivitySource.USER,
+        ActivitySource.BOOT,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("container_ssh_port", 70000),
+        ("builder", "PODMAN"),
+        ("ssh_connect_timeout", -1),
+        ("default_idle_timeout", "soon"),
+        ("default_start_args", 3),
+    ],
+)
+def test_a_bad_value_is_refused_by_the_name_of_its_field(name: str, value: object) -> None:
+    with pytest.raises(ConfigParseError, match=name):
+        from_toml(**{name: value})
+
+
+def test_only_what_a_layer_sets_overrides_the_layer_below() -> None:
+    merged = from_toml(default_region="ams", default_plan="big").merge_with(from_toml(default_plan="small"))
+    assert (merged.default_region, merged.default_plan, merged.container_ssh_port) == ("ams", "small", 2222)
+    assert merged.model_fields_set == {"default_region", "default_plan"}
+
+
+def test_a_secret_of_a_subclass_arrives_as_a_secret() -> None:
+    config = CloudConfig.model_construct(api_key="s3cret")
+    assert config.api_key.get_secret_value() == "s3cret"
+    assert "s3cret" not in repr(config)
+
+
+def test_a_required_field_may_stand_in_another_layer() -> None:
+    upper = CloudConfig.model_construct(default_plan="small", builder="depot")
+    merged = CloudConfig.model_construct(api_key="s3cret").merge_with(upper)
+    assert (merged.default_plan, merged.default_region, merged.builder) == ("small", "fra", DockerBuilder.DEPOT)
+    assert merged.api_key.get_secret_value() == "s3cret"
+
+
+def test_a_bad_value_is_refused_in_a_partial_layer_too() -> None:
+    with pytest.raises(ConfigParseError, match="container_ssh_port"):
+        CloudConfig.model_construct(container_ssh_port=0)

@@ -1,0 +1,73 @@
+"""What this machine remembers of a host survives, and says whether somebody is working on it."""
+
+import subprocess
+import sys
+from datetime import UTC
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.journal import HostJournal
+from imbue.mngr_vps_docker.journal import HostPhase
+from imbue.mngr_vps_docker.journal import JournalEntry
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> HostJournal:
+    return HostJournal(tmp_path / "hosts")
+
+
+def entry(name: str = "h1") -> JournalEntry:
+    return JournalEntry(
+        host_id=HostId.generate(), host_name=name, phase=HostPhase.CREATING, created_at=datetime.now(UTC)
+    )
+
+
+def test_an_entry_is_read_back_as_it_was_written(journal: HostJournal) -> None:
+    written = journal.write(entry())
+    assert journal.read(written.host_id) == written
+    assert journal.read_all() == [written]
+
+
+def test_an_unknown_host_is_none(journal: HostJournal) -> None:
+    assert journal.read(HostId.generate()) is None
+    assert journal.update(HostId.generate(), vps_ip="192.0.2.1") is None
+    assert journal.read_all() == []
+
+
+def test_an_update_changes_only_what_it_names(journal: HostJournal) -> None:
+    written = journal.write(entry())
+    journal.update(written.host_id, vps_ip="192.0.2.1")
+    assert journal.read(written.host_id) == written.model_copy(update={"vps_ip": "192.0.2.1"})
+
+
+def test_a_torn_entry_hides_no_other(journal: HostJournal, tmp_path: Path) -> None:
+    torn, whole = journal.write(entry("a")), journal.write(entry("b"))
+    path = tmp_path / "hosts" / torn.host_id / "host.json"
+    path.write_bytes(path.read_bytes()[:40])
+    assert journal.read_all() == [whole]
+
+
+def test_nobody_else_can_read_it(journal: HostJournal, tmp_path: Path) -> None:
+    written = journal.write(entry())
+    path = tmp_path / "hosts" / written.host_id / "host.json"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_host_has_a_live_owner_only_while_its_process_lives(journal: HostJournal, tmp_path: Path) -> None:
+    written = journal.write(entry())
+    holder = (
+        "import sys; from pathlib import Path; from imbue.mngr_vps_docker.journal import HostJournal\n"
+        f"with HostJournal(Path({str(tmp_path / 'hosts')!r})).owned({str(written.host_id)!r}):\n"
+        "    print('held', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        assert journal.has_live_owner(written.host_id)
+        process.kill()
+        process.wait(10)
+    assert not journal.has_live_owner(written.host_id)

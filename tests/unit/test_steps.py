@@ -1,0 +1,51 @@
+"""An operation that fails is taken back, last step first, whatever the undoing runs into."""
+
+import pytest
+
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.lifecycle.steps import Step
+from imbue.mngr_vps_docker.lifecycle.steps import run_steps
+
+
+def recording(name: str, *, failing: type[BaseException] | None = None, undo_fails: bool = False) -> Step[list[str]]:
+    def do(log: list[str]) -> None:
+        log.append(name)
+        if failing is not None:
+            raise failing(name)
+
+    def undo(log: list[str]) -> None:
+        log.append(f"undo {name}")
+        if undo_fails:
+            raise VpsDockerError(f"{name} stays")
+
+    return Step(name, do, undo)
+
+
+def test_steps_run_in_order() -> None:
+    log: list[str] = []
+    run_steps([recording("a"), recording("b")], log, on_failure=lambda *_: True)
+    assert log == ["a", "b"]
+
+
+@pytest.mark.parametrize("error", [VpsDockerError, KeyboardInterrupt, OSError])
+def test_a_failed_step_and_all_before_it_are_undone_in_reverse(error: type[BaseException]) -> None:
+    log: list[str] = []
+    with pytest.raises(error):
+        run_steps([recording("a"), recording("b", failing=error), recording("c")], log, on_failure=lambda *_: True)
+    assert log == ["a", "b", "undo b", "undo a"]
+
+
+def test_what_cannot_be_undone_is_named_and_the_rest_undone_all_the_same() -> None:
+    log: list[str] = []
+    steps = [recording("a"), recording("b", undo_fails=True), recording("c", failing=VpsDockerError)]
+    with pytest.raises(VpsDockerError) as raised:
+        run_steps(steps, log, on_failure=lambda *_: True)
+    assert log[-3:] == ["undo c", "undo b", "undo a"]
+    assert "b stays" in raised.value.__notes__[0]
+
+
+def test_a_failure_that_is_to_be_kept_is_not_undone() -> None:
+    log: list[str] = []
+    with pytest.raises(VpsDockerError):
+        run_steps([recording("a"), recording("b", failing=VpsDockerError)], log, on_failure=lambda *_: False)
+    assert log == ["a", "b"]

@@ -1,0 +1,205 @@
+"""Docker command lines as values: what to run, built by pure functions, apart from running it.
+
+Every function returns an argument vector. Names of things come after ``--``, so that no name is taken for an option.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+
+from imbue.mngr.primitives import DockerBuilder
+
+type Argv = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPort:
+    """A container's TCP port, reachable at a port of the machine; on all of its addresses if ``host_ip`` is None."""
+
+    host_port: int
+    container_port: int
+    host_ip: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """What ``docker run`` shall start.
+
+    ``command`` follows the image. ``volumes`` maps a volume's name (or a directory of the machine, an absolute path)
+    to where the container sees it; ``published_ports`` a TCP port of the machine to one of the container, on the
+    machine's address ``publish_address`` (all of them if None). ``restart_policy`` is Docker's word
+    (``unless-stopped``…). ``extra_args`` are raw ``docker run`` options of the user, in order; they come after ours
+    (where an option counts once, the user's wins).
+    """
+
+    name: str
+    image: str
+    command: Sequence[str] = ()
+    entrypoint: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    volumes: Mapping[str, str] = field(default_factory=dict)
+    published_ports: Mapping[int, int] = field(default_factory=dict)
+    publish_address: str | None = None
+    restart_policy: str | None = None
+    extra_args: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSpec:
+    """What to build: ``build_args`` are raw options in order, ``context_dir`` and ``dockerfile`` paths on the machine.
+
+    With DEPOT, the machine's ``depot`` builds at depot.dev and loads the result into the machine's Docker.
+    """
+
+    tag: str
+    context_dir: str
+    dockerfile: str | None = None
+    build_args: Sequence[str] = ()
+    builder: DockerBuilder = DockerBuilder.DOCKER
+
+
+def run_argv(spec: ContainerSpec) -> Argv:
+    """``docker run``, detached."""
+    argv = ["docker", "run", "--detach", "--name", spec.name]
+    argv += _labels(spec.labels)
+    for source, target in spec.volumes.items():
+        argv += ["--volume", f"{source}:{target}"]
+    for host_port, container_port in spec.published_ports.items():
+        argv += ["--publish", _published(host_port, container_port, spec.publish_address)]
+    if spec.restart_policy is not None:
+        argv += ["--restart", spec.restart_policy]
+    if spec.entrypoint is not None:
+        argv += ["--entrypoint", spec.entrypoint]
+    return (*argv, *spec.extra_args, "--", spec.image, *spec.command)
+
+
+def build_argv(spec: BuildSpec) -> Argv:
+    """``docker build`` (the machine's default builder: BuildKit where Docker has it) or ``depot build``."""
+    program = ("depot", "build", "--load") if spec.builder is DockerBuilder.DEPOT else ("docker", "build")
+    file = () if spec.dockerfile is None else ("--file", spec.dockerfile)
+    return (*program, "--tag", spec.tag, *file, *spec.build_args, "--", spec.context_dir)
+
+
+def exec_argv(
+    container: str, command: Sequence[str], *, has_stdin: bool, user: str | None = None, workdir: str | None = None
+) -> Argv:
+    """``docker exec``; stdin is attached only where there is some, since it would otherwise be eaten."""
+    argv = ["docker", "exec"]
+    if has_stdin:
+        argv.append("--interactive")
+    if user is not None:
+        argv += ["--user", user]
+    if workdir is not None:
+        argv += ["--workdir", workdir]
+    return (*argv, "--", container, *command)
+
+
+def start_argv(container: str) -> Argv:
+    """``docker start``; a running container is left as it is."""
+    return ("docker", "start", "--", container)
+
+
+def stop_argv(container: str, timeout_seconds: int) -> Argv:
+    """``docker stop``; after ``timeout_seconds`` the container is killed."""
+    return ("docker", "stop", "-t", str(timeout_seconds), "--", container)
+
+
+def remove_container_argv(container: str) -> Argv:
+    """``docker rm`` of a running or stopped container, with its anonymous volumes."""
+    return ("docker", "rm", "--force", "--volumes", "--", container)
+
+
+def commit_argv(container: str, image: str, labels: Mapping[str, str], *, is_paused: bool = True) -> Argv:
+    """``docker commit`` to the tag ``image``; without a pause, files that change meanwhile may be half-written."""
+    changes = [
+        part for key, value in labels.items() for part in ("--change", f"LABEL {_quoted(key)}={_quoted(value)}")
+    ]
+    return ("docker", "commit", *changes, f"--pause={'true' if is_paused else 'false'}", "--", container, image)
+
+
+def inspect_container_argv(*containers: str) -> Argv:
+    """``docker container inspect``: a JSON list."""
+    return ("docker", "container", "inspect", "--", *containers)
+
+
+def list_container_ids_argv(labels: Mapping[str, str | None]) -> Argv:
+    """``docker ps`` of running and stopped containers that carry all ``labels`` (with any value, where it is None)."""
+    filters = [
+        part
+        for key, value in labels.items()
+        for part in ("--filter", f"label={key}" if value is None else f"label={key}={value}")
+    ]
+    return ("docker", "ps", "--all", "--quiet", "--no-trunc", *filters)
+
+
+def logs_argv(container: str, tail_lines: int) -> Argv:
+    """``docker logs``: the last ``tail_lines`` lines, on the stream that each was written to."""
+    return ("docker", "logs", "--tail", str(tail_lines), "--", container)
+
+
+def pull_argv(image: str) -> Argv:
+    """``docker pull``."""
+    return ("docker", "pull", "--", image)
+
+
+def inspect_image_argv(image: str) -> Argv:
+    """``docker image inspect``: a JSON list."""
+    return ("docker", "image", "inspect", "--", image)
+
+
+def remove_image_argv(image: str) -> Argv:
+    """``docker image rm``: removes the tag, and the image with its last tag."""
+    return ("docker", "image", "rm", "--", image)
+
+
+def save_argv(image: str) -> Argv:
+    """``docker save``: the image as a tar stream on stdout."""
+    return ("docker", "save", "--", image)
+
+
+def load_argv() -> Argv:
+    """``docker load``: images from a tar stream on stdin."""
+    return ("docker", "load")
+
+
+def create_volume_argv(volume: str, labels: Mapping[str, str]) -> Argv:
+    """``docker volume create``; an existing volume is left as it is."""
+    return ("docker", "volume", "create", *_labels(labels), "--", volume)
+
+
+def remove_volume_argv(volume: str) -> Argv:
+    """``docker volume rm``."""
+    return ("docker", "volume", "rm", "--", volume)
+
+
+def volume_mountpoint_argv(volume: str) -> Argv:
+    """``docker volume inspect``: the directory of the machine that holds the volume's files."""
+    return ("docker", "volume", "inspect", "--format", "{{.Mountpoint}}", "--", volume)
+
+
+def list_volume_mountpoints_argv() -> Argv:
+    """``docker volume ls``: one line ``<name> <directory>`` per volume."""
+    return ("docker", "volume", "ls", "--format", "{{.Name}} {{.Mountpoint}}")
+
+
+def info_argv() -> Argv:
+    """``docker info``: one JSON object."""
+    return ("docker", "info", "--format", "{{json .}}")
+
+
+def _labels(labels: Mapping[str, str]) -> list[str]:
+    return [part for key, value in labels.items() for part in ("--label", f"{key}={value}")]
+
+
+def _published(host_port: int, container_port: int, address: str | None) -> str:
+    ports = f"{host_port}:{container_port}"
+    if address is None:
+        return ports
+    return f"[{address}]:{ports}" if ":" in address else f"{address}:{ports}"
+
+
+def _quoted(word: str) -> str:
+    """One word of a Dockerfile instruction."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
+    return f'"{escaped}"'

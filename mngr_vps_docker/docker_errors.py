@@ -1,0 +1,208 @@
+"""Docker's refusals as errors of their own, recognised by Docker's own words.
+
+The wordings are those of Docker 20.10 up to 29 (they moved between the client and the daemon over the years); each
+error keeps Docker's words and adds one hint. What is not recognised is a plain ``DockerError`` with the same words.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from imbue.mngr_vps_docker.errors import RemoteCommandError
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+
+
+class DockerError(RemoteCommandError):
+    """Docker ran and refused; ``outcome`` is what the command did."""
+
+    def __init__(self, message: str, outcome: CommandOutcome | None = None) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+class NoSuchContainerError(DockerError):
+    """There is no container of that name or id."""
+
+
+class ContainerNotRunningError(DockerError):
+    """The container exists, but does not run."""
+
+
+class NoSuchImageError(DockerError):
+    """The image is neither on the machine nor in its registry (or the registry does not show it to us)."""
+
+
+class NoSuchVolumeError(DockerError):
+    """There is no volume of that name."""
+
+
+class NameInUseError(DockerError):
+    """Another container has that name."""
+
+
+class PortInUseError(DockerError):
+    """Something on the machine listens on the port that the container should publish."""
+
+
+class DiskFullError(DockerError):
+    """The machine's disk is full."""
+
+
+class DaemonNotRunningError(DockerError):
+    """No Docker daemon answers on the machine (or Docker is not installed)."""
+
+
+class PullRateLimitError(DockerError):
+    """The registry allows no more pulls for now."""
+
+
+class UnknownRuntimeError(DockerError):
+    """The container runtime that was asked for is not installed on the machine."""
+
+
+class InvalidDockerArgumentError(DockerError):
+    """Docker does not know an option, or refuses its value."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    error: type[DockerError]
+    words: re.Pattern[str]
+    hint: str
+
+
+def _kind(error: type[DockerError], hint: str, *words: str) -> _Kind:
+    return _Kind(error, re.compile("|".join(words), re.IGNORECASE), hint)
+
+
+# The first match wins: what says most about the machine comes first.
+_KINDS: Final = (
+    _kind(
+        DaemonNotRunningError,
+        "see 'systemctl status docker' and 'journalctl -u docker' on the machine",
+        r"cannot connect to the docker daemon",
+        r"failed to connect to the docker api",
+        r"error during connect:",
+        r"docker: (?:command )?not found",
+    ),
+    _kind(
+        DiskFullError,
+        "free space on the machine ('docker system df' shows what Docker holds) or choose a larger plan",
+        r"no space left on device",
+        r"disk quota exceeded",
+    ),
+    _kind(
+        PullRateLimitError,
+        "wait, log in to the registry on the machine ('docker login'), or use an image of another registry",
+        r"toomanyrequests",
+        r"pull rate limit",
+        r"429 too many requests",
+    ),
+    _kind(
+        InvalidDockerArgumentError,
+        "see 'docker run --help' for the options and their forms",
+        r"unknown (?:shorthand )?flag:",
+        r"flag needs an argument:",
+        r"invalid argument \".*\" for ",
+        r"invalid (?:reference format|publish opts|(?:host|container) ?port|spec:|mode:|volume specification)",
+        r"invalid (?:mount config|restart policy|environment variable|container name|ip address|signal)",
+        r"^docker: invalid |^invalid |bad format for|bad parameter|invalid value",
+        r"conflicting options",
+        r"(?:minimum memory|memory\S* limit|range of cpus|cpu count) .*(?:is|should|must|allowed)",
+        r"requires (?:at least|exactly|at most) \d+ argument",
+        r"includes invalid characters",
+        r"must be an absolute path|mount path must be absolute|is an invalid mount point",
+        r"can't combine|cannot be (?:used|combined) (?:with|together)",
+    ),
+    _kind(
+        UnknownRuntimeError,
+        "install and register that runtime in the machine's /etc/docker/daemon.json, or leave --runtime out",
+        r"unknown (?:or invalid )?runtime",
+    ),
+    _kind(
+        NameInUseError,
+        "remove or rename that container first",
+        r"the container name \".*\" is already in use",
+    ),
+    _kind(
+        PortInUseError,
+        "choose another port, or stop what listens there ('ss -ltnp' on the machine)",
+        r"port is already allocated",
+        r"address already in use",
+        r"ports are not available",
+    ),
+    _kind(
+        NoSuchContainerError,
+        "'docker ps -a' on the machine shows what there is",
+        r"no such container",
+        r"no such object",
+    ),
+    _kind(
+        ContainerNotRunningError,
+        "start it first",
+        r"container \S+ is (?:not running|restarting|paused)",
+    ),
+    _kind(
+        NoSuchVolumeError,
+        "'docker volume ls' on the machine shows what there is",
+        r"no such volume",
+    ),
+    _kind(
+        NoSuchImageError,
+        "check the image's name and tag; a private registry needs 'docker login' on the machine",
+        r"no such image",
+        r"pull access denied",
+        r"manifest (?:for .* )?(?:not found|unknown)",
+        r"repository .* not found",
+        r"no matching manifest",
+        r"failed to resolve (?:reference|source metadata).*: not found",
+    ),
+)
+
+_PREFIXES: Final = re.compile(r"^(?:docker: |error response from daemon: |error: )+", re.IGNORECASE)
+_NOISE: Final = re.compile(r"^(?:see '|run '.*--help'|usage:|unable to find image|warning:)", re.IGNORECASE)
+_WORDS_LIMIT: Final = 600
+
+
+def recognise(text: str) -> tuple[type[DockerError], str, str]:
+    """The error class for what Docker printed, Docker's own words (one line), and a hint (may be empty)."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for kind in _KINDS:
+        for line in lines:
+            if kind.words.search(line):
+                return kind.error, _own_words(line), kind.hint
+    telling = [line for line in lines if not _NOISE.match(line)] or lines
+    return DockerError, " / ".join(_own_words(line) for line in telling[-3:]), ""
+
+
+def refusal(text: str, *, purpose: str, host: str, outcome: CommandOutcome | None = None) -> DockerError:
+    """The error for what Docker printed when it refused to do ``purpose`` on ``host``."""
+    error, words, hint = recognise(text)
+    silence = "it failed without a word" if outcome is None else f"it ended with {outcome.exit_code}, without a word"
+    what = f"Could not {purpose} on {host}: {words or silence}"
+    return error(f"{what} ({hint})" if hint else what, outcome)
+
+
+def docker_error(outcome: CommandOutcome, text: str | None = None) -> VpsDockerError:
+    """The error for an unsuccessful docker command: Docker's refusal, or what ssh met.
+
+    ``text`` is what Docker printed, where that is not simply stderr (stdout, where stderr is empty).
+    """
+    if outcome.status is not OutcomeStatus.COMPLETED:
+        return outcome.error()
+    printed = text if text is not None else outcome.error_text.strip() or outcome.text
+    return refusal(printed, purpose=outcome.purpose, host=outcome.host, outcome=outcome)
+
+
+def checked_docker(outcome: CommandOutcome) -> CommandOutcome:
+    """Return ``outcome`` if the docker command succeeded, else raise ``docker_error(outcome)``."""
+    if outcome.is_success:
+        return outcome
+    raise docker_error(outcome)
+
+
+def _own_words(line: str) -> str:
+    words = _PREFIXES.sub("", line)
+    return words if len(words) <= _WORDS_LIMIT else words[:_WORDS_LIMIT] + "…"

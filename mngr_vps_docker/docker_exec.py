@@ -1,0 +1,136 @@
+"""Running a command inside a container: bounded there too, and never mistaken for Docker's own failure.
+
+Two things make ``docker exec`` treacherous. Killing it leaves the process in the container running, so the deadline is
+kept inside, by ``timeout``. And its own refusals look like the command's (exit code 1 and a line on stderr), so the
+command writes one line to stderr before it starts: without that line, Docker did not run it.
+"""
+
+import math
+import re
+import shlex
+from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from imbue.mngr_vps_docker.docker_commands import exec_argv
+from imbue.mngr_vps_docker.docker_errors import InvalidDockerArgumentError
+from imbue.mngr_vps_docker.docker_errors import docker_error
+from imbue.mngr_vps_docker.ssh.connection import OnLine
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.connection import StandardInput
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+
+STARTED: Final = "mngr-exec-started"
+# How long `timeout` waits from TERM to KILL, and how much longer than the command we wait for its end to arrive.
+_KILL_AFTER_SECONDS: Final = 5
+_GRACE_SECONDS: Final = 1.5
+# timeout(1): 124 when TERM ended the command, 137 when KILL had to.
+_TIMED_OUT_CODES: Final = frozenset({124, 137})
+# One argument holds 128 KiB; quoting twice can grow it several times.
+_LONGEST_ARGUMENT_BYTES: Final = 12_000
+_VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CHUNK_BYTES: Final = 1 << 20
+
+
+def exec_script(command: str, timeout_seconds: float) -> tuple[str, ...]:
+    """What runs in the container: ``command`` under a deadline in whole seconds, rounded up."""
+    return _bounded(timeout_seconds, command)
+
+
+def exec_script_from_stdin(script_bytes: int, timeout_seconds: float, *, has_stdin: bool) -> tuple[str, ...]:
+    """Like ``exec_script``, the command being the first ``script_bytes`` bytes of stdin; the rest is its stdin."""
+    rest = "" if has_stdin else " && exec </dev/null"
+    return _bounded(timeout_seconds, f'script=$(head -c {script_bytes}){rest} && eval "$script"')
+
+
+def exec_in_container(
+    connection: SshConnection,
+    container: str,
+    command: str,
+    *,
+    purpose: str,
+    timeout_seconds: float,
+    stdin: StandardInput,
+    user: str | None,
+    workdir: str | None,
+    env: Mapping[str, str],
+    on_line: OnLine | None,
+    is_idempotent: bool,
+) -> CommandOutcome:
+    """See DockerOverSsh.exec."""
+    has_stdin = stdin is not None
+    script = _exports(env) + command
+    data = script.encode("utf-8", "surrogateescape")
+    if env or len(data) > _LONGEST_ARGUMENT_BYTES:
+        inner = exec_script_from_stdin(len(data), timeout_seconds, has_stdin=has_stdin)
+        stdin = data if stdin is None else _chain(data, stdin)
+    else:
+        inner = exec_script(command, timeout_seconds)
+    argv = exec_argv(container, inner, has_stdin=stdin is not None, user=user, workdir=workdir)
+    line = shlex.join(argv)
+    deadline = timeout_seconds + _GRACE_SECONDS
+    watcher = _StartWatcher(on_line)
+    if on_line is None:
+        outcome = connection.run(
+            line, purpose=purpose, timeout_seconds=deadline, stdin=stdin, is_idempotent=is_idempotent
+        )
+    else:
+        outcome = connection.stream(
+            line, on_line=watcher, purpose=purpose, timeout_seconds=deadline, stdin=stdin, is_idempotent=is_idempotent
+        )
+    return _judged(outcome, timeout_seconds, has_started=watcher.has_started)
+
+
+class _StartWatcher:
+    """Passes lines on, but for the one that says that the command started."""
+
+    def __init__(self, on_line: OnLine | None) -> None:
+        self._on_line = on_line
+        self.has_started = False
+
+    def __call__(self, line: str, is_stdout: bool) -> None:
+        if not self.has_started and not is_stdout and line.rstrip("\r\n") == STARTED:
+            self.has_started = True
+        elif self._on_line is not None:
+            self._on_line(line, is_stdout)
+
+
+def _exports(env: Mapping[str, str]) -> str:
+    for name in env:
+        if not _VARIABLE_NAME.fullmatch(name):
+            raise InvalidDockerArgumentError(f"{name!r} is no name for an environment variable")
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in env.items())
+
+
+def _bounded(timeout_seconds: float, command: str) -> tuple[str, ...]:
+    seconds = str(max(1, math.ceil(timeout_seconds)))
+    begin = f'echo {STARTED} >&2; exec timeout -k {_KILL_AFTER_SECONDS} "$@"'
+    return ("sh", "-c", begin, "sh", seconds, "sh", "-c", command)
+
+
+def _judged(outcome: CommandOutcome, timeout_seconds: float, *, has_started: bool) -> CommandOutcome:
+    before, marker, after = outcome.stderr.partition(f"{STARTED}\n".encode())
+    if marker:
+        outcome = replace(outcome, stderr=before + after)
+    if outcome.status is not OutcomeStatus.COMPLETED:
+        return outcome
+    if not marker and not has_started:
+        raise docker_error(outcome)
+    if outcome.exit_code in _TIMED_OUT_CODES and outcome.elapsed_seconds >= timeout_seconds:
+        return replace(outcome, status=OutcomeStatus.TIMED_OUT, exit_code=None)
+    return outcome
+
+
+def _chain(first: bytes, rest: StandardInput) -> Iterator[bytes]:
+    yield first
+    if isinstance(rest, bytes):
+        yield rest
+    elif isinstance(rest, Path):
+        with rest.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+    elif rest is not None:
+        yield from rest

@@ -1,0 +1,238 @@
+"""What Docker says of its containers, images and itself, read from its JSON into typed values.
+
+The JSON comes from another machine: what is missing or of another type than expected is a DockerError, never a crash.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from datetime import datetime
+from typing import Final
+
+from pydantic import BaseModel
+from pydantic import ConfigDict
+from pydantic import Field
+from pydantic import TypeAdapter
+from pydantic import ValidationError
+
+from imbue.mngr_vps_docker.docker_commands import PublishedPort
+from imbue.mngr_vps_docker.docker_errors import DockerError
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerInfo:
+    """One container.
+
+    ``status`` is Docker's word: created, running, paused, restarting, removing, exited or dead. ``exit_code`` is of
+    the last run (0 while running). ``started_at`` and ``finished_at`` are None if that never happened. ``nano_cpus``
+    (1e-9 of a CPU) and ``memory_bytes`` are the container's limits, None where it has none. ``image`` is the name it
+    was started with, ``image_id`` what that name meant. ``volumes`` are the names of its named volumes.
+    """
+
+    id: str
+    name: str
+    status: str
+    exit_code: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    labels: Mapping[str, str]
+    image: str
+    image_id: str
+    nano_cpus: int | None
+    memory_bytes: int | None
+    ports: tuple[PublishedPort, ...]
+    volumes: tuple[str, ...]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process of the container can run now."""
+        return self.status == "running"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """One image on the machine; ``tags`` are its ``name:tag`` forms, ``size_bytes`` includes shared layers."""
+
+    id: str
+    tags: tuple[str, ...]
+    created_at: datetime | None
+    size_bytes: int
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class DockerInfo:
+    """The machine's Docker daemon, and what the machine has."""
+
+    server_version: str
+    cpus: int
+    memory_bytes: int
+    root_dir: str
+    driver: str
+    runtimes: tuple[str, ...]
+    architecture: str
+
+
+class _Json(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class _State(_Json):
+    status: str = Field(alias="Status")
+    exit_code: int = Field(default=0, alias="ExitCode")
+    started_at: datetime | None = Field(default=None, alias="StartedAt")
+    finished_at: datetime | None = Field(default=None, alias="FinishedAt")
+
+
+class _Config(_Json):
+    image: str = Field(default="", alias="Image")
+    labels: dict[str, str] | None = Field(default=None, alias="Labels")
+
+
+class _HostConfig(_Json):
+    nano_cpus: int = Field(default=0, alias="NanoCpus")
+    cpu_quota: int = Field(default=0, alias="CpuQuota")
+    cpu_period: int = Field(default=0, alias="CpuPeriod")
+    memory: int = Field(default=0, alias="Memory")
+    port_bindings: dict[str, list[dict[str, str]] | None] | None = Field(default=None, alias="PortBindings")
+
+
+class _Mount(_Json):
+    type: str = Field(default="", alias="Type")
+    name: str = Field(default="", alias="Name")
+
+
+class _Container(_Json):
+    id: str = Field(alias="Id")
+    name: str = Field(alias="Name")
+    created: datetime = Field(alias="Created")
+    image: str = Field(default="", alias="Image")
+    state: _State = Field(alias="State")
+    config: _Config = Field(alias="Config")
+    host_config: _HostConfig = Field(alias="HostConfig")
+    mounts: tuple[_Mount, ...] | None = Field(default=None, alias="Mounts")
+
+
+class _Image(_Json):
+    id: str = Field(alias="Id")
+    repo_tags: tuple[str, ...] | None = Field(default=None, alias="RepoTags")
+    created: datetime | None = Field(default=None, alias="Created")
+    size: int = Field(default=0, alias="Size")
+    config: _Config | None = Field(default=None, alias="Config")
+
+
+class _Info(_Json):
+    server_version: str = Field(alias="ServerVersion")
+    cpus: int = Field(alias="NCPU")
+    memory: int = Field(alias="MemTotal")
+    root_dir: str = Field(alias="DockerRootDir")
+    driver: str = Field(alias="Driver")
+    runtimes: dict[str, object] | None = Field(default=None, alias="Runtimes")
+    architecture: str = Field(default="", alias="Architecture")
+
+
+_CONTAINERS: Final = TypeAdapter(tuple[_Container, ...])
+_IMAGES: Final = TypeAdapter(tuple[_Image, ...])
+# Docker writes year 1 for "never".
+_NEVER_BEFORE: Final = datetime(1971, 1, 1, tzinfo=UTC)
+_DEFAULT_CPU_PERIOD_MICROSECONDS: Final = 100_000
+
+
+def parse_containers(text: str) -> tuple[ContainerInfo, ...]:
+    """The containers in what ``docker container inspect`` printed. Raises DockerError if that cannot be read."""
+    try:
+        containers = _CONTAINERS.validate_json(text)
+    except ValidationError as error:
+        raise _unreadable("containers", error) from error
+    return tuple(_container(raw) for raw in containers)
+
+
+def parse_images(text: str) -> tuple[ImageInfo, ...]:
+    """The images in what ``docker image inspect`` printed. Raises DockerError if that cannot be read."""
+    try:
+        images = _IMAGES.validate_json(text)
+    except ValidationError as error:
+        raise _unreadable("images", error) from error
+    return tuple(
+        ImageInfo(
+            id=raw.id,
+            tags=raw.repo_tags or (),
+            created_at=raw.created,
+            size_bytes=raw.size,
+            labels=(raw.config.labels if raw.config else None) or {},
+        )
+        for raw in images
+    )
+
+
+def parse_info(text: str) -> DockerInfo:
+    """The daemon in what ``docker info`` printed as JSON. Raises DockerError if that cannot be read."""
+    try:
+        raw = _Info.model_validate_json(text)
+    except ValidationError as error:
+        raise _unreadable("the daemon", error) from error
+    return DockerInfo(
+        server_version=raw.server_version,
+        cpus=raw.cpus,
+        memory_bytes=raw.memory,
+        root_dir=raw.root_dir,
+        driver=raw.driver,
+        runtimes=tuple(raw.runtimes or ()),
+        architecture=raw.architecture,
+    )
+
+
+def server_errors(text: str) -> str:
+    """What ``docker info`` wrote into its JSON instead of failing, as some versions do when no daemon answers."""
+    try:
+        raw = json.loads(text)
+    except ValueError:
+        return ""
+    errors = raw.get("ServerErrors") if isinstance(raw, dict) else None
+    return "\n".join(str(error) for error in errors) if isinstance(errors, list) else ""
+
+
+def _container(raw: _Container) -> ContainerInfo:
+    limits = raw.host_config
+    period = limits.cpu_period or _DEFAULT_CPU_PERIOD_MICROSECONDS
+    quota_nano_cpus = limits.cpu_quota * 10**9 // period if limits.cpu_quota > 0 else 0
+    return ContainerInfo(
+        id=raw.id,
+        name=raw.name.removeprefix("/"),
+        status=raw.state.status,
+        exit_code=raw.state.exit_code,
+        created_at=raw.created,
+        started_at=_moment(raw.state.started_at),
+        finished_at=_moment(raw.state.finished_at),
+        labels=raw.config.labels or {},
+        image=raw.config.image,
+        image_id=raw.image,
+        nano_cpus=limits.nano_cpus or quota_nano_cpus or None,
+        memory_bytes=limits.memory or None,
+        ports=tuple(_ports(limits)),
+        volumes=tuple(mount.name for mount in raw.mounts or () if mount.type == "volume" and mount.name),
+    )
+
+
+def _ports(limits: _HostConfig) -> list[PublishedPort]:
+    """What the container publishes by its configuration; unlike Docker's NetworkSettings, also while it is stopped."""
+    ports: list[PublishedPort] = []
+    for container_port, bindings in (limits.port_bindings or {}).items():
+        number, _, protocol = container_port.partition("/")
+        for binding in bindings or ():
+            host_port = binding.get("HostPort", "")
+            if protocol in ("", "tcp") and number.isdecimal() and host_port.isdecimal():
+                ports.append(PublishedPort(int(host_port), int(number), binding.get("HostIp") or None))
+    return ports
+
+
+def _moment(moment: datetime | None) -> datetime | None:
+    return moment if moment is not None and moment > _NEVER_BEFORE else None
+
+
+def _unreadable(what: str, error: ValidationError) -> DockerError:
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the beginning"
+    return DockerError(f"Docker's description of {what} cannot be read: {first['msg']} at {where}")

@@ -1,0 +1,362 @@
+"""Docker on one machine, over ssh: the verbs that a provider needs, typed, and with errors that have names.
+
+Usable alone, on any machine that can be logged in to; it knows no provider. Command lines are built in
+``docker_commands``, answers read in ``docker_objects``, refusals recognised in ``docker_errors``. Unless a method says
+otherwise it raises VpsConnectionError if the machine could not be asked, RemoteCommandTimeoutError at its deadline,
+DaemonNotRunningError without Docker, and DockerError (or one of its kinds) if Docker refuses.
+"""
+
+import math
+import shlex
+from collections.abc import Mapping
+from typing import Final
+
+from imbue.mngr.primitives import DockerBuilder
+from imbue.mngr_vps_docker import docker_commands as commands
+from imbue.mngr_vps_docker.docker_commands import BuildSpec
+from imbue.mngr_vps_docker.docker_commands import ContainerSpec
+from imbue.mngr_vps_docker.docker_errors import DaemonNotRunningError
+from imbue.mngr_vps_docker.docker_errors import DiskFullError
+from imbue.mngr_vps_docker.docker_errors import DockerError
+from imbue.mngr_vps_docker.docker_errors import InvalidDockerArgumentError
+from imbue.mngr_vps_docker.docker_errors import NoSuchContainerError
+from imbue.mngr_vps_docker.docker_errors import NoSuchImageError
+from imbue.mngr_vps_docker.docker_errors import NoSuchVolumeError
+from imbue.mngr_vps_docker.docker_errors import PullRateLimitError
+from imbue.mngr_vps_docker.docker_errors import checked_docker
+from imbue.mngr_vps_docker.docker_errors import docker_error
+from imbue.mngr_vps_docker.docker_exec import exec_in_container
+from imbue.mngr_vps_docker.docker_objects import ContainerInfo
+from imbue.mngr_vps_docker.docker_objects import DockerInfo
+from imbue.mngr_vps_docker.docker_objects import ImageInfo
+from imbue.mngr_vps_docker.docker_objects import parse_containers
+from imbue.mngr_vps_docker.docker_objects import parse_images
+from imbue.mngr_vps_docker.docker_objects import parse_info
+from imbue.mngr_vps_docker.docker_objects import server_errors
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.ssh.connection import OnLine
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.connection import StandardInput
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+
+__all__ = ["BuildSpec", "ContainerInfo", "ContainerSpec", "DockerInfo", "DockerOverSsh", "ImageInfo"]
+
+# For what Docker does at once, on a machine that may be busy; a daemon that hangs is then noticed.
+_QUICK_SECONDS: Final = 60.0
+_SLOW_SECONDS: Final = 1800.0
+# Past this (a third of what one argument may hold, since quoting can grow it) a command travels on stdin.
+_ARGV_BYTES: Final = 40_000
+_FAILED_BUILD_LINES: Final = 15
+_BUILD_KINDS: Final = (DaemonNotRunningError, DiskFullError, NoSuchImageError, PullRateLimitError)
+_DOCKER_USAGE_CODE: Final = 125
+
+
+class DockerOverSsh:
+    """Docker on the machine that ``connection`` leads to. Thread-safe; holds no state."""
+
+    def __init__(self, connection: SshConnection) -> None:
+        self.connection = connection
+
+    # Containers
+
+    def run_container(self, spec: ContainerSpec, *, timeout_seconds: float = _SLOW_SECONDS) -> str:
+        """Create and start a container in the background, and return its id.
+
+        An image that the machine lacks is pulled. A container that was made but could not be started (a port in use,
+        a missing runtime) is removed again.
+        """
+        # Docker prints the new container's id even where starting it fails: by it, nobody else's is removed.
+        remove = shlex.join(commands.remove_container_argv("$id")).replace("'$id'", '"$id"')
+        script = (
+            f"id=$({shlex.join(commands.run_argv(spec))}); rc=$?\n"
+            f'if [ $rc -ne 0 ] && [ -n "$id" ]; then {remove} >/dev/null 2>&1; fi\n'
+            "printf '%s\\n' \"$id\"; exit $rc"
+        )
+        outcome = self._run(script, purpose=f"start container {spec.name}", timeout_seconds=timeout_seconds)
+        if not outcome.is_success:
+            raise docker_error(outcome, outcome.error_text)
+        return outcome.text.strip().splitlines()[-1]
+
+    def exec(
+        self,
+        container: str,
+        command: str,
+        *,
+        purpose: str,
+        timeout_seconds: float,
+        stdin: StandardInput = None,
+        user: str | None = None,
+        workdir: str | None = None,
+        env: Mapping[str, str] | None = None,
+        on_line: OnLine | None = None,
+        is_idempotent: bool = False,
+    ) -> CommandOutcome:
+        """Run shell text inside a running container and return its outcome, which may be a failure.
+
+        At the deadline the process inside the container ends too (TERM, 5 s later KILL). ``env`` travels on stdin, not
+        in argv. Each line goes to ``on_line`` as it comes, if given. Raises DockerError only where Docker did not run
+        the command (NoSuchContainerError, ContainerNotRunningError…): the exit code of an outcome is the command's
+        own.
+        """
+        return exec_in_container(
+            self.connection,
+            container,
+            command,
+            purpose=purpose,
+            timeout_seconds=timeout_seconds,
+            stdin=stdin,
+            user=user,
+            workdir=workdir,
+            env=env or {},
+            on_line=on_line,
+            is_idempotent=is_idempotent,
+        )
+
+    def start_container(self, container: str) -> None:
+        """Start a stopped container; a running one is left as it is."""
+        self._docker(commands.start_argv(container), purpose=f"start container {container}", is_idempotent=True)
+
+    def stop_container(self, container: str, *, timeout_seconds: float = 10) -> None:
+        """Stop a container, killing it after ``timeout_seconds``; a stopped one is left as it is."""
+        self._docker(
+            commands.stop_argv(container, math.ceil(timeout_seconds)),
+            purpose=f"stop container {container}",
+            timeout_seconds=timeout_seconds + _QUICK_SECONDS,
+            is_idempotent=True,
+        )
+
+    def remove_container(self, container: str, *, is_missing_ok: bool = False) -> None:
+        """Remove a container, running or not, and its anonymous volumes."""
+        try:
+            outcome = self._docker(
+                commands.remove_container_argv(container), purpose=f"remove container {container}", is_idempotent=True
+            )
+            # From Docker 20.10 to 23, `rm --force` says so on stderr and succeeds.
+            if "no such container" in outcome.error_text.lower():
+                raise docker_error(outcome)
+        except NoSuchContainerError:
+            if not is_missing_ok:
+                raise
+
+    def commit(
+        self,
+        container: str,
+        *,
+        image: str,
+        labels: Mapping[str, str] | None = None,
+        timeout_seconds: float = _SLOW_SECONDS,
+    ) -> str:
+        """Save a container's files (not its volumes') as the image ``image`` and return the image's id.
+
+        A running container is paused meanwhile, so that no file is half-written.
+        """
+        outcome = self._docker(
+            commands.commit_argv(container, image, labels or {}),
+            purpose=f"commit container {container}",
+            timeout_seconds=timeout_seconds,
+        )
+        return outcome.text.strip().splitlines()[-1]
+
+    def inspect_container(self, container: str) -> ContainerInfo | None:
+        """Describe one container; None only if Docker says that there is no such container."""
+        argv = commands.inspect_container_argv(container)
+        try:
+            outcome = self._docker(argv, purpose=f"inspect container {container}", is_idempotent=True)
+        except NoSuchContainerError:
+            return None
+        return parse_containers(outcome.text)[0]
+
+    def list_containers(self, labels: Mapping[str, str | None]) -> tuple[ContainerInfo, ...]:
+        """Describe every container, running or not, that carries all ``labels`` (a None value: any value)."""
+        outcome = self._run(list_containers_script(labels), purpose="list containers", is_idempotent=True)
+        if not outcome.is_success and not is_only_vanished(outcome.error_text):
+            raise docker_error(outcome, outcome.error_text)
+        return parse_containers(outcome.text or "[]")
+
+    def logs(self, container: str, *, tail_lines: int = 100) -> str:
+        """What a container printed last, both streams in the order in which they were written."""
+        line = f"{shlex.join(commands.logs_argv(container, tail_lines))} 2>&1"
+        return checked_docker(self._run(line, purpose=f"read the log of {container}", is_idempotent=True)).text
+
+    # Images
+
+    def pull(self, image: str, *, on_line: OnLine | None = None, timeout_seconds: float = _SLOW_SECONDS) -> None:
+        """Fetch an image from its registry, handing Docker's progress lines to ``on_line``."""
+        self._docker(
+            commands.pull_argv(image),
+            purpose=f"pull image {image}",
+            timeout_seconds=timeout_seconds,
+            on_line=on_line,
+            is_idempotent=True,
+        )
+
+    def build(
+        self,
+        *,
+        tag: str,
+        context_dir: str,
+        dockerfile: str | None = None,
+        build_args: tuple[str, ...] = (),
+        builder: DockerBuilder = DockerBuilder.DOCKER,
+        depot_token: str | None = None,
+        on_line: OnLine | None = None,
+        timeout_seconds: float = _SLOW_SECONDS,
+    ) -> None:
+        """Build an image from a directory of the machine and tag it; see BuildSpec for the arguments.
+
+        Output goes to ``on_line`` as it comes. A failed build raises DockerError (DiskFullError, NoSuchImageError…
+        where the cause is one of those) with the exit code and the end of both streams.
+        """
+        line = shlex.join(commands.build_argv(BuildSpec(tag, context_dir, dockerfile, build_args, builder)))
+        purpose = f"build image {tag}"
+        if depot_token is None:
+            outcome = self._run(line, purpose=purpose, timeout_seconds=timeout_seconds, on_line=on_line)
+        else:
+            # A secret: on stdin, so that it is in no argv.
+            script = f"IFS= read -r DEPOT_TOKEN && export DEPOT_TOKEN && exec {line} </dev/null"
+            outcome = self.connection.stream(
+                script,
+                on_line=on_line,
+                purpose=purpose,
+                timeout_seconds=timeout_seconds,
+                stdin=f"{depot_token}\n".encode(),
+            )
+        if not outcome.is_success:
+            raise _build_error(outcome)
+
+    def inspect_image(self, image: str) -> ImageInfo | None:
+        """Describe one image of the machine; None only if Docker says that there is no such image."""
+        try:
+            outcome = self._docker(
+                commands.inspect_image_argv(image), purpose=f"inspect image {image}", is_idempotent=True
+            )
+        except NoSuchImageError:
+            return None
+        return parse_images(outcome.text)[0]
+
+    def remove_image(self, image: str, *, is_missing_ok: bool = False) -> None:
+        """Remove an image's tag, and the image itself with its last tag."""
+        try:
+            self._docker(commands.remove_image_argv(image), purpose=f"remove image {image}", is_idempotent=True)
+        except NoSuchImageError:
+            if not is_missing_ok:
+                raise
+
+    @staticmethod
+    def save_command(image: str) -> str:
+        """Shell text that writes an image to stdout as a tar stream, for piping it to another machine."""
+        return shlex.join(commands.save_argv(image))
+
+    @staticmethod
+    def load_command() -> str:
+        """Shell text that reads images from a tar stream on stdin."""
+        return shlex.join(commands.load_argv())
+
+    # Volumes
+
+    def create_volume(self, volume: str, *, labels: Mapping[str, str] | None = None) -> None:
+        """Create a named volume; an existing one is left as it is."""
+        argv = commands.create_volume_argv(volume, labels or {})
+        self._docker(argv, purpose=f"create volume {volume}", is_idempotent=True)
+
+    def remove_volume(self, volume: str, *, is_missing_ok: bool = False) -> None:
+        """Remove a volume and all that is on it; one that a container uses (running or not) is refused by Docker."""
+        try:
+            self._docker(commands.remove_volume_argv(volume), purpose=f"remove volume {volume}", is_idempotent=True)
+        except NoSuchVolumeError:
+            if not is_missing_ok:
+                raise
+
+    def volume_mountpoint(self, volume: str) -> str:
+        """The directory of the machine that holds a volume's files. Raises NoSuchVolumeError."""
+        argv = commands.volume_mountpoint_argv(volume)
+        outcome = self._docker(argv, purpose=f"find volume {volume}", is_idempotent=True)
+        return outcome.text.removesuffix("\n")
+
+    # The daemon
+
+    def info(self) -> DockerInfo:
+        """Describe the daemon. Raises DaemonNotRunningError if none answers."""
+        outcome = self._run(shlex.join(commands.info_argv()), purpose="ask Docker", is_idempotent=True)
+        # Some versions report a daemon that does not answer inside the JSON, with exit code 0.
+        errors = server_errors(outcome.text) if outcome.exit_code is not None else ""
+        if errors or not outcome.is_success:
+            raise docker_error(outcome, errors or None)
+        return parse_info(outcome.text)
+
+    def _docker(
+        self,
+        argv: commands.Argv,
+        *,
+        purpose: str,
+        timeout_seconds: float = _QUICK_SECONDS,
+        on_line: OnLine | None = None,
+        is_idempotent: bool = False,
+    ) -> CommandOutcome:
+        return checked_docker(
+            self._run(
+                shlex.join(argv),
+                purpose=purpose,
+                timeout_seconds=timeout_seconds,
+                on_line=on_line,
+                is_idempotent=is_idempotent,
+            )
+        )
+
+    def _run(
+        self,
+        script: str,
+        *,
+        purpose: str,
+        timeout_seconds: float = _QUICK_SECONDS,
+        on_line: OnLine | None = None,
+        is_idempotent: bool = False,
+    ) -> CommandOutcome:
+        data = script.encode("utf-8", "surrogateescape")
+        is_long = len(data) > _ARGV_BYTES
+        text = "sh -s" if is_long else script
+        stdin = data if is_long else None
+        if on_line is None:
+            return self.connection.run(
+                text, purpose=purpose, timeout_seconds=timeout_seconds, stdin=stdin, is_idempotent=is_idempotent
+            )
+        return self.connection.stream(
+            text,
+            on_line=on_line,
+            purpose=purpose,
+            timeout_seconds=timeout_seconds,
+            stdin=stdin,
+            is_idempotent=is_idempotent,
+        )
+
+
+def list_containers_script(labels: Mapping[str, str | None]) -> str:
+    """Shell text that prints the JSON of the containers that carry ``labels``, or nothing if there are none."""
+    inspect = shlex.join(commands.inspect_container_argv())
+    return f'ids=$({shlex.join(commands.list_container_ids_argv(labels))}) || exit\n[ -z "$ids" ] || {inspect} $ids'
+
+
+def is_only_vanished(stderr: str) -> bool:
+    """Whether all that Docker complained of is containers that were removed between listing and describing them."""
+    lines = [line for line in stderr.lower().splitlines() if line.strip()]
+    return bool(lines) and all("no such container" in line for line in lines)
+
+
+def _build_error(outcome: CommandOutcome) -> VpsDockerError:
+    error = docker_error(outcome)
+    if not isinstance(error, DockerError):
+        return error
+    # What a build's own steps print is among its output: only what can be said of a build is believed.
+    is_usage = isinstance(error, InvalidDockerArgumentError) and outcome.exit_code == _DOCKER_USAGE_CODE
+    kind = type(error) if is_usage or isinstance(error, _BUILD_KINDS) else DockerError
+    streams = [
+        f"The end of {name}:\n{tail}"
+        for name, text in (("stdout", outcome.text), ("stderr", outcome.error_text))
+        if (tail := _last_lines(text))
+    ]
+    return kind("\n".join([f"{error} [exit code {outcome.exit_code}]", *streams]), outcome)
+
+
+def _last_lines(text: str) -> str:
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[-_FAILED_BUILD_LINES:])

@@ -1,0 +1,134 @@
+"""The record of one host as its VPS keeps it, and its JSON form.
+
+Records are written by every version of this package that has ever touched a host. So fields that this version does not
+know are kept as they are, and written back.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from typing import Final
+
+from pydantic import ConfigDict
+from pydantic import Field
+from pydantic import ValidationError
+
+from imbue.imbue_common.frozen_model import FrozenModel
+from imbue.mngr.interfaces.data_types import CertifiedHostData
+from imbue.mngr.interfaces.data_types import HostConfig
+from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.errors import HostRecordError
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+
+SCHEMA_VERSION: Final = 1
+
+# Computed from other fields by mngr, which writes it and refuses to read it other than by dropping it.
+_COMPUTED_BY_MNGR: Final = frozenset({"idle_mode"})
+_CERTIFIED: Final = "certified_host_data"
+_UNKNOWN_CERTIFIED: Final = "unknown_certified_fields"
+
+
+class VpsHostConfig(HostConfig):
+    """How a host was made: enough to make its container again, and to give back what was rented for it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    vps_instance_id: VpsInstanceId = Field(description="The cloud's id of the VPS")
+    region: str = Field(description="Where the VPS is, in the cloud's words")
+    plan: str = Field(description="The VPS's size, in the cloud's words")
+    os_id: int | str = Field(description="The VPS's operating system image, in the cloud's words")
+    start_args: tuple[str, ...] = Field(default=(), description="Raw `docker run` options, in order")
+    image: str | None = Field(default=None, description="The image that the container was first made from")
+    container_name: str = Field(description="Name of the host's container")
+    volume_name: str = Field(description="Name of the volume that holds the host's mngr folder")
+    vps_ssh_key_id: str | None = Field(default=None, description="The cloud's id of the uploaded public key")
+
+
+class VpsDockerHostRecord(FrozenModel):
+    """All that is known of one host. A host that failed while it was made may have its certified data only."""
+
+    model_config = ConfigDict(extra="allow")
+
+    certified_host_data: CertifiedHostData = Field(description="mngr's own data of the host")
+    vps_ip: str | None = Field(default=None, description="Public address of the VPS: IPv4, IPv6 or DNS name")
+    ssh_host_public_key: str | None = Field(default=None, description="Public host key of the VPS's sshd")
+    container_ssh_host_public_key: str | None = Field(
+        default=None, description="Public host key of the container's sshd"
+    )
+    config: VpsHostConfig | None = Field(default=None, description="How the host was made")
+    container_id: str | None = Field(default=None, description="Docker's id of the host's container")
+    schema_version: int = Field(
+        default=0, ge=0, description="Version of the form of the record that was read; 0 before there was such a field"
+    )
+
+    @property
+    def host_id(self) -> HostId:
+        """The host that this is the record of."""
+        return HostId(self.certified_host_data.host_id)
+
+
+def encode_record(record: VpsDockerHostRecord) -> bytes:
+    """The record as JSON in this version's form, with the fields of newer writers that it was read with."""
+    data = record.model_dump(mode="json")
+    unknown = data.pop(_UNKNOWN_CERTIFIED, None)
+    if isinstance(unknown, dict):
+        data[_CERTIFIED] = unknown | data[_CERTIFIED]
+    data["schema_version"] = max(record.schema_version, SCHEMA_VERSION)
+    return _to_json(data)
+
+
+def decode_record(content: bytes, expected_host_id: HostId) -> VpsDockerHostRecord:
+    """Read a record of any version; a version 0 record is one without ``schema_version``.
+
+    Raises HostRecordError, saying why in one line, if it cannot be read or is another host's.
+    """
+    data = _object(content)
+    certified = data.get(_CERTIFIED)
+    if isinstance(certified, dict):
+        known = CertifiedHostData.model_fields.keys() | _COMPUTED_BY_MNGR
+        unknown = {key: value for key, value in certified.items() if key not in known}
+        if unknown:
+            data[_CERTIFIED] = {key: value for key, value in certified.items() if key in known}
+            data[_UNKNOWN_CERTIFIED] = unknown
+    try:
+        record = VpsDockerHostRecord.model_validate(data)
+        host_id = record.host_id
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise HostRecordError(f"not a host record: {first['msg']} at {where}") from error
+    except ValueError as error:
+        raise HostRecordError(f"not a host record: {error}") from error
+    if host_id != expected_host_id:
+        raise HostRecordError(f"it is the record of {host_id}")
+    return record
+
+
+def encode_agent_data(agent_data: Mapping[str, object]) -> bytes:
+    """One agent's data as JSON. Raises HostRecordError if JSON cannot hold it."""
+    try:
+        return _to_json(dict(agent_data))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise HostRecordError(
+            f"The data of agent {agent_data.get('id')} cannot be written as JSON: {error}"
+        ) from error
+
+
+def decode_agent_data(content: bytes) -> dict[str, Any]:
+    """Read one agent's data. Raises HostRecordError, saying why in one line, if it is no JSON object."""
+    return _object(content)
+
+
+def _to_json(data: object) -> bytes:
+    return json.dumps(data, indent=2).encode("ascii")
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(content)
+    # Deep nesting, which only a hostile or damaged file has, exhausts the parser's stack.
+    except (ValueError, RecursionError) as error:
+        raise HostRecordError(f"not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise HostRecordError("not a JSON object")
+    return data

@@ -1,0 +1,275 @@
+"""The records of hosts and agents on a VPS's state volume.
+
+A record is ``host_state/<host id>.json``, an agent's data ``host_state/<host id>/<agent id>.json``: files at the
+volume's mountpoint, each operation one round trip. They are never torn: new content arrives in a temporary file beside
+the old one, is compared with its digest, synced, and renamed over it under a lock that ends with its holder.
+"""
+
+import hashlib
+import random
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+from typing import Final
+
+from loguru import logger
+
+from imbue.mngr.errors import HostNotFoundError
+from imbue.mngr.primitives import AgentId
+from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.docker_errors import DaemonNotRunningError
+from imbue.mngr_vps_docker.docker_errors import DiskFullError
+from imbue.mngr_vps_docker.docker_errors import NoSuchVolumeError
+from imbue.mngr_vps_docker.docker_errors import refusal
+from imbue.mngr_vps_docker.errors import HostRecordError
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.host_record import VpsDockerHostRecord
+from imbue.mngr_vps_docker.host_record import VpsHostConfig
+from imbue.mngr_vps_docker.host_record import decode_record
+from imbue.mngr_vps_docker.host_record import encode_agent_data
+from imbue.mngr_vps_docker.host_record import encode_record
+from imbue.mngr_vps_docker.remote_batch import run_batch
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.stored_state import EVERY_STATE_FILE
+from imbue.mngr_vps_docker.stored_state import StoredState
+from imbue.mngr_vps_docker.stored_state import agent_path
+from imbue.mngr_vps_docker.stored_state import agents_path
+from imbue.mngr_vps_docker.stored_state import parse_state
+from imbue.mngr_vps_docker.stored_state import record_path
+from imbue.mngr_vps_docker.stored_state import state_files_of_agents
+from imbue.mngr_vps_docker.stored_state import state_files_script
+from imbue.mngr_vps_docker.volume_scripts import ABSENT
+from imbue.mngr_vps_docker.volume_scripts import CHANGED
+from imbue.mngr_vps_docker.volume_scripts import enter_volume
+from imbue.mngr_vps_docker.volume_scripts import lock
+from imbue.mngr_vps_docker.volume_scripts import receive
+
+__all__ = ["VpsDockerHostRecord", "VpsDockerHostStore", "VpsHostConfig"]
+
+_TIMEOUT_SECONDS: Final = 120.0
+_MAX_UPDATE_ATTEMPTS: Final = 100
+
+
+class VpsDockerHostStore:
+    """The records on one VPS. Thread-safe.
+
+    Every method that asks the VPS raises VpsConnectionError if that failed, DaemonNotRunningError without Docker, and
+    HostRecordError if the state volume is absent or cannot be read or written (a full disk is named).
+    """
+
+    def __init__(self, connection: SshConnection, volume_name: str) -> None:
+        self.connection = connection
+        self.volume_name = volume_name
+        self._lock = threading.Lock()
+        self._cache: dict[HostId, tuple[VpsDockerHostRecord, str]] = {}
+        self._unreadable_host_ids: tuple[HostId, ...] = ()
+
+    @property
+    def unreadable_host_ids(self) -> tuple[HostId, ...]:
+        """Hosts whose record the last listing could not read: they exist, although they were not listed."""
+        return self._unreadable_host_ids
+
+    def read_host_record(self, host_id: HostId, use_cache: bool = True) -> VpsDockerHostRecord | None:
+        """The record of a host, or None if there is none. Raises HostRecordError if it is there and unreadable."""
+        with self._lock:
+            cached = self._cache.get(host_id) if use_cache else None
+        if cached is not None:
+            return cached[0]
+        found = self._read(host_id)
+        return None if found is None else found[0]
+
+    def write_host_record(self, host_record: VpsDockerHostRecord) -> None:
+        """Write a record, whatever was there. ``update_host_record`` changes one without losing another's change."""
+        self._write(host_record.host_id, host_record, unless_changed_from=None)
+
+    def update_host_record(
+        self, host_id: HostId, change: Callable[[VpsDockerHostRecord], VpsDockerHostRecord]
+    ) -> VpsDockerHostRecord:
+        """Read a record, change it and write it back as one step, and return what was written.
+
+        ``change`` may be called again, with a newer record, when another process wrote meanwhile. Raises
+        HostNotFoundError if there is no record.
+        """
+        with self._lock:
+            current = self._cache.get(host_id)
+        for attempt in range(_MAX_UPDATE_ATTEMPTS):
+            if current is None:
+                current = self._read(host_id)
+            if current is None:
+                raise HostNotFoundError(host_id)
+            changed = change(current[0])
+            if changed.host_id != host_id:
+                raise HostRecordError(f"The record of {host_id} cannot become that of {changed.host_id}")
+            written = self._write(host_id, changed, unless_changed_from=current[1])
+            if written is not None:
+                return written
+            current = None
+            time.sleep(random.uniform(0, min(0.02 * attempt, 0.5)))
+        raise HostRecordError(f"The record of {host_id} was changed by others {_MAX_UPDATE_ATTEMPTS} times in a row")
+
+    def delete_host_record(self, host_id: HostId) -> None:
+        """Delete a record and the data of its agents; none is no error."""
+        path = record_path(host_id)
+        # The record goes last: as long as anything is left, the host can be found.
+        script = (
+            enter_volume(self.volume_name)
+            + "[ -d host_state ] || exit 0\n"
+            + lock("host_state")
+            + f"rm -rf {path.removesuffix('.json')} && rm -f {path} && sync host_state"
+        )
+        self._checked(self._run(script, purpose=f"delete the record of {host_id}", is_idempotent=True))
+        with self._lock:
+            self._cache.pop(host_id, None)
+
+    def list_all_host_records(self) -> list[VpsDockerHostRecord]:
+        """Every record that can be read; the others are logged, and named by ``unreadable_host_ids``."""
+        return self.list_all_host_records_with_agents()[0]
+
+    def list_all_host_records_with_agents(
+        self,
+    ) -> tuple[list[VpsDockerHostRecord], dict[HostId, list[dict[str, Any]]]]:
+        """Every record that can be read, and the persisted data of every agent by host, in one round trip."""
+        state = self._read_state("list host records", EVERY_STATE_FILE)
+        self._unreadable_host_ids = state.unreadable_host_ids
+        return list(state.records.values()), dict(state.agents)
+
+    def persist_agent_data(self, host_id: HostId, agent_data: Mapping[str, object]) -> None:
+        """Keep a copy of an agent's data (its ``id`` names it) for when the host is offline.
+
+        A host without a record, as one that was destroyed meanwhile, is left alone.
+        """
+        try:
+            agent_id = AgentId(str(agent_data.get("id")))
+        except ValueError as error:
+            logger.warning("Agent data of host {} is not kept, for want of a usable id: {}", host_id, error)
+            return
+        only_with_record = f"[ -e {record_path(host_id)} ] || exit {ABSENT}\n"
+        outcome = self._replace(
+            agent_path(host_id, agent_id),
+            encode_agent_data(agent_data),
+            condition=only_with_record,
+            purpose=f"keep the data of agent {agent_id}",
+        )
+        if outcome.exit_code == ABSENT:
+            logger.debug("Data of agent {} is not kept: there is no record of host {}", agent_id, host_id)
+            return
+        self._checked(outcome)
+
+    def list_persisted_agent_data_for_host(self, host_id: HostId) -> list[dict[str, Any]]:
+        """The kept data of a host's agents; what cannot be read is logged and left out."""
+        state = self._read_state(f"read the agents of {host_id}", state_files_of_agents(host_id))
+        return state.agents.get(host_id, [])
+
+    def remove_persisted_agent_data(self, host_id: HostId, agent_id: AgentId) -> None:
+        """Forget the copy of an agent's data; none is no error."""
+        path = agent_path(host_id, agent_id)
+        script = (
+            enter_volume(self.volume_name)
+            + f"[ -e {path} ] || exit 0\n"
+            + lock("host_state")
+            + f"rm -f {path} && sync {agents_path(host_id)}"
+        )
+        self._checked(self._run(script, purpose=f"forget the data of agent {agent_id}", is_idempotent=True))
+
+    def clear_cache(self) -> None:
+        """Forget what was read, so that the next question goes to the VPS."""
+        with self._lock:
+            self._cache.clear()
+
+    def _read(self, host_id: HostId) -> tuple[VpsDockerHostRecord, str] | None:
+        path = record_path(host_id)
+        purpose = f"read the record of {host_id}"
+        script = enter_volume(self.volume_name) + f"[ -e {path} ] || exit {ABSENT}\nexec cat {path}"
+        (result,) = run_batch(
+            self.connection, [script], purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS, is_idempotent=True
+        )
+        if result.exit_code == ABSENT:
+            with self._lock:
+                self._cache.pop(host_id, None)
+            return None
+        if not result.is_success:
+            raise self._refused(result.error_text, purpose)
+        try:
+            record = decode_record(result.stdout, host_id)
+        except HostRecordError as error:
+            raise HostRecordError(f"{path} on {self._where} cannot be read: {error}") from error
+        return self._remember(host_id, record, result.stdout)
+
+    def _write(
+        self, host_id: HostId, record: VpsDockerHostRecord, *, unless_changed_from: str | None
+    ) -> VpsDockerHostRecord | None:
+        """Write a record and return it; None if a digest was given and the current file has another."""
+        path = record_path(host_id)
+        content = encode_record(record)
+        condition = ""
+        if unless_changed_from is not None:
+            condition = f'[ "$(sha256sum <{path})" = "{unless_changed_from}  -" ] || exit {CHANGED}\n'
+        purpose = f"write the record of {host_id}"
+        outcome = self._replace(path, content, condition=condition, purpose=purpose)
+        if unless_changed_from is not None and outcome.exit_code == CHANGED:
+            return None
+        self._checked(outcome)
+        return self._remember(host_id, decode_record(content, host_id), content)[0]
+
+    def _remember(
+        self, host_id: HostId, record: VpsDockerHostRecord, content: bytes
+    ) -> tuple[VpsDockerHostRecord, str]:
+        found = record, hashlib.sha256(content).hexdigest()
+        with self._lock:
+            self._cache[host_id] = found
+        return found
+
+    def _replace(self, path: str, content: bytes, *, condition: str, purpose: str) -> CommandOutcome:
+        """Put ``content`` at ``path``, unless the script ``condition`` ends the whole; it runs under the lock."""
+        directory = path.rpartition("/")[0]
+        script = (
+            enter_volume(self.volume_name)
+            + "umask 077\nmkdir -p host_state && new=$(mktemp host_state/.new.XXXXXXXX) || exit 1\n"
+            + "trap 'rm -f \"$new\"' EXIT\ntrap 'exit 143' HUP INT TERM\n"
+            + receive(len(content), hashlib.sha256(content).hexdigest(), '"$new"')
+            + 'sync "$new" || exit 1\n'
+            + lock("host_state")
+            + condition
+            + f'mkdir -p {directory} && mv -T "$new" {path} && sync {directory} host_state .'
+        )
+        return self._run(script, purpose=purpose, stdin=content)
+
+    def _read_state(self, purpose: str, find_arguments: str) -> StoredState:
+        script = enter_volume(self.volume_name) + state_files_script(find_arguments)
+        (result,) = run_batch(
+            self.connection, [script], purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS, is_idempotent=True
+        )
+        if not result.is_success:
+            raise self._refused(result.error_text, purpose)
+        return parse_state(result.stdout, where=self._where)
+
+    def _run(
+        self, script: str, *, purpose: str, stdin: bytes | None = None, is_idempotent: bool = False
+    ) -> CommandOutcome:
+        return self.connection.run(
+            script, purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS, stdin=stdin, is_idempotent=is_idempotent
+        )
+
+    def _checked(self, outcome: CommandOutcome) -> None:
+        if outcome.status is not OutcomeStatus.COMPLETED:
+            raise outcome.error()
+        if not outcome.is_success:
+            raise self._refused(outcome.error_text, outcome.purpose, outcome)
+
+    def _refused(self, stderr: str, purpose: str, outcome: CommandOutcome | None = None) -> VpsDockerError:
+        error = refusal(stderr, purpose=purpose, host=self.connection.target.label, outcome=outcome)
+        if isinstance(error, DaemonNotRunningError):
+            return error
+        if isinstance(error, NoSuchVolumeError):
+            return HostRecordError(f"{error}; the volume holds the host's record")
+        if isinstance(error, DiskFullError):
+            return HostRecordError(f"The disk is full, and the old record is kept. {error}")
+        return HostRecordError(str(error))
+
+    @property
+    def _where(self) -> str:
+        return f"{self.connection.target.label} (volume {self.volume_name})"

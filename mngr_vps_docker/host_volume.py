@@ -1,0 +1,204 @@
+"""Files of a host's Docker volume, read and written where the VPS keeps them, whether its container runs or not.
+
+Untrusted code in the container writes this volume, links included, and root on the VPS walks it. So every directory on
+the way is entered one by one, and after each the script looks where it is: outside the volume, it stops. A last
+component that is a link is never followed.
+"""
+
+import hashlib
+import io
+import shlex
+import tarfile
+from collections.abc import Mapping
+from typing import Final
+
+from pydantic import ConfigDict
+from pydantic import Field
+
+from imbue.mngr.interfaces.data_types import VolumeFile
+from imbue.mngr.interfaces.data_types import VolumeFileType
+from imbue.mngr.interfaces.volume import BaseVolume
+from imbue.mngr_vps_docker.docker_errors import refusal
+from imbue.mngr_vps_docker.errors import RemoteCommandError
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.volume_scripts import ABSENT
+from imbue.mngr_vps_docker.volume_scripts import ESCAPES
+from imbue.mngr_vps_docker.volume_scripts import WRONG_TYPE
+from imbue.mngr_vps_docker.volume_scripts import enter_volume
+from imbue.mngr_vps_docker.volume_scripts import receive
+
+_TIMEOUT_SECONDS: Final = 600.0
+_FILE_MODE: Final = 0o644
+
+# go <mode> <directory>...: enters one directory after the other; with mode "make", makes those that are missing.
+_GO: Final = f"""\
+go() {{
+  mode=$1; shift
+  for part in "$@"; do
+    if [ "$mode" = make ] && [ ! -e "./$part" ] && [ ! -L "./$part" ]; then mkdir "./$part" || exit 1; fi
+    [ -e "./$part" ] || exit {ABSENT}
+    [ -d "./$part" ] || exit {WRONG_TYPE}
+    cd -P "./$part" || exit 1
+    case $(pwd -P)/ in "$root"/*) ;; *) exit {ESCAPES} ;; esac
+  done
+}}
+"""
+
+
+class UnsafeVolumePathError(VpsDockerError, ValueError):
+    """A path leaves its volume: it has ``..`` in it, or goes through a link that leads out."""
+
+
+class HostVolumeOverSsh(BaseVolume):
+    """mngr's Volume on a named Docker volume of a VPS. A leading slash of a path is the volume's root.
+
+    A missing file or directory raises FileNotFoundError; a path out of the volume UnsafeVolumePathError; a missing
+    volume NoSuchVolumeError; a VPS that cannot be asked VpsConnectionError.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    connection: SshConnection = Field(frozen=True, description="Root on the VPS")
+    volume_name: str = Field(frozen=True, description="Name of the Docker volume")
+
+    def listdir(self, path: str) -> list[VolumeFile]:
+        """The entries of a directory, their paths being below the volume's root; links count as files."""
+        parts = _parts(path)
+        script = _go("find", parts) + r"exec find . -mindepth 1 -maxdepth 1 -printf '%y %s %T@ %f\0'"
+        outcome = self._run(script, f"list {path or '/'} of volume {self.volume_name}", path)
+        entries = [_entry(parts, raw) for raw in outcome.stdout.split(b"\0") if raw]
+        return sorted(entries, key=lambda entry: entry.path)
+
+    def read_file(self, path: str) -> bytes:
+        """The content of a regular file, of any size; a link that is not the last component may lead about inside."""
+        *directories, name = _file_parts(path)
+        base = shlex.quote(f"./{name}")
+        script = (
+            _go("find", directories)
+            + f"[ -e {base} ] || [ -L {base} ] || exit {ABSENT}\n"
+            + f"[ ! -L {base} ] || exit {ESCAPES}\n[ -f {base} ] || exit {WRONG_TYPE}\n"
+            # Between the test and the opening it may have become a link or a pipe.
+            + f"exec dd if={base} iflag=nofollow,nonblock,fullblock bs=1M status=none"
+        )
+        return self._run(script, f"read {path} of volume {self.volume_name}", path).stdout
+
+    def remove_file(self, path: str, *, recursive: bool = False) -> None:
+        """Remove a file, or with ``recursive`` a directory and all that is in it."""
+        *directories, name = _file_parts(path)
+        base = shlex.quote(f"./{name}")
+        script = (
+            _go("find", directories)
+            + f"[ -e {base} ] || [ -L {base} ] || exit {ABSENT}\n"
+            + ("" if recursive else f"[ -L {base} ] || [ ! -d {base} ] || exit {WRONG_TYPE}\n")
+            + f"exec rm {'-rf' if recursive else '-f'} -- {base}"
+        )
+        self._run(script, f"remove {path} of volume {self.volume_name}", path)
+
+    def remove_directory(self, path: str) -> None:
+        """Remove a directory and all that is in it."""
+        self.remove_file(path, recursive=True)
+
+    def write_files(self, file_contents_by_path: Mapping[str, bytes]) -> None:
+        """Write files, each of them whole or not at all, in one round trip; missing directories are made."""
+        write_volume_files(self.connection, self.volume_name, file_contents_by_path)
+
+    def _run(self, script: str, purpose: str, path: str) -> CommandOutcome:
+        outcome = self.connection.run(
+            enter_volume(self.volume_name) + script, purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS
+        )
+        return _checked(outcome, path)
+
+
+def write_volume_files(
+    connection: SshConnection, volume: str, contents: Mapping[str, bytes], mode: int = _FILE_MODE
+) -> None:
+    """Write files of a Docker volume as files of the VPS, owned by root, in one round trip.
+
+    All of them have arrived and are on the disk before the first is put in its place by a rename, so none is ever seen
+    half-written. Raises what HostVolumeOverSsh raises, and DiskFullError.
+    """
+    if not contents:
+        return
+    places = [_file_parts(path) for path in contents]
+    data = _tar([(str(index), content) for index, content in enumerate(contents.values())], mode)
+    moves = "".join(
+        "(" + _go_line("make", directories) + f"[ ! -d {base} ] || [ -L {base} ] || exit {WRONG_TYPE}\n"
+        f'mv -fT "$stage/{index}" {base} && sync .) || exit\n'
+        for index, (*directories, name) in enumerate(places)
+        for base in (shlex.quote(f"./{name}"),)
+    )
+    script = (
+        enter_volume(volume)
+        + _GO
+        + 'stage=$(mktemp -d "$root/.mngr-new.XXXXXXXX") || exit 1\n'
+        + "trap 'rm -rf \"$stage\"' EXIT\ntrap 'exit 143' HUP INT TERM\n"
+        + receive(len(data), hashlib.sha256(data).hexdigest(), '"$stage/tar"')
+        # Names without directories, extracted where we are: nothing in the container can send them elsewhere.
+        + '(cd -P "$stage" && tar -xpf ./tar --no-same-owner && rm ./tar && sync ./*) || exit 1\n'
+        + moves
+    )
+    purpose = f"write {', '.join(contents)} of volume {volume}"
+    outcome = connection.run(script, purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS, stdin=data)
+    _checked(outcome, ", ".join(contents))
+
+
+def _checked(outcome: CommandOutcome, path: str) -> CommandOutcome:
+    if outcome.is_success:
+        return outcome
+    if outcome.status is not OutcomeStatus.COMPLETED:
+        raise outcome.error()
+    match outcome.exit_code:
+        case code if code == ABSENT:
+            raise FileNotFoundError(f"{path} is not there (could not {outcome.purpose} on {outcome.host})")
+        case code if code == ESCAPES:
+            raise UnsafeVolumePathError(f"{path} goes through a link that may lead out of the volume")
+        case code if code == WRONG_TYPE:
+            what = "a file is where a directory is needed, or the other way round"
+            raise RemoteCommandError(f"Could not {outcome.purpose} on {outcome.host}: {what}")
+    raise refusal(outcome.error_text, purpose=outcome.purpose, host=outcome.host, outcome=outcome)
+
+
+def _parts(path: str) -> list[str]:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts or "\0" in path:
+        raise UnsafeVolumePathError(f"{path!r} is no path inside a volume: it must not contain '..'")
+    return parts
+
+
+def _file_parts(path: str) -> list[str]:
+    parts = _parts(path)
+    if not parts:
+        raise UnsafeVolumePathError(f"{path!r} is the volume itself, not a file in it")
+    return parts
+
+
+def _go(mode: str, directories: list[str]) -> str:
+    return _GO + _go_line(mode, directories)
+
+
+def _go_line(mode: str, directories: list[str]) -> str:
+    return f"go {mode} {shlex.join(directories)}\n"
+
+
+def _entry(directories: list[str], raw: bytes) -> VolumeFile:
+    kind, size, mtime, name = raw.decode("utf-8", "replace").split(" ", 3)
+    return VolumeFile(
+        path="/".join([*directories, name]),
+        file_type=VolumeFileType.DIRECTORY if kind == "d" else VolumeFileType.FILE,
+        mtime=int(float(mtime)),
+        size=int(size),
+    )
+
+
+def _tar(files: list[tuple[str, bytes]], mode: int) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            member.mode = mode
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()

@@ -1,0 +1,126 @@
+"""Several shell commands in one round trip, each with its own exit code and output.
+
+The script writes, for each command, one header line ``<exit code> <stdout bytes> <stderr bytes>`` and then exactly
+those bytes. Sizes come before contents, so nothing that a command prints can be taken for framing.
+"""
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from imbue.mngr_vps_docker.errors import RemoteCommandError
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+
+# What a login shell's start-up files print comes before this line, and is skipped.
+_MAGIC: Final = b"mngr-batch-1\n"
+_END: Final = b"mngr-batch-end\n"
+_HEADER: Final = re.compile(rb"(\d{1,3}) (\d{1,18}) (\d{1,18})\n")
+
+# Outputs are held in memory-backed directories where there are some, so that a full disk can still be read.
+_PROLOGUE: Final = """\
+export LC_ALL=C
+for d in /dev/shm /run "${TMPDIR:-/tmp}"; do
+  held=$(mktemp -d "$d/mngr-batch.XXXXXXXX" 2>/dev/null) && break
+done
+[ -n "$held" ] || { echo "no temporary directory can be made" >&2; exit 1; }
+trap 'rm -rf "$held"' EXIT
+trap 'exit 143' HUP INT TERM
+one() {
+  ( eval "$1" ) >"$held/out" 2>"$held/err" </dev/null
+  rc=$? out=$(stat -c %s "$held/out") err=$(stat -c %s "$held/err")
+  printf '%s %s %s\\n' $rc "$out" "$err" && cat "$held/out" "$held/err" || exit
+}
+printf 'mngr-batch-1\\n'
+"""
+
+
+class BatchFormatError(RemoteCommandError):
+    """The answer to a batch is not what its script writes: it was cut off, or something else answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """The end of one command of a batch."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the command ended with exit code 0."""
+        return self.exit_code == 0
+
+    @property
+    def text(self) -> str:
+        """Standard output as text; bytes that are not UTF-8 are replaced."""
+        return self.stdout.decode("utf-8", "replace")
+
+    @property
+    def error_text(self) -> str:
+        """Standard error as text; bytes that are not UTF-8 are replaced."""
+        return self.stderr.decode("utf-8", "replace")
+
+
+def batch_script(commands: Sequence[str]) -> str:
+    """The POSIX shell script that runs ``commands`` in order, each in a subshell of its own with an empty stdin.
+
+    Feed it to ``sh -s``: scripts in argv end at 128 KiB. A command that fails, exits or cannot be parsed does not
+    keep the next ones from running. Messages are in English (LC_ALL=C), so that they can be recognised.
+    """
+    ran = "".join(f"one {shlex.quote(command)}\n" for command in commands)
+    return f"{_PROLOGUE}{ran}printf 'mngr-batch-end\\n'\n"
+
+
+def parse_batch(stdout: bytes) -> tuple[BatchResult, ...]:
+    """The results in what the script of ``batch_script`` wrote, one per command.
+
+    Raises BatchFormatError if the answer is incomplete or is no such answer.
+    """
+    start = stdout.find(_MAGIC)
+    if start < 0:
+        raise BatchFormatError("The answer to a batch of remote commands has no beginning")
+    results: list[BatchResult] = []
+    position = start + len(_MAGIC)
+    while stdout[position : position + len(_END)] != _END:
+        header = _HEADER.match(stdout, position)
+        if header is None:
+            raise BatchFormatError(f"The answer to a batch of remote commands is cut off after {len(results)} results")
+        exit_code, out_bytes, err_bytes = (int(number) for number in header.groups())
+        middle = header.end() + out_bytes
+        end = middle + err_bytes
+        if end > len(stdout):
+            raise BatchFormatError(f"The answer to a batch of remote commands is cut off in result {len(results)}")
+        results.append(BatchResult(exit_code, stdout[header.end() : middle], stdout[middle:end]))
+        position = end
+    if position + len(_END) != len(stdout):
+        raise BatchFormatError("The answer to a batch of remote commands goes on after its end")
+    return tuple(results)
+
+
+def run_batch(
+    connection: SshConnection,
+    commands: Sequence[str],
+    *,
+    purpose: str,
+    timeout_seconds: float,
+    is_idempotent: bool = False,
+) -> tuple[BatchResult, ...]:
+    """Run ``commands`` on the machine in one round trip and return one result for each.
+
+    Raises VpsConnectionError or RemoteCommandTimeoutError if the batch did not run to its end, BatchFormatError if its
+    answer cannot be read. A command that failed is a result, not an error.
+    """
+    outcome = connection.run(
+        "sh -s",
+        purpose=purpose,
+        timeout_seconds=timeout_seconds,
+        stdin=batch_script(commands).encode(),
+        is_idempotent=is_idempotent,
+    ).checked()
+    results = parse_batch(outcome.stdout)
+    if len(results) != len(commands):
+        raise BatchFormatError(f"{len(commands)} remote commands gave {len(results)} results ({purpose})")
+    return results

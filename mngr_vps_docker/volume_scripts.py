@@ -1,0 +1,103 @@
+"""Shell scripts that read and write the files of a Docker volume where the machine keeps them.
+
+Root on the VPS reaches a volume's files at its mountpoint: one `docker volume inspect` instead of one `docker exec`
+per file (73 ms against 1 ms), and it works while every container is stopped.
+"""
+
+import base64
+import io
+import shlex
+import tarfile
+from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from imbue.mngr_vps_docker.docker_commands import volume_mountpoint_argv
+
+# Exit codes of our own scripts, apart from those of the tools that they run.
+CHANGED: Final = 81
+LOCK_BUSY: Final = 82
+CUT_OFF: Final = 83
+ABSENT: Final = 84
+ESCAPES: Final = 85
+WRONG_TYPE: Final = 86
+
+LOCK_TIMEOUT_SECONDS: Final = 30
+
+
+def enter_volume(volume: str) -> str:
+    """Go to a volume's directory and set ``$root`` to it; ends the script with Docker's words if there is none."""
+    find = shlex.join(volume_mountpoint_argv(volume))
+    return f'export LC_ALL=C\nroot=$({find}) || exit 1\ncd -P "$root" && root=$(pwd -P) || exit 1\n'
+
+
+def receive(content_bytes: int, sha256: str, path: str) -> str:
+    """Write stdin to the new file ``path`` (shell text), and go on only if all of it arrived.
+
+    A connection that is lost looks like the end of the data, so what arrived is compared with its digest.
+    """
+    return (
+        f"cat >{path} || exit 1\n"
+        f'[ "$(sha256sum <{path})" = "{sha256}  -" ] || '
+        f'{{ echo "not all {content_bytes} bytes arrived" >&2; exit {CUT_OFF}; }}\n'
+    )
+
+
+def lock(directory: str) -> str:
+    """Hold the lock of ``directory`` (shell text) until the script ends, however it ends."""
+    return (
+        f"exec 9>>{directory}/.lock || exit 1\n"
+        f'flock -w {LOCK_TIMEOUT_SECONDS} 9 || {{ echo "the lock is busy" >&2; exit {LOCK_BUSY}; }}\n'
+    )
+
+
+def small_files(find_arguments: str, *, file_limit_bytes: int, total_limit_bytes: int, count_limit: int) -> str:
+    """Print one line with the regular files that find(1) finds from ``.`` by ``find_arguments``; see ``parse_files``.
+
+    Bounded in every direction, since a container may have written what is there. Symbolic links are not followed.
+    """
+    return (
+        f"find . {find_arguments} ! -type d -print0 2>/dev/null | head -z -n {count_limit} | base64 -w 0\n"
+        "printf ' '\n"
+        f"find . {find_arguments} -type f -size -{file_limit_bytes + 1}c -print0 2>/dev/null | head -z -n {count_limit}"
+        " | tar --create --null --no-recursion --files-from=- --ignore-failed-read --hard-dereference -b 1"
+        f" --format=gnu --file=- 2>/dev/null | head -c {total_limit_bytes} | base64 -w 0\n"
+        "echo\n"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SmallFiles:
+    """Files by path below where the search began. ``unread`` are those that were seen, but are no
+    regular file, too large, or gone since."""
+
+    contents: Mapping[str, bytes]
+    unread: frozenset[str]
+
+
+def parse_files(line: bytes) -> SmallFiles:
+    """Read what ``small_files`` printed; nothing is written to disk. Raises ValueError if it is damaged or cut off."""
+    names, _, tar = line.strip(b"\n").partition(b" ")
+    # binascii.Error is a ValueError.
+    listed = base64.b64decode(names, validate=True).split(b"\0")
+    seen = {name.decode("utf-8", "replace").removeprefix("./") for name in listed if name}
+    try:
+        contents = dict(_tar_members(base64.b64decode(tar, validate=True)))
+    except tarfile.TarError as error:
+        raise ValueError(f"more than can be read ({error})") from error
+    return SmallFiles(contents, frozenset(seen - contents.keys()))
+
+
+def _tar_members(content: bytes) -> Iterator[tuple[str, bytes]]:
+    if not content:
+        return
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:", encoding="utf-8", errors="replace") as tar:
+        for member in tar:
+            if not member.isreg():
+                continue
+            file = tar.extractfile(member)
+            data = file.read() if file is not None else b""
+            if len(data) != member.size:
+                raise tarfile.ReadError(f"{member.name!r} is cut off")
+            yield member.name.removeprefix("./"), data

@@ -1,0 +1,250 @@
+"""Everything that one VPS knows of its hosts, read in one round trip: what discovery and listing ask for."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from typing import Final
+
+from loguru import logger
+
+from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.docker_commands import list_volume_mountpoints_argv
+from imbue.mngr_vps_docker.docker_errors import refusal
+from imbue.mngr_vps_docker.docker_objects import ContainerInfo
+from imbue.mngr_vps_docker.docker_objects import parse_containers
+from imbue.mngr_vps_docker.docker_over_ssh import is_only_vanished
+from imbue.mngr_vps_docker.docker_over_ssh import list_containers_script
+from imbue.mngr_vps_docker.host_record import VpsDockerHostRecord
+from imbue.mngr_vps_docker.remote_batch import BatchFormatError
+from imbue.mngr_vps_docker.remote_batch import BatchResult
+from imbue.mngr_vps_docker.remote_batch import run_batch
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.stored_state import EVERY_STATE_FILE
+from imbue.mngr_vps_docker.stored_state import NOTHING_STORED
+from imbue.mngr_vps_docker.stored_state import StoredState
+from imbue.mngr_vps_docker.stored_state import parse_state
+from imbue.mngr_vps_docker.stored_state import state_files_script
+from imbue.mngr_vps_docker.volume_scripts import SmallFiles
+from imbue.mngr_vps_docker.volume_scripts import parse_files
+from imbue.mngr_vps_docker.volume_scripts import small_files
+
+HOST_ID_LABEL: Final = "com.imbue.mngr.host-id"
+HOST_VOLUME_PREFIX: Final = "mngr-host-vol-"
+
+_TIMEOUT_SECONDS: Final = 120.0
+# What is read of a host's own volume, which untrusted code writes.
+_HOST_FILES: Final = "-maxdepth 3 \\( -path ./data.json -o -path ./stop_reason -o -path './agents/*/data.json' \\)"
+_FILE_LIMIT_BYTES: Final = 8 << 20
+_TOTAL_LIMIT_BYTES: Final = 64 << 20
+_COUNT_LIMIT: Final = 2_000
+_STOP_REASON: Final = re.compile(r"[A-Z_]{1,40}")
+_AGENT_FILE: Final = re.compile(r"agents/(agent-[0-9a-fA-F]{32})/data\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class HostReading:
+    """What one VPS says of one host.
+
+    ``record`` is None if there is none or if it ``is_record_unreadable``. ``data_json`` is the host's certified data
+    as its container wrote it, ``live_agents`` its agents' data from there, ``stop_reason`` the word that an orderly
+    stop left; all three are written by untrusted code. They are None or empty as well where ``is_volume_read`` is
+    false: there is no volume, or it holds more than can be read. ``container`` is None if there is no container.
+    """
+
+    host_id: HostId
+    record: VpsDockerHostRecord | None = None
+    is_record_unreadable: bool = False
+    persisted_agents: tuple[dict[str, Any], ...] = ()
+    data_json: dict[str, Any] | None = None
+    live_agents: tuple[dict[str, Any], ...] = ()
+    stop_reason: str | None = None
+    is_volume_read: bool = False
+    container: ContainerInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VpsState:
+    """What one VPS says of its hosts; a host is in ``hosts`` if it has a record, readable or not, or a container."""
+
+    hosts: Mapping[HostId, HostReading]
+    has_state_volume: bool
+
+    @property
+    def unreadable_host_ids(self) -> tuple[HostId, ...]:
+        """Hosts whose record is there and cannot be read."""
+        return tuple(host_id for host_id, reading in self.hosts.items() if reading.is_record_unreadable)
+
+
+def read_vps_state(
+    connection: SshConnection,
+    *,
+    state_volume: str,
+    container_label: str = HOST_ID_LABEL,
+    timeout_seconds: float = _TIMEOUT_SECONDS,
+) -> VpsState:
+    """Read all records, agents, host volumes and containers of one VPS in one round trip.
+
+    ``container_label`` is the label whose value is a container's host id. Raises VpsConnectionError or
+    RemoteCommandTimeoutError if the VPS could not be asked, DaemonNotRunningError without Docker, and HostRecordError
+    if the state volume holds more than can be read.
+    """
+    purpose = "read the state of the VPS"
+    commands = [_volumes_script(state_volume), list_containers_script({container_label: None})]
+    volumes, containers = run_batch(
+        connection, commands, purpose=purpose, timeout_seconds=timeout_seconds, is_idempotent=True
+    )
+    where = connection.target.label
+    if not volumes.is_success:
+        raise refusal(volumes.error_text, purpose=purpose, host=where)
+    if not containers.is_success and not is_only_vanished(containers.error_text):
+        raise refusal(containers.error_text, purpose=purpose, host=where)
+    state_line, volume_lines = _lines(volumes)
+    stored = (
+        NOTHING_STORED if state_line is None else parse_state(state_line, where=f"{where} (volume {state_volume})")
+    )
+    container_by_host = _container_by_host(parse_containers(containers.text or "[]"), stored, container_label)
+    host_ids = {**stored.records, **dict.fromkeys(stored.unreadable_host_ids), **container_by_host}
+    return VpsState(
+        hosts={
+            host_id: _reading(host_id, stored, volume_lines, container_by_host.get(host_id), where)
+            for host_id in host_ids
+        },
+        has_state_volume=state_line is not None,
+    )
+
+
+def _volumes_script(state_volume: str) -> str:
+    """Prints ``state <files>`` and, for each volume that belongs to a host, ``volume <name> <files>``."""
+    host_files = small_files(
+        _HOST_FILES, file_limit_bytes=_FILE_LIMIT_BYTES, total_limit_bytes=_TOTAL_LIMIT_BYTES, count_limit=_COUNT_LIMIT
+    )
+    # A volume is a host's by its name, or because a record names it. Volume names have no blanks or quotes.
+    return f"""\
+volumes=$({shlex.join(list_volume_mountpoints_argv())}) || exit 1
+state=
+while read -r name path; do
+  if [ "$name" = {shlex.quote(state_volume)} ]; then state=$path; fi
+done <<END
+$volumes
+END
+if [ -n "$state" ]; then
+  cd "$state" || exit 1
+  printf 'state '
+  {state_files_script(EVERY_STATE_FILE)}
+fi
+while read -r name path; do
+  case $name in
+    {HOST_VOLUME_PREFIX}*) ;;
+    *) [ -n "$state" ] && grep -qsF "\\"$name\\"" "$state"/host_state/*.json || continue ;;
+  esac
+  cd "$path" 2>/dev/null || continue
+  printf 'volume %s ' "$name"
+  {host_files}
+done <<END
+$volumes
+END
+exit 0
+"""
+
+
+def _lines(result: BatchResult) -> tuple[bytes | None, dict[str, bytes]]:
+    state_line: bytes | None = None
+    volume_lines: dict[str, bytes] = {}
+    for line in result.stdout.splitlines():
+        kind, _, rest = line.partition(b" ")
+        if kind == b"state":
+            state_line = rest
+        elif kind == b"volume":
+            name, _, files = rest.partition(b" ")
+            volume_lines[name.decode("ascii", "replace")] = files
+        else:
+            raise BatchFormatError("The VPS's description of its volumes cannot be read")
+    return state_line, volume_lines
+
+
+def _container_by_host(
+    containers: tuple[ContainerInfo, ...], stored: StoredState, label: str
+) -> dict[HostId, ContainerInfo]:
+    """The container of each host: the one that its record names, else a running one, else the newest."""
+    chosen: dict[HostId, ContainerInfo] = {}
+
+    def rank(host_id: HostId, container: ContainerInfo) -> tuple[bool, bool, float]:
+        record = stored.records.get(host_id)
+        is_named = record is not None and record.container_id == container.id
+        return is_named, container.is_running, container.created_at.timestamp()
+
+    for container in containers:
+        try:
+            host_id = HostId(container.labels.get(label, ""))
+        except ValueError as error:
+            logger.warning("Ignored container {}, whose label {} is no host id: {}", container.name, label, error)
+            continue
+        if host_id not in chosen or rank(host_id, container) > rank(host_id, chosen[host_id]):
+            chosen[host_id] = container
+    return chosen
+
+
+def _reading(
+    host_id: HostId,
+    stored: StoredState,
+    volume_lines: Mapping[str, bytes],
+    container: ContainerInfo | None,
+    where: str,
+) -> HostReading:
+    record = stored.records.get(host_id)
+    volume = record.config.volume_name if record is not None and record.config is not None else None
+    volume = volume or f"{HOST_VOLUME_PREFIX}{host_id.get_uuid().hex}"
+    files = _host_files(volume, volume_lines.get(volume), where)
+    return HostReading(
+        host_id=host_id,
+        record=record,
+        is_record_unreadable=host_id in stored.unreadable_host_ids,
+        persisted_agents=tuple(stored.agents.get(host_id, ())),
+        data_json=None if files is None else _json_object(files.contents.get("data.json")),
+        live_agents=() if files is None else tuple(_live_agents(files, volume, where)),
+        stop_reason=None if files is None else _stop_reason(files.contents.get("stop_reason")),
+        is_volume_read=files is not None,
+        container=container,
+    )
+
+
+def _host_files(volume: str, line: bytes | None, where: str) -> SmallFiles | None:
+    if line is None:
+        return None
+    try:
+        return parse_files(line)
+    except ValueError as error:
+        logger.warning("Volume {} on {} cannot be read: {}", volume, where, error)
+        return None
+
+
+def _live_agents(files: SmallFiles, volume: str, where: str) -> list[dict[str, Any]]:
+    agents = []
+    for path, content in sorted(files.contents.items()):
+        name = _AGENT_FILE.fullmatch(path)
+        if name is None:
+            continue
+        agent = _json_object(content)
+        if agent is None or agent.get("id") != name.group(1):
+            logger.warning("Left out {} on {} (volume {}): it is not the data of that agent", path, where, volume)
+        else:
+            agents.append(agent)
+    return agents
+
+
+def _json_object(content: bytes | None) -> dict[str, Any] | None:
+    if content is None:
+        return None
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _stop_reason(content: bytes | None) -> str | None:
+    word = (content or b"")[:100].decode("ascii", "replace").strip()
+    return word if _STOP_REASON.fullmatch(word) else None

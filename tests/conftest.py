@@ -1,0 +1,32 @@
+"""What holds for every test: in continuous integration, a test that did not run has not passed."""
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+IS_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Under ``CI=true`` turn a skip into a failure that gives the reason of the skip."""
+    report = yield
+    if IS_CI and report.skipped and not hasattr(report, "wasxfail"):
+        _fail_for_skipping(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a whole module that skips itself while it is collected."""
+    report = yield
+    if IS_CI and report.skipped:
+        _fail_for_skipping(report)
+    return report
+
+
+def _fail_for_skipping(report: pytest.TestReport | pytest.CollectReport) -> None:
+    *_, reason = report.longrepr if isinstance(report.longrepr, tuple) else (report.longreprtext,)
+    report.outcome = "failed"
+    report.longrepr = f"{report.nodeid} was skipped, and under CI=true a skip is a failure. {reason}"

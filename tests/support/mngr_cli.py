@@ -1,0 +1,125 @@
+"""The real mngr command line with state, settings and a local cloud account of its own."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from dataclasses import dataclass
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+from imbue.mngr_vps_docker.local_vps.clean import clean
+from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
+
+COMMAND_TIMEOUT_SECONDS = 600.0
+DOCKERFILE = 'FROM mngr-agent:bookworm\nRUN echo "from the Dockerfile" > /etc/built\n'
+
+
+@dataclass(frozen=True)
+class MngrCli:
+    """``mngr`` run in ``project`` (a git checkout with a Dockerfile); hosts are made as ``<name>.local-vps``."""
+
+    folder: Path
+    account: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
+
+    @property
+    def project(self) -> Path:
+        """The checkout in which mngr runs."""
+        return self.folder / "project"
+
+    @property
+    def host_dir(self) -> Path:
+        """mngr's state on this machine."""
+        return self.folder / "mngr"
+
+    @property
+    def prefix(self) -> str:
+        """mngr's prefix: what containers are called by."""
+        return f"{self.account}-"
+
+    @property
+    def profile(self) -> Path:
+        """The folder of mngr's one profile."""
+        (profile,) = (self.host_dir / "profiles").iterdir()
+        return profile
+
+    @property
+    def cloud(self) -> LocalVpsClient:
+        """This account of the local cloud."""
+        return LocalVpsClient(account=self.account)
+
+    def set_up(self, provider_settings: str = "") -> None:
+        """Make the checkout and the settings; ``provider_settings`` are further TOML lines of the provider."""
+        self.project.mkdir(parents=True)
+        (self.project / "Dockerfile").write_text(DOCKERFILE)
+        (self.project / "notes.txt").write_text("first line\n")
+        self.git("init", "--quiet", "--initial-branch=main")
+        self.git("config", "user.name", "Test")
+        self.git("config", "user.email", "test@localhost")
+        self.commit("Start")
+        # The first command makes the profile, into which the settings go before any backend is asked.
+        self("config", "list")
+        (self.profile / "settings.toml").write_text(
+            'enabled_backends = ["local", "local-vps"]\n'
+            "[providers.local-vps]\n"
+            'backend = "local-vps"\n'
+            f'account = "{self.account}"\n'
+            f"{provider_settings}\n"
+        )
+
+    def tear_down(self) -> None:
+        """Remove everything that this account has on the engine."""
+        for _ in clean(self.account):
+            pass
+
+    def __call__(self, *arguments: str, is_failure_expected: bool = False) -> str:
+        """Run mngr and return its standard output; its exit code must be 0, or must not be where that is expected."""
+        done = self.run(*arguments)
+        said = f"mngr {' '.join(arguments)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert (done.returncode != 0) == is_failure_expected, said
+        return done.stdout
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run mngr and return how it ended."""
+        return subprocess.run(
+            [Path(sys.executable).with_name("mngr"), *arguments],
+            cwd=self.project,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_SECONDS,
+            check=False,
+        )
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment with mngr's own settings in place of whatever the caller had."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MNGR_")}
+        return inherited | {
+            "MNGR_HOST_DIR": str(self.host_dir),
+            "MNGR_PREFIX": self.prefix,
+            "MNGR_HEADLESS": "1",
+        }
+
+    def json(self, *arguments: str) -> dict[str, Any]:
+        """Run mngr with ``--format json`` and return its answer."""
+        answer: dict[str, Any] = json.loads(self(*arguments, "--format", "json"))
+        return answer
+
+    def agents(self) -> list[dict[str, Any]]:
+        """What ``mngr list`` shows, which must be without errors."""
+        listing = self.json("list")
+        assert listing["errors"] == []
+        agents: list[dict[str, Any]] = listing["agents"]
+        return agents
+
+    def git(self, *arguments: str) -> None:
+        """Run git in the checkout."""
+        subprocess.run(["git", *arguments], cwd=self.project, check=True, capture_output=True, timeout=60)
+
+    def commit(self, message: str) -> None:
+        """Commit all that is in the checkout."""
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", message)

@@ -1,0 +1,275 @@
+import json
+import subprocess
+import sys
+import threading
+from datetime import UTC
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imbue.mngr.errors import HostNotFoundError
+from imbue.mngr.interfaces.data_types import CertifiedHostData
+from imbue.mngr.primitives import AgentId
+from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.docker_errors import DaemonNotRunningError
+from imbue.mngr_vps_docker.errors import HostRecordError
+from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
+from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
+
+_NASTY = "' \" \n\0 $(touch /tmp/x) `x` EOF\nEOF \U0001f600 \\ mngr-batch-end\n"
+
+
+def _record(host_id: HostId | None = None, **certified: Any) -> VpsDockerHostRecord:
+    now = datetime.now(UTC)
+    data = {"host_id": host_id or HostId(), "host_name": "h1", "created_at": now, "updated_at": now, **certified}
+    return VpsDockerHostRecord(certified_host_data=CertifiedHostData(**data), schema_version=1)
+
+
+@pytest.fixture
+def volume(machine: LocalMachine) -> Path:
+    return machine.volume("state")
+
+
+@pytest.fixture
+def store(machine: LocalMachine, volume: Path) -> VpsDockerHostStore:
+    return VpsDockerHostStore(machine, "state")
+
+
+def _other(store: VpsDockerHostStore) -> VpsDockerHostStore:
+    return VpsDockerHostStore(store.connection, store.volume_name)
+
+
+def _with_tag(record: VpsDockerHostRecord, key: str) -> VpsDockerHostRecord:
+    data = record.certified_host_data
+    changed = data.model_copy(update={"user_tags": {**data.user_tags, key: _NASTY}})
+    return record.model_copy(update={"certified_host_data": changed})
+
+
+def test_a_record_is_written_and_read_back_by_another(store: VpsDockerHostStore, volume: Path) -> None:
+    record = _record(user_tags={"k": _NASTY})
+    store.write_host_record(record)
+    assert _other(store).read_host_record(record.host_id) == record
+    (only,) = [path for path in (volume / "host_state").iterdir() if path.name != ".lock"]
+    assert only.name == f"{record.host_id}.json"
+    assert only.stat().st_mode & 0o777 == 0o600
+
+
+def test_each_operation_is_one_round_trip(store: VpsDockerHostStore, machine: LocalMachine) -> None:
+    record = _record()
+    host_id, agent = record.host_id, {"id": AgentId()}
+    for operation in (
+        lambda: store.write_host_record(record),
+        lambda: store.read_host_record(host_id, use_cache=False),
+        lambda: store.update_host_record(host_id, lambda old: _with_tag(old, "k")),
+        lambda: store.persist_agent_data(host_id, agent),
+        lambda: store.list_persisted_agent_data_for_host(host_id),
+        lambda: store.list_all_host_records_with_agents(),
+        lambda: store.remove_persisted_agent_data(host_id, agent["id"]),
+        lambda: store.delete_host_record(host_id),
+    ):
+        machine.commands.clear()
+        operation()
+        assert len(machine.commands) == 1
+    machine.commands.clear()
+    store.write_host_record(record)
+    assert store.read_host_record(host_id) == record
+    assert len(machine.commands) == 1
+
+
+def test_an_unknown_host_has_no_record_and_no_agents(store: VpsDockerHostStore) -> None:
+    host_id = HostId()
+    assert store.read_host_record(host_id) is None
+    assert store.list_all_host_records_with_agents() == ([], {})
+    assert store.list_persisted_agent_data_for_host(host_id) == []
+    store.remove_persisted_agent_data(host_id, AgentId())
+    store.delete_host_record(host_id)
+    store.persist_agent_data(host_id, {"id": AgentId()})
+    assert store.list_all_host_records_with_agents() == ([], {})
+    with pytest.raises(HostNotFoundError):
+        store.update_host_record(host_id, lambda record: record)
+
+
+def test_agents_are_kept_replaced_and_forgotten(store: VpsDockerHostStore) -> None:
+    record = _record()
+    store.write_host_record(record)
+    one, two = {"id": AgentId(), "x": _NASTY}, {"id": AgentId(), "deep": {"a": [1, None]}}
+    for agent in (one, two, one | {"x": 1}):
+        store.persist_agent_data(record.host_id, agent)
+    kept = store.list_persisted_agent_data_for_host(record.host_id)
+    assert {agent["id"]: agent for agent in kept} == {one["id"]: one | {"x": 1}, two["id"]: two}
+    assert store.list_all_host_records_with_agents() == ([record], {record.host_id: kept})
+    store.remove_persisted_agent_data(record.host_id, AgentId(str(one["id"])))
+    assert store.list_persisted_agent_data_for_host(record.host_id) == [two]
+    store.delete_host_record(record.host_id)
+    assert store.list_all_host_records_with_agents() == ([], {})
+
+
+@pytest.mark.parametrize("agent", [{}, {"id": "../../../etc/x"}, {"id": None}])
+def test_agent_data_without_an_id_is_not_kept(store: VpsDockerHostStore, agent: dict[str, Any]) -> None:
+    record = _record()
+    store.write_host_record(record)
+    store.persist_agent_data(record.host_id, agent)
+    assert store.list_persisted_agent_data_for_host(record.host_id) == []
+
+
+def test_ids_that_mngr_accepts_but_no_path_should_hold_are_refused(store: VpsDockerHostStore) -> None:
+    with pytest.raises(HostRecordError, match="no id that a record can have"):
+        store.read_host_record(HostId(f"host- {'0' * 29}\n "))
+
+
+def test_a_bad_file_costs_that_one_record_and_is_named(store: VpsDockerHostStore, volume: Path) -> None:
+    good, torn, foreign = _record(), _record(), _record()
+    for record in (good, torn, foreign):
+        store.write_host_record(record)
+    state = volume / "host_state"
+    (state / f"{torn.host_id}.json").write_text('{"certified_host')
+    (state / f"{foreign.host_id}.json").write_text((state / f"{good.host_id}.json").read_text())
+    (state / "notes.json").write_text("{}")
+    (state / "a folder.json").mkdir()
+    (state / ".new.XXXX").write_text("{")
+    (state / str(good.host_id)).mkdir()
+    (state / str(good.host_id) / f"{AgentId()}.json").write_text("[1")
+    link = HostId()
+    (state / f"{link}.json").symlink_to("/etc/passwd")
+    assert store.list_all_host_records_with_agents() == ([good], {})
+    assert set(store.unreadable_host_ids) == {torn.host_id, foreign.host_id, link}
+    for host_id in (torn.host_id, foreign.host_id, link):
+        with pytest.raises(HostRecordError, match=host_id):
+            store.read_host_record(host_id, use_cache=False)
+
+
+def test_an_absent_volume_is_said(machine: LocalMachine) -> None:
+    store = VpsDockerHostStore(machine, "nowhere")
+    for operation in (
+        lambda: store.list_all_host_records(),
+        lambda: store.read_host_record(HostId()),
+        lambda: store.write_host_record(_record()),
+        lambda: store.delete_host_record(HostId()),
+    ):
+        with pytest.raises(HostRecordError, match="get nowhere: no such volume"):
+            operation()
+
+
+def test_a_daemon_that_is_down_is_not_an_absent_volume(store: VpsDockerHostStore, machine: LocalMachine) -> None:
+    (machine.volumes / ".daemon-down").touch()
+    with pytest.raises(DaemonNotRunningError):
+        store.list_all_host_records()
+    with pytest.raises(DaemonNotRunningError):
+        store.write_host_record(_record())
+
+
+def test_data_that_did_not_all_arrive_is_not_written(
+    store: VpsDockerHostStore, machine: LocalMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = _record()
+    store.write_host_record(record)
+    run = machine.run
+
+    def cut_off(command: str, *, stdin: bytes | None = None, **rest: Any) -> Any:
+        return run(command, stdin=(stdin or b"")[:-1], **rest)
+
+    monkeypatch.setattr(machine, "run", cut_off)
+    with pytest.raises(HostRecordError, match="bytes arrived"):
+        store.write_host_record(_with_tag(record, "k"))
+    monkeypatch.undo()
+    assert _other(store).read_host_record(record.host_id) == record
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_record(store: VpsDockerHostStore, volume: Path) -> None:
+    record = _record()
+    store.write_host_record(record)
+    # A limit on the size of files stands for the disk: the same write fails in the same place.
+    connection = store.connection
+    assert isinstance(connection, LocalMachine)
+    run = connection.run
+
+    def full(command: str, **rest: Any) -> Any:
+        return run(command.replace('cat >"$new"', 'cat >/dev/full && : >"$new"'), **rest)
+
+    connection.run = full  # type: ignore[method-assign]
+    with pytest.raises(HostRecordError, match=r"disk is full.*No space left on device"):
+        store.write_host_record(_with_tag(record, "k"))
+    connection.run = run  # type: ignore[method-assign]
+    assert _other(store).read_host_record(record.host_id) == record
+    assert not list((volume / "host_state").glob(".new*"))
+
+
+def test_an_update_loses_no_others_change(store: VpsDockerHostStore) -> None:
+    record = _record()
+    store.write_host_record(record)
+    _other(store).update_host_record(record.host_id, lambda old: _with_tag(old, "theirs"))
+    updated = store.update_host_record(record.host_id, lambda old: _with_tag(old, "ours"))
+    assert set(updated.certified_host_data.user_tags) == {"theirs", "ours"}
+    assert _other(store).read_host_record(record.host_id) == updated
+
+
+def test_many_updates_at_once_all_have_their_effect(store: VpsDockerHostStore) -> None:
+    record = _record()
+    store.write_host_record(record)
+
+    def work(worker: int) -> None:
+        mine = _other(store)
+        for number in range(5):
+            mine.update_host_record(record.host_id, lambda old: _with_tag(old, f"{worker}-{number}"))  # noqa: B023
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    final = store.read_host_record(record.host_id, use_cache=False)
+    assert final is not None and len(final.certified_host_data.user_tags) == 20
+
+
+def test_an_update_after_a_deletion_does_not_bring_the_record_back(store: VpsDockerHostStore) -> None:
+    record = _record()
+    store.write_host_record(record)
+    _other(store).delete_host_record(record.host_id)
+    with pytest.raises(HostNotFoundError):
+        store.update_host_record(record.host_id, lambda old: _with_tag(old, "k"))
+
+
+def test_a_lock_ends_with_its_holder(store: VpsDockerHostStore, volume: Path) -> None:
+    record = _record()
+    store.write_host_record(record)
+    hold = "import fcntl, sys, time; fcntl.flock(open(sys.argv[1]), 2); print(flush=True); time.sleep(60)"
+    argv = [sys.executable, "-c", hold, str(volume / "host_state" / ".lock")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"\n"
+        waiting = threading.Thread(target=store.write_host_record, args=(_with_tag(record, "k"),))
+        waiting.start()
+        holder.kill()
+    waiting.join(20)
+    read = _other(store).read_host_record(record.host_id)
+    assert read is not None and "k" in read.certified_host_data.user_tags
+
+
+@pytest.mark.parametrize("size", [0, 1, 5_000_000])
+def test_records_of_any_size(store: VpsDockerHostStore, size: int) -> None:
+    record = _record(build_log="\U0001f600'\n" * (size // 6) + "x")
+    store.write_host_record(record)
+    assert _other(store).list_all_host_records() == [record]
+    assert _other(store).read_host_record(record.host_id) == record
+
+
+def test_one_corrupt_record_among_many_loses_exactly_one(store: VpsDockerHostStore, volume: Path) -> None:
+    record = _record()
+    store.write_host_record(record)
+    template = (volume / "host_state" / f"{record.host_id}.json").read_text()
+    ids = {HostId() for _ in range(300)}
+    for host_id in ids:
+        (volume / "host_state" / f"{host_id}.json").write_text(template.replace(record.host_id, host_id))
+    bad = next(iter(ids))
+    (volume / "host_state" / f"{bad}.json").write_bytes(b"\0\xff")
+    assert {found.host_id for found in store.list_all_host_records()} == (ids | {record.host_id}) - {bad}
+    assert store.unreadable_host_ids == (bad,)
+
+
+def test_records_are_plain_json_that_other_versions_read(store: VpsDockerHostStore, volume: Path) -> None:
+    record = _record()
+    store.write_host_record(record)
+    data = json.loads((volume / "host_state" / f"{record.host_id}.json").read_text())
+    assert data["certified_host_data"]["host_id"] == record.host_id

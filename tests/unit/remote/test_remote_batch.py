@@ -1,0 +1,87 @@
+import shlex
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from imbue.mngr_vps_docker.remote_batch import BatchFormatError
+from imbue.mngr_vps_docker.remote_batch import BatchResult
+from imbue.mngr_vps_docker.remote_batch import batch_script
+from imbue.mngr_vps_docker.remote_batch import parse_batch
+
+_RESULTS = st.lists(st.builds(BatchResult, st.integers(0, 255), st.binary(), st.binary()))
+
+
+def _answer(results: list[BatchResult]) -> bytes:
+    framed = [b"%d %d %d\n" % (r.exit_code, len(r.stdout), len(r.stderr)) + r.stdout + r.stderr for r in results]
+    return b"mngr-batch-1\n" + b"".join(framed) + b"mngr-batch-end\n"
+
+
+def _run(*commands: str, shell: str = "sh") -> tuple[BatchResult, ...]:
+    done = subprocess.run(
+        [shell, "-s"], input=batch_script(commands).encode(), capture_output=True, timeout=30, check=True
+    )
+    return parse_batch(done.stdout)
+
+
+@given(_RESULTS)
+def test_any_content_comes_back_as_it_was(results: list[BatchResult]) -> None:
+    assert list(parse_batch(_answer(results))) == results
+
+
+@given(_RESULTS, st.data())
+def test_an_answer_that_is_cut_off_anywhere_is_an_error(results: list[BatchResult], data: st.DataObject) -> None:
+    answer = _answer(results)
+    with pytest.raises(BatchFormatError):
+        parse_batch(answer[: data.draw(st.integers(0, len(answer) - 1))])
+
+
+@given(_RESULTS, st.binary(min_size=1))
+def test_an_answer_that_goes_on_is_an_error(results: list[BatchResult], more: bytes) -> None:
+    with pytest.raises(BatchFormatError):
+        parse_batch(_answer(results) + more)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30), max_size=4))
+def test_any_text_passes_through_a_real_shell(texts: list[str]) -> None:
+    results = _run(*(f"printf %s {shlex.quote(text)}" for text in texts))
+    assert [result.text for result in results] == texts
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_commands_run_in_order_and_each_on_its_own(shell: str) -> None:
+    results = _run(
+        "echo one; echo problem >&2",
+        "exit 3",
+        "if then",
+        "cd /tmp; x=1; exec false",
+        'echo "${x:-unset}"; cat',
+        "sh -c 'kill -9 $$'",
+        "printf 'mngr-batch-end\\n'",
+        shell=shell,
+    )
+    assert (results[0].exit_code, results[0].stdout, results[0].stderr) == (0, b"one\n", b"problem\n")
+    assert results[1].exit_code == 3
+    assert not results[2].is_success and results[2].stderr
+    assert results[3].exit_code == 1
+    assert results[4].stdout == b"unset\n"
+    assert results[5].exit_code == 137
+    assert results[6].stdout == b"mngr-batch-end\n"
+
+
+def test_what_a_login_shell_prints_first_is_skipped() -> None:
+    assert parse_batch(b"Welcome!\n" + _answer([])) == ()
+
+
+def test_a_batch_leaves_nothing_behind() -> None:
+    (result,) = _run('echo "$held"; [ -d "$held" ]')
+    assert result.is_success
+    assert subprocess.run(["test", "-e", result.text.strip()]).returncode == 1
+
+
+def test_commands_longer_than_an_argument_may_be_are_run() -> None:
+    (result,) = _run(f"x='{'a' * 300_000}'; echo ${{#x}}")
+    assert result.stdout == b"300000\n"

@@ -1,0 +1,191 @@
+import json
+import os
+from datetime import UTC
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imbue.mngr.interfaces.data_types import CertifiedHostData
+from imbue.mngr.primitives import AgentId
+from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.docker_errors import DaemonNotRunningError
+from imbue.mngr_vps_docker.docker_errors import DockerError
+from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
+from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.host_store import VpsHostConfig
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
+from imbue.mngr_vps_docker.vps_state import HostReading
+from imbue.mngr_vps_docker.vps_state import read_vps_state
+
+
+def _write_record(machine: LocalMachine, host_id: HostId, volume_name: str, container_id: str | None = None) -> None:
+    now = datetime.now(UTC)
+    record = VpsDockerHostRecord(
+        certified_host_data=CertifiedHostData(host_id=host_id, host_name="h1", created_at=now, updated_at=now),
+        config=VpsHostConfig(
+            vps_instance_id=VpsInstanceId("i"),
+            region="r",
+            plan="p",
+            os_id=1,
+            container_name="c",
+            volume_name=volume_name,
+        ),
+        container_id=container_id,
+    )
+    VpsDockerHostStore(machine, "state").write_host_record(record)
+
+
+def _container(identifier: str, host_id: str, status: str = "running") -> dict[str, Any]:
+    return {
+        "Id": identifier,
+        "Name": f"/{identifier}",
+        "Created": "2026-01-02T03:04:05.123456789Z",
+        "Image": "sha256:1",
+        "State": {
+            "Status": status,
+            "ExitCode": 0,
+            "StartedAt": "2026-01-02T03:04:06.1Z",
+            "FinishedAt": "0001-01-01T00:00:00Z",
+        },
+        "Config": {"Image": "debian", "Labels": {"com.imbue.mngr.host-id": host_id}},
+        "HostConfig": {"PortBindings": {"22/tcp": [{"HostIp": "", "HostPort": "2222"}]}, "Memory": 64 << 20},
+        "Mounts": [{"Type": "volume", "Name": "v"}],
+    }
+
+
+def _set_containers(machine: LocalMachine, *containers: dict[str, Any]) -> None:
+    (machine.volumes / ".container-ids").write_text("".join(f"{container['Id']}\n" for container in containers))
+    (machine.volumes / ".containers").write_text(json.dumps(containers))
+
+
+def _host_volume(machine: LocalMachine, name: str, agents: list[dict[str, Any]]) -> Path:
+    volume = machine.volume(name)
+    (volume / "data.json").write_text('{"host_name": "live"}')
+    (volume / "stop_reason").write_text("PAUSED\n")
+    for agent in agents:
+        (volume / "agents" / agent["id"]).mkdir(parents=True)
+        (volume / "agents" / agent["id"] / "data.json").write_text(json.dumps(agent))
+    return volume
+
+
+def _read_only_host(machine: LocalMachine) -> HostReading:
+    state = read_vps_state(machine, state_volume="state")
+    (reading,) = state.hosts.values()
+    return reading
+
+
+def test_an_empty_vps_has_no_hosts(machine: LocalMachine) -> None:
+    state = read_vps_state(machine, state_volume="state")
+    assert (dict(state.hosts), state.has_state_volume) == ({}, False)
+
+
+def test_all_of_a_host_is_read_in_one_round_trip(machine: LocalMachine) -> None:
+    host_id = HostId()
+    live, kept = {"id": AgentId(), "name": "é' \n"}, {"id": AgentId()}
+    machine.volume("state")
+    _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}", "c1")
+    VpsDockerHostStore(machine, "state").persist_agent_data(host_id, kept)
+    _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [live])
+    _set_containers(machine, _container("c1", host_id))
+    machine.commands.clear()
+    reading = _read_only_host(machine)
+    assert len(machine.commands) == 1
+    assert reading.record is not None and reading.record.host_id == host_id
+    assert reading.persisted_agents == (kept,)
+    assert reading.live_agents == (live,)
+    assert reading.data_json == {"host_name": "live"}
+    assert reading.stop_reason == "PAUSED"
+    assert reading.is_volume_read
+    assert reading.container is not None and reading.container.is_running
+    assert reading.container.memory_bytes == 64 << 20
+    assert reading.container.finished_at is None
+
+
+def test_a_volume_of_any_name_is_found_by_the_record(machine: LocalMachine) -> None:
+    host_id = HostId()
+    machine.volume("state")
+    _write_record(machine, host_id, "an.old_name")
+    _host_volume(machine, "an.old_name", [])
+    _host_volume(machine, "somebody-elses", [])
+    assert _read_only_host(machine).data_json == {"host_name": "live"}
+
+
+def test_a_host_without_a_record_is_known_by_its_container_and_volume(machine: LocalMachine) -> None:
+    host_id = HostId()
+    _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [])
+    _set_containers(machine, _container("c1", host_id, "exited"), _container("c2", "nonsense"))
+    reading = _read_only_host(machine)
+    assert (reading.host_id, reading.record, reading.stop_reason) == (host_id, None, "PAUSED")
+    assert reading.container is not None and not reading.container.is_running
+
+
+def test_of_several_containers_the_recorded_one_counts(machine: LocalMachine) -> None:
+    host_id = HostId()
+    machine.volume("state")
+    _write_record(machine, host_id, "v", "c2")
+    _set_containers(machine, _container("c1", host_id), _container("c2", host_id, "exited"))
+    container = _read_only_host(machine).container
+    assert container is not None and container.id == "c2"
+
+
+def test_an_unreadable_record_is_not_an_absent_host(machine: LocalMachine) -> None:
+    host_id = HostId()
+    (machine.volume("state") / "host_state").mkdir()
+    (machine.volumes / "state" / "host_state" / f"{host_id}.json").write_text("{")
+    state = read_vps_state(machine, state_volume="state")
+    assert state.unreadable_host_ids == (host_id,)
+    assert state.hosts[host_id].is_record_unreadable
+
+
+def test_a_daemon_that_is_down_is_an_error(machine: LocalMachine) -> None:
+    machine.volume("state")
+    (machine.volumes / ".daemon-down").touch()
+    with pytest.raises(DaemonNotRunningError):
+        read_vps_state(machine, state_volume="state")
+
+
+def test_what_docker_says_of_containers_is_checked(machine: LocalMachine) -> None:
+    (machine.volumes / ".container-ids").write_text("c1\n")
+    (machine.volumes / ".containers").write_text('[{"Id": 1}]')
+    with pytest.raises(DockerError, match="cannot be read"):
+        read_vps_state(machine, state_volume="state")
+
+
+def test_what_a_container_wrote_cannot_lead_out_or_claim_to_be_another_agent(
+    machine: LocalMachine, tmp_path: Path
+) -> None:
+    host_id, good, bad = HostId(), {"id": AgentId()}, AgentId()
+    machine.volume("state")
+    _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}")
+    volume = _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [good])
+    secret = tmp_path / "secret"
+    (secret / AgentId()).mkdir(parents=True)
+    (secret / "data.json").write_text('{"secret": 1}')
+    (volume / "data.json").unlink()
+    (volume / "data.json").symlink_to(secret / "data.json")
+    (volume / "stop_reason").write_bytes(b"\x1b[31mSTOPPED" * 100_000)
+    (volume / "agents" / bad).symlink_to(secret)
+    (volume / "agents" / AgentId()).mkdir()
+    os.mkfifo(next(path for path in (volume / "agents").iterdir() if not any(path.iterdir())) / "data.json")
+    other = volume / "agents" / AgentId()
+    other.mkdir()
+    (other / "data.json").write_text(json.dumps(good))
+    reading = _read_only_host(machine)
+    assert (reading.data_json, reading.stop_reason, reading.live_agents) == (None, None, (good,))
+
+
+def test_a_volume_that_holds_too_much_costs_only_itself(machine: LocalMachine) -> None:
+    host_id = HostId()
+    machine.volume("state")
+    _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}")
+    volume = _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [])
+    for _ in range(9):
+        agent = volume / "agents" / AgentId()
+        agent.mkdir(parents=True)
+        (agent / "data.json").write_bytes(b"x" * (8 << 20))
+    reading = _read_only_host(machine)
+    assert reading.record is not None
+    assert not reading.is_volume_read

@@ -1,0 +1,50 @@
+"""What the reference cloud computes without an engine."""
+
+import io
+import json
+import tarfile
+
+import pytest
+
+from imbue.mngr_vps_docker.local_vps.engine import api_error_of
+from imbue.mngr_vps_docker.local_vps.machine import hostname_of
+from imbue.mngr_vps_docker.local_vps.machine import seed_archive
+
+
+@pytest.mark.parametrize(
+    ("label", "hostname"),
+    [("mngr-h1", "mngr-h1"), ("mngr-My_Host.2", "mngr-my-host-2"), ("x" * 80, "x" * 63), ("--", "vps"), ("", "vps")],
+)
+def test_any_label_makes_a_valid_host_name(label: str, hostname: str) -> None:
+    assert hostname_of(label) == hostname
+
+
+def test_seed_holds_the_user_data_byte_for_byte_and_the_keys() -> None:
+    user_data = "#cloud-config\nnote: 'ümlaut, $HOME, `x`'\n\n"
+    with tarfile.open(fileobj=io.BytesIO(seed_archive("i-1", "h", user_data, ["ssh-ed25519 AAAA a b"]))) as archive:
+        contents = {member.name: archive.extractfile(member) for member in archive}
+        texts = {name: file.read().decode() for name, file in contents.items() if file is not None}
+    assert texts["user-data"] == user_data
+    assert json.loads(texts["meta-data"]) == {
+        "instance-id": "i-1",
+        "local-hostname": "h",
+        "public-keys": ["ssh-ed25519 AAAA a b"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("stderr", "status"),
+    [
+        ("Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?", 503),
+        ("permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock", 503),
+        ("error during connect: this error may indicate that the docker daemon is not running", 503),
+        ("Error response from daemon: No such container: x", 404),
+        ("Error: No such volume: x", 404),
+        ("Error response from daemon: network x not found", 404),
+        ('Error response from daemon: Conflict. The container name "/x" is already in use by container "y".', 409),
+        ("Error response from daemon: dial tcp: lookup registry on 192.0.2.1:53: no such host", 500),
+        ("", 500),
+    ],
+)
+def test_a_failed_docker_command_becomes_the_status_that_a_cloud_would_answer(stderr: str, status: int) -> None:
+    assert api_error_of(["start", "x"], stderr).status_code == status

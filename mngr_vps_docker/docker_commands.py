@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dataclasses import field
 
 from imbue.mngr.primitives import DockerBuilder
+from imbue.mngr_vps_docker.errors import BuildArgumentError
 
 type Argv = tuple[str, ...]
 
@@ -60,7 +61,12 @@ class BuildSpec:
 
 
 def run_argv(spec: ContainerSpec) -> Argv:
-    """``docker run``, detached."""
+    """``docker run``, detached. Raises BuildArgumentError if the image's name would be taken for an option.
+
+    There is no ``--`` before the image: an option of the user's that lacks its value would swallow it unnoticed.
+    """
+    if not spec.image or spec.image.startswith("-"):
+        raise BuildArgumentError(f"{spec.image!r} is no name of an image")
     argv = ["docker", "run", "--detach", "--name", spec.name]
     argv += _labels(spec.labels)
     for source, target in spec.volumes.items():
@@ -71,12 +77,16 @@ def run_argv(spec: ContainerSpec) -> Argv:
         argv += ["--restart", spec.restart_policy]
     if spec.entrypoint is not None:
         argv += ["--entrypoint", spec.entrypoint]
-    return (*argv, *spec.extra_args, "--", spec.image, *spec.command)
+    return (*argv, *spec.extra_args, spec.image, *spec.command)
 
 
 def build_argv(spec: BuildSpec) -> Argv:
-    """``docker build`` (the machine's default builder: BuildKit where Docker has it) or ``depot build``."""
-    program = ("depot", "build", "--load") if spec.builder is DockerBuilder.DEPOT else ("docker", "build")
+    """``docker build`` (the machine's default builder: BuildKit where Docker has it) or ``depot build``.
+
+    ``--force-rm`` is for the older builder, which leaves the container of a failed step behind.
+    """
+    is_depot = spec.builder is DockerBuilder.DEPOT
+    program = ("depot", "build", "--load") if is_depot else ("docker", "build", "--force-rm")
     file = () if spec.dockerfile is None else ("--file", spec.dockerfile)
     return (*program, "--tag", spec.tag, *file, *spec.build_args, "--", spec.context_dir)
 

@@ -8,8 +8,10 @@
     ├── BuildArgumentError            a build or start argument is wrong (also mngr's UserInputError)
     ├── BuildContextError             the Dockerfile or the context directory cannot be used
     ├── HostRecordError               a record on the VPS's state volume cannot be read or written
+    ├── UnsafeVolumePathError         a path would leave its volume (in host_volume)
     ├── RemoteCommandError            a remote command ran to its end and failed; carries the outcome
-    │   └── DockerError               the same, for docker; see docker_over_ssh for its kinds
+    │   ├── BatchFormatError          the answer to several commands cannot be read (in remote_batch)
+    │   └── DockerError               the same, for docker; see docker_errors for its kinds
     ├── RemoteCommandTimeoutError     a remote command was stopped at its deadline
     └── VpsConnectionError            (also mngr's HostConnectionError) ssh could not reach the machine, or lost it
         ├── SshdDownError             the machine answers, but no sshd does

@@ -173,6 +173,9 @@ class VpsOuterHost(_OverOpenSsh):
 class VpsDockerHost(_OverOpenSsh, Host):
     """The container: mngr's ``Host``, with its commands and files over OpenSSH instead of paramiko."""
 
+    # pydantic takes the settings of the last base class, which is mngr's.
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
     on_sshd_down: SshdRepair | None = Field(
         default=None, frozen=True, exclude=True, repr=False, description="Brings the container's sshd back"
     )

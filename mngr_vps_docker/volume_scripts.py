@@ -57,14 +57,17 @@ def small_files(find_arguments: str, *, file_limit_bytes: int, total_limit_bytes
 
     Bounded in every direction, since a container may have written what is there. Symbolic links are not followed.
     """
-    return (
-        f"find . {find_arguments} ! -type d -print0 2>/dev/null | head -z -n {count_limit} | base64 -w 0\n"
-        "printf ' '\n"
-        f"find . {find_arguments} -type f -size -{file_limit_bytes + 1}c -print0 2>/dev/null | head -z -n {count_limit}"
-        " | tar --create --null --no-recursion --files-from=- --ignore-failed-read --hard-dereference -b 1"
-        f" --format=gnu --file=- 2>/dev/null | head -c {total_limit_bytes} | base64 -w 0\n"
-        "echo\n"
-    )
+    return f"""\
+find . {find_arguments} ! -type d -print0 2>/dev/null | head -z -n {count_limit} | base64 -w 0
+printf ' '
+find . {find_arguments} -type f -size -{file_limit_bytes + 1}c -print0 2>/dev/null |
+  head -z -n {count_limit} |
+  tar --create --null --no-recursion --files-from=- --ignore-failed-read --hard-dereference \\
+    -b 1 --format=gnu --file=- 2>/dev/null |
+  head -c {total_limit_bytes} |
+  base64 -w 0
+echo
+"""
 
 
 @dataclass(frozen=True, slots=True)

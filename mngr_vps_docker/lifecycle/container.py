@@ -13,8 +13,9 @@ from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.docker_over_ssh import ContainerSpec
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.lifecycle.container_setup import HOST_CONTAINER_SCRIPT
 from imbue.mngr_vps_docker.lifecycle.container_setup import HOST_VOLUME_PATH
-from imbue.mngr_vps_docker.lifecycle.container_setup import PID_1_SCRIPT
+from imbue.mngr_vps_docker.lifecycle.container_setup import STATE_CONTAINER_SCRIPT
 from imbue.mngr_vps_docker.lifecycle.container_setup import ContainerSetup
 from imbue.mngr_vps_docker.lifecycle.container_setup import setup_script
 from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_LABEL
@@ -57,7 +58,7 @@ def run_state_container(context: ProviderContext, docker: DockerOverSsh, *, imag
             volumes={name: str(STATE_VOLUME_PATH)},
             restart_policy="unless-stopped",
             entrypoint="sh",
-            command=("-c", PID_1_SCRIPT),
+            command=("-c", STATE_CONTAINER_SCRIPT),
         )
     )
 
@@ -81,7 +82,7 @@ def run_host_container(context: ProviderContext, docker: DockerOverSsh, request:
             published_ports={context.config.container_ssh_port: CONTAINER_SSHD_PORT},
             extra_args=tuple(request.start_args),
             entrypoint="sh",
-            command=("-c", PID_1_SCRIPT),
+            command=("-c", HOST_CONTAINER_SCRIPT),
         )
     )
 

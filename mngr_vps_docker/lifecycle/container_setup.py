@@ -21,11 +21,14 @@ HOST_VOLUME_PATH = PurePosixPath("/mngr-vol")
 STOP_REASON_FILE = "stop_reason"
 SSHD_FOLDER = HOST_VOLUME_PATH / ".sshd"
 
-# Keeps the container running, ends it at once on `docker stop`, and records that the stop was an orderly one.
 _STOP_REASON_PATH = HOST_VOLUME_PATH / STOP_REASON_FILE
-PID_1_SCRIPT = (
-    f"trap '[ -e {_STOP_REASON_PATH} ] || echo STOPPED >{_STOP_REASON_PATH}; exit 0' TERM INT;"
-    " while :; do sleep 86400 & wait $!; done"
+
+# Keeps a container running and ends it at once on `docker stop`; a shell as PID 1 heeds no signal without a trap.
+_IDLE_LOOP = "while :; do sleep 86400 & wait $!; done"
+STATE_CONTAINER_SCRIPT = f"trap 'exit 0' TERM INT; {_IDLE_LOOP}"
+# The host's also records that the stop was an orderly one, unless who stopped it has said why.
+HOST_CONTAINER_SCRIPT = (
+    f"trap '[ -e {_STOP_REASON_PATH} ] || echo STOPPED >{_STOP_REASON_PATH}; exit 0' TERM INT; {_IDLE_LOOP}"
 )
 
 _SSHD_CONFIG = f"""\

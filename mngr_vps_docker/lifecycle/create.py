@@ -110,7 +110,7 @@ def create_host(context: ProviderContext, request: CreateRequest) -> VpsDockerHo
     With ``MNGR_KEEP_FAILED_HOSTS=1`` a failed host is kept, and the user is told how to get in and how to remove it.
     """
     with context.journal.owned(request.host_id):
-        creation = Creation(context, request, _claim_name(context, request))
+        creation = Creation(context, request, _new_entry(request))
         run_steps(CREATE_STEPS, creation, on_failure=lambda title, error: _is_taken_back(creation, title, error))
         creation.note(phase=HostPhase.READY, record=creation.record)
     if creation.record is None:
@@ -118,9 +118,8 @@ def create_host(context: ProviderContext, request: CreateRequest) -> VpsDockerHo
     return creation.record
 
 
-def _claim_name(context: ProviderContext, request: CreateRequest) -> JournalEntry:
-    """Write the host down before the cloud hears of it, unless another host has taken its name meanwhile."""
-    entry = JournalEntry(
+def _new_entry(request: CreateRequest) -> JournalEntry:
+    return JournalEntry(
         host_id=request.host_id,
         host_name=request.name,
         phase=HostPhase.CREATING,
@@ -128,10 +127,6 @@ def _claim_name(context: ProviderContext, request: CreateRequest) -> JournalEntr
         region=request.build.region,
         ssh_key_name=f"mngr-{request.host_id}",
     )
-    with locked(context.keys.hosts_folder / "names.lock"):
-        if any(other.host_name == request.name for other in context.journal.read_all()):
-            raise HostNameConflictError(request.name)
-        return context.journal.write(entry)
 
 
 def _is_taken_back(creation: Creation, title: str, error: BaseException) -> bool:
@@ -148,6 +143,15 @@ def _is_taken_back(creation: Creation, title: str, error: BaseException) -> bool
     if creation.entry.vps_ip is not None:
         logger.warning("Get in: {}", creation.context.vps(creation.address, creation.host_id).ssh_command())
     return False
+
+
+def _claim_name(creation: Creation) -> None:
+    """Write the host down before the cloud hears of it, unless another process has taken its name meanwhile."""
+    journal, entry = creation.context.journal, creation.entry
+    with locked(creation.context.keys.hosts_folder / "names.lock"):
+        if any(other.host_name == entry.host_name for other in journal.read_all()):
+            raise HostNameConflictError(creation.request.name)
+        journal.write(entry)
 
 
 def _upload_key(creation: Creation) -> None:
@@ -292,7 +296,7 @@ def _undo(remove: Callable[[ProviderContext, JournalEntry], None]) -> Callable[[
 
 # In this order whatever is billed is undone first, and what remembers it is forgotten last.
 CREATE_STEPS: tuple[Step[Creation], ...] = (
-    Step("Writing down what is about to be made", lambda creation: None, _undo(forget_host)),
+    Step("Claiming the name", _claim_name, _undo(forget_host)),
     Step("Giving the cloud the public key", _upload_key, _undo(delete_key_of)),
     Step("Ordering the VPS", _order_instance, _undo(delete_instance_of)),
     Step("Waiting for the VPS to become active", _wait_until_active),

@@ -17,7 +17,7 @@ from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.connection import pipe
+from imbue.mngr_vps_docker.ssh.pipe import pipe
 
 DEPOT_TOKEN_VARIABLE = "DEPOT_TOKEN"
 

@@ -41,7 +41,7 @@ def run_steps[State](
                 for problem in undo_steps(steps[: index + 1], state):
                     error.add_note(problem)
             raise
-        logger.info("{} ... done in {:.1f} s", step.title, time.monotonic() - started)
+        logger.info("  {:.1f} s", time.monotonic() - started)
 
 
 def undo_steps[State](steps: Sequence[Step[State]], state: State) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ class NotStartedReason(UpperCaseStrEnum):
     NO_ROUTE = auto()
     UNKNOWN_NAME = auto()
     CLOSED_BY_PEER = auto()
+    SESSION_REFUSED = auto()
     AUTHENTICATION = auto()
     HOST_KEY_CHANGED = auto()
     HOST_KEY_UNKNOWN = auto()
@@ -51,7 +52,7 @@ class CommandOutcome:
     """The end of one remote command, as far as it was seen.
 
     ``exit_code`` is set exactly when ``status`` is COMPLETED, ``reason`` exactly when it is NEVER_STARTED. ``stdout``
-    and ``stderr`` are the command's own bytes (of a streamed command: a bounded tail). ``detail`` is what ssh itself said.
+    and ``stderr`` are the command's own bytes (of a streamed command: the end of them). ``detail`` is what ssh said.
     """
 
     status: OutcomeStatus

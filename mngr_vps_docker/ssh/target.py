@@ -1,7 +1,13 @@
-"""Where a connection leads, and the ssh options that follow from it: the one place where ssh options are written."""
+"""Where a connection leads, and the command lines that follow from it: the one place where ssh options are written."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+# With persistence 0 the caller ends the shared connection; should it be killed, nobody keeps it for long.
+_SHORTEST_PERSISTENCE_SECONDS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,7 +16,8 @@ class SshTarget:
 
     ``host`` is a DNS name, an IPv4 address or an IPv6 address without brackets. ``host_key_alias`` is the name under
     which ``known_hosts_file`` pins the machine (OpenSSH's HostKeyAlias), so that a reused address does not matter.
-    ``label`` names the machine in logs and errors.
+    ``label`` names the machine in logs and errors. ``persist_seconds`` is how long the shared connection outlives the
+    last command. ``extra_options`` are raw ssh options of the user (a jump host, say).
     """
 
     host: str
@@ -22,10 +29,25 @@ class SshTarget:
     port: int = 22
     connect_timeout_seconds: float = 60.0
     extra_options: tuple[str, ...] = ()
+    persist_seconds: int = 600
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that stand for everything that decides whom a login reaches, and as whom."""
+        decisive = (
+            self.user,
+            self.host,
+            str(self.port),
+            self.host_key_alias,
+            str(self.identity_file),
+            str(self.known_hosts_file),
+            *self.extra_options,
+        )
+        return hashlib.sha256("\0".join(decisive).encode()).hexdigest()[:16]
 
 
 def ssh_options(target: SshTarget) -> tuple[str, ...]:
-    """The options that every ssh and scp run for ``target`` carries; hermetic, strict and non-interactive.
+    """The options that every ssh run for ``target`` carries; hermetic, strict and non-interactive.
 
     The user's own configuration, agent and known_hosts play no part. Keepalives are explicit because Debian's
     BatchMode sets ServerAliveInterval=300 by a patch of its own.
@@ -35,8 +57,8 @@ def ssh_options(target: SshTarget) -> tuple[str, ...]:
         "-o", "BatchMode=yes",
         "-o", "IdentitiesOnly=yes",
         "-o", "IdentityAgent=none",
-        "-o", f"IdentityFile={target.identity_file}",
-        "-o", f"UserKnownHostsFile={target.known_hosts_file}",
+        "-o", f"IdentityFile={_escaped(target.identity_file)}",
+        "-o", f"UserKnownHostsFile={_escaped(target.known_hosts_file)}",
         "-o", "GlobalKnownHostsFile=/dev/null",
         "-o", "StrictHostKeyChecking=yes",
         "-o", "UpdateHostKeys=no",
@@ -46,3 +68,56 @@ def ssh_options(target: SshTarget) -> tuple[str, ...]:
         "-o", "ServerAliveCountMax=4",
         *target.extra_options,
     )  # fmt: skip
+
+
+def standalone_argv(target: SshTarget, command: str | None) -> tuple[str, ...]:
+    """A login of its own: what people are shown, to paste into a terminal."""
+    return ("ssh", *ssh_options(target), *_destination(target), *(() if command is None else (command,)))
+
+
+def master_argv(target: SshTarget, control_path: Path, log_file: Path) -> tuple[str, ...]:
+    """Open the shared connection; returns when it is authenticated and goes on in the background.
+
+    Its messages go to ``log_file``: a pipe to a process in the background would never close.
+    """
+    persist_seconds = max(_SHORTEST_PERSISTENCE_SECONDS, target.persist_seconds)
+    return (
+        "ssh", "-M", "-N", "-f",
+        "-E", str(log_file),
+        "-o", f"ControlPath={_escaped(control_path)}",
+        "-o", f"ControlPersist={persist_seconds}",
+        *ssh_options(target),
+        *_destination(target),
+    )  # fmt: skip
+
+
+def shared_argv(target: SshTarget, control_path: Path, command: str) -> tuple[str, ...]:
+    """Run ``command`` over the shared connection, and over nothing else.
+
+    Without ProxyCommand=false ssh would silently log in anew where the shared connection is gone or has no session to
+    spare.
+    """
+    return (
+        "ssh",
+        "-o", f"ControlPath={_escaped(control_path)}",
+        "-o", "ControlMaster=no",
+        "-o", "ProxyCommand=false",
+        *ssh_options(target),
+        *_destination(target),
+        command,
+    )  # fmt: skip
+
+
+def control_argv(target: SshTarget, control_path: Path, request: str) -> tuple[str, ...]:
+    """Ask something of the shared connection: ``check`` whether it lives, ``exit`` to end it."""
+    return ("ssh", "-O", request, "-o", f"ControlPath={_escaped(control_path)}", "-F", "none", *_destination(target))
+
+
+def _destination(target: SshTarget) -> Sequence[str]:
+    return ("-p", str(target.port), "-l", target.user, "--", target.host)
+
+
+def _escaped(path: Path) -> str:
+    """A path as an ssh option takes it: ``%`` begins a token there, and blanks end it unless it is quoted."""
+    text = str(path).replace("%", "%%")
+    return f'"{text}"' if any(character in text for character in " \t") else text

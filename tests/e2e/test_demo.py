@@ -19,7 +19,7 @@ def killed_demo(vps_image: None) -> Iterator[None]:
     with subprocess.Popen([sys.executable, DEMO], stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         for line in demo.stdout:
-            if "cloud-init" in line or "SSH" in line:
+            if "Waiting for cloud-init" in line:
                 break
         demo.send_signal(signal.SIGKILL)
     yield

@@ -20,8 +20,8 @@ LAYERS = (
     ("docker_errors",),
     ("docker_objects", "docker_exec"),
     ("docker_over_ssh",),
-    ("volume_scripts", "host_record", "cloud_init", "keys", "build_args", "build_context", "vps_client"),
-    ("stored_state", "host_volume"),
+    ("volume_scripts", "host_record", "cloud_init", "keys", "build_args", "dockerignore", "git_context", "vps_client"),
+    ("stored_state", "host_volume", "build_context"),
     ("host_store", "vps_state"),
     ("journal",),
     ("outer_host",),
@@ -111,7 +111,9 @@ def test_every_handler_names_what_it_handles(source: Path) -> None:
 
 @every_source
 def test_ssh_options_are_written_in_the_ssh_layer_only(source: Path) -> None:
-    option = re.compile(r"^-[oFSO]$|^-o\w+=|(Control(Path|Master|Persist)|BatchMode|StrictHostKeyChecking)\b")
+    names = "BatchMode|Control(Master|Path|Persist)|ConnectTimeout|HostKeyAlias|IdentityFile|ProxyCommand|"
+    names += "ServerAlive(Interval|CountMax)|StrictHostKeyChecking|(User|Global)KnownHostsFile"
+    option = re.compile(rf"^-[FSO]$|\b({names})\b")
     written = [line for line, text in _words_written(source) if option.search(text)]
     assert written == [] or _layer(source) in {"ssh", "testing"}
 

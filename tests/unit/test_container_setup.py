@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from imbue.mngr_vps_docker.lifecycle.container_setup import PID_1_SCRIPT
+from imbue.mngr_vps_docker.lifecycle.container_setup import HOST_CONTAINER_SCRIPT
 from imbue.mngr_vps_docker.lifecycle.container_setup import ContainerSetup
 from imbue.mngr_vps_docker.lifecycle.container_setup import setup_script
 
@@ -25,7 +25,7 @@ def check_shell(script: str) -> None:
 
 def test_it_is_valid_shell() -> None:
     check_shell(setup_script(example()))
-    check_shell(PID_1_SCRIPT)
+    check_shell(HOST_CONTAINER_SCRIPT)
 
 
 @pytest.mark.parametrize("content", ["it's", "$(touch /canary)", "a\nEOF\nb", "`x`", '{"a": "\\"b\\""}', "ü 🚀"])

@@ -1,12 +1,15 @@
+import pytest
+
 from imbue.mngr.primitives import DockerBuilder
 from imbue.mngr_vps_docker import docker_commands as commands
 from imbue.mngr_vps_docker.docker_commands import BuildSpec
 from imbue.mngr_vps_docker.docker_commands import ContainerSpec
+from imbue.mngr_vps_docker.errors import BuildArgumentError
 
 
 def test_run_argv_of_a_bare_container() -> None:
     assert commands.run_argv(ContainerSpec(name="c", image="debian")) == (
-        *("docker", "run", "--detach", "--name", "c", "--", "debian"),
+        *("docker", "run", "--detach", "--name", "c", "debian"),
     )
 
 
@@ -28,8 +31,14 @@ def test_run_argv_puts_the_users_arguments_after_ours_and_before_the_image() -> 
         *("--volume", "mngr-host-vol-1:/mngr-vol", "--volume", "/srv/x:/x:ro"),
         *("--publish", "2222:22", "--restart", "unless-stopped", "--entrypoint", "sh"),
         *("--cpus", "2", "--name=other"),
-        *("--", "debian:bookworm-slim", "-c", "trap 'exit 0' TERM; sleep 1"),
+        *("debian:bookworm-slim", "-c", "trap 'exit 0' TERM; sleep 1"),
     )
+
+
+@pytest.mark.parametrize("image", ["", "--privileged"])
+def test_an_image_cannot_be_an_option(image: str) -> None:
+    with pytest.raises(BuildArgumentError):
+        commands.run_argv(ContainerSpec(name="c", image=image))
 
 
 def test_a_published_address_may_be_ipv6() -> None:
@@ -43,7 +52,7 @@ def test_a_published_address_may_be_ipv6() -> None:
 def test_build_argv() -> None:
     spec = BuildSpec("t:1", "/tmp/context dir", "/tmp/context dir/Dockerfile", ("--target", "x", "--build-arg", "k=v"))
     assert commands.build_argv(spec) == (
-        *("docker", "build", "--tag", "t:1", "--file", "/tmp/context dir/Dockerfile"),
+        *("docker", "build", "--force-rm", "--tag", "t:1", "--file", "/tmp/context dir/Dockerfile"),
         *("--target", "x", "--build-arg", "k=v", "--", "/tmp/context dir"),
     )
     assert commands.build_argv(BuildSpec("t:1", "/c", builder=DockerBuilder.DEPOT)) == (

@@ -25,7 +25,7 @@ _WORDS = [
     (
         errors.NoSuchImageError,
         "Unable to find image 'x:latest' locally\ndocker: Error response from daemon: pull access denied for x,"
-        " repository does not exist or may require 'docker login': denied: requested access to the resource is denied.\n"
+        " repository does not exist or may require 'docker login': denied: requested access is denied.\n"
         "See 'docker run --help'.",
     ),
     (
@@ -80,8 +80,8 @@ _WORDS = [
     (errors.DaemonNotRunningError, "sh: 1: docker: not found"),
     (
         errors.PullRateLimitError,
-        "Error response from daemon: toomanyrequests: You have reached your pull rate limit. You may increase the limit"
-        " by authenticating and upgrading: https://www.docker.com/increase-rate-limit",
+        "Error response from daemon: toomanyrequests: You have reached your pull rate limit. You may increase it by"
+        " authenticating and upgrading: https://www.docker.com/increase-rate-limit",
     ),
     (
         errors.PullRateLimitError,
@@ -104,7 +104,8 @@ _WORDS = [
     ),
     (
         errors.InvalidDockerArgumentError,
-        "docker: Error response from daemon: Invalid container name (a b), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed.",
+        "docker: Error response from daemon: Invalid container name (a b), only [a-zA-Z0-9][a-zA-Z0-9_.-] are"
+        " allowed.",
     ),
     (errors.DockerError, "Error response from daemon: something new"),
     (errors.DockerError, ""),
@@ -117,12 +118,15 @@ def test_dockers_words_are_recognised(kind: type[errors.DockerError], printed: s
 
 
 def _outcome(**changes: object) -> CommandOutcome:
-    values = {
-        **{"status": OutcomeStatus.COMPLETED, "argv": ("ssh",), "host": "vps 1.2.3.4", "purpose": "start container c"},
-        **{"elapsed_seconds": 1.0, "exit_code": 125},
-        **changes,
+    values: dict[str, object] = {
+        "status": OutcomeStatus.COMPLETED,
+        "argv": ("ssh",),
+        "host": "vps 1.2.3.4",
+        "purpose": "start container c",
+        "elapsed_seconds": 1.0,
+        "exit_code": 125,
     }
-    return CommandOutcome(**values)  # type: ignore[arg-type]
+    return CommandOutcome(**(values | changes))  # type: ignore[arg-type]
 
 
 def test_the_message_is_one_line_with_dockers_words_and_a_hint() -> None:

@@ -113,7 +113,7 @@ def test_any_agent_data_survives(data: dict[str, Any]) -> None:
 
 
 def test_agent_data_that_json_cannot_hold_is_refused() -> None:
-    with pytest.raises(HostRecordError, match="a1.*cannot be written as JSON"):
+    with pytest.raises(HostRecordError, match=r"a1.*cannot be written as JSON"):
         encode_agent_data({"id": "a1", "x": object()})
 
 

@@ -1,0 +1,42 @@
+# Every target prepares what it needs: .venv and, where containers are involved, a Docker engine.
+
+PYTHON := .venv/bin/python
+PACKAGE_TESTS := tests/unit/test_architecture.py tests/unit/test_dependencies.py tests/unit/test_imports.py
+PYTHON_SCRIPTS := scripts/demo scripts/check-wheel
+SHELL_SCRIPTS = $(shell grep -rlE '^\#!/(usr/)?bin/(env )?(ba)?sh' .ci scripts mngr_vps_docker)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-fast check clean-local bootstrap
+
+help: ## show this list
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: bootstrap ## watch mngr make, use and destroy a host on a VPS that runs on this machine
+	@scripts/ensure-engine
+	@$(PYTHON) scripts/demo
+
+test: bootstrap ## run every test; end-to-end ones on local VPSes, skipped where no Docker engine can be had
+	@scripts/ensure-engine || echo "No Docker engine: the end-to-end tests cannot run." >&2
+	@$(PYTHON) -m pytest
+
+test-fast: bootstrap ## run the unit tests and the ssh tests (a loopback sshd; no root, no Docker)
+	@$(PYTHON) -m pytest tests/unit tests/ssh
+
+check: bootstrap ## lint, format, types, shell scripts, architecture, dependencies and the built wheel
+	$(PYTHON) -m ruff check . $(PYTHON_SCRIPTS)
+	$(PYTHON) -m ruff format --check . $(PYTHON_SCRIPTS)
+	@mkdir -p build/typing/imbue && ln -sfn ../../../mngr_vps_docker build/typing/imbue/mngr_vps_docker
+	$(PYTHON) -m mypy -p imbue.mngr_vps_docker
+	$(PYTHON) -m mypy --strict --scripts-are-modules $(PYTHON_SCRIPTS)
+	@if command -v shellcheck >/dev/null; then shellcheck $(SHELL_SCRIPTS) && echo "shellcheck passed"; \
+	else echo "shellcheck is not installed: the shell scripts were not checked" >&2; fi
+	$(PYTHON) -m pytest -q $(PACKAGE_TESTS)
+	$(PYTHON) scripts/check-wheel
+
+clean-local: bootstrap ## remove every local VPS with its containers, volumes, networks and images, and nothing else
+	@if docker info >/dev/null 2>&1; then $(PYTHON) -m imbue.mngr_vps_docker.local_vps clean; \
+	else echo "No Docker engine answers, so no local VPS exists on one."; fi
+
+bootstrap:
+	@scripts/bootstrap

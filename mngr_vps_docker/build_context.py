@@ -1,0 +1,322 @@
+"""Sending a build context to a VPS: the files that Docker would take, as one tar stream, removed after the build."""
+
+import errno
+import os
+import secrets
+import shlex
+import stat
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import ExitStack
+from contextlib import contextmanager
+from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import replace
+from pathlib import Path
+from pathlib import PurePosixPath
+from tarfile import BLOCKSIZE
+from tarfile import DIRTYPE
+from tarfile import FIFOTYPE
+from tarfile import GNU_FORMAT
+from tarfile import RECORDSIZE
+from tarfile import REGTYPE
+from tarfile import SYMTYPE
+from tarfile import TarInfo
+
+from loguru import logger
+
+from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
+from imbue.mngr_vps_docker.dockerignore import DOCKERIGNORE
+from imbue.mngr_vps_docker.dockerignore import IgnorePatterns
+from imbue.mngr_vps_docker.dockerignore import MatchState
+from imbue.mngr_vps_docker.dockerignore import ignore_file_for
+from imbue.mngr_vps_docker.errors import BuildContextError
+from imbue.mngr_vps_docker.git_context import check_checkout
+from imbue.mngr_vps_docker.git_context import needs_own_git_dir
+from imbue.mngr_vps_docker.git_context import self_contained_git_dir
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+
+UPLOAD_TIMEOUT_SECONDS = 1800.0
+REMOVAL_TIMEOUT_SECONDS = 120.0
+
+_CHUNK_BYTES = 256 * 1024
+# The folders of the archive: the context itself, and what Docker reads but does not lie in it.
+_CONTEXT = "context"
+_OUTSIDE = "dockerfile"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteContext:
+    """A build context on a VPS: absolute paths there."""
+
+    context_dir: str
+    dockerfile: str
+
+
+@contextmanager
+def uploaded_build_context(
+    connection: SshConnection, build: ParsedBuildArgs, *, timeout_seconds: float = UPLOAD_TIMEOUT_SECONDS
+) -> Iterator[RemoteContext]:
+    """Have a build context on a VPS for as long as the ``with`` block lasts; nothing of it stays on either side.
+
+    What of it is sent, ``archive`` says. Raises BuildContextError for what is wrong here, and what the connection
+    raises for what goes wrong there.
+    """
+    # Named here and not there, so that it can be removed even if the answer is lost.
+    folder = PurePosixPath("/var/tmp") / f"mngr-build-{secrets.token_hex(16)}"
+    problems: list[BuildContextError] = []
+    with ExitStack() as local:
+        chunks = local.enter_context(archive(build))
+        try:
+            outcome = connection.run(
+                _unpack_command(folder),
+                purpose="upload the build context",
+                timeout_seconds=timeout_seconds,
+                stdin=_noting_problems(chunks, problems),
+            )
+            local.close()
+            if problems:
+                raise problems[0]
+            outcome.checked()
+            place = _dockerfile_in_archive(*_paths(build))
+            yield RemoteContext(context_dir=str(folder / _CONTEXT), dockerfile=str(folder / place))
+        finally:
+            _remove(connection, folder)
+
+
+def check_build_context(build: ParsedBuildArgs) -> None:
+    """Raise the BuildContextError that ``uploaded_build_context`` would raise, if it shows without a VPS."""
+    source = _plan(build)
+    if _is_git_dir_replaced(source, build.git_depth):
+        check_checkout(source.context_dir)
+    for _, path in _walk(source, source.context_dir, "", source.patterns.root):
+        if path.is_file() and not path.is_symlink() and not os.access(path, os.R_OK):
+            raise _unreadable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+@contextmanager
+def archive(build: ParsedBuildArgs) -> Iterator[Iterator[bytes]]:
+    """Give the tar stream of a build context; memory use does not depend on its size.
+
+    In it, ``context/`` holds what Docker would take by the ignore file that counts. The Dockerfile and the ignore
+    files are there in any case, since Docker reads them; a Dockerfile outside the context lies in ``dockerfile/``.
+    Files are as on disk, ignored by git or not. Where ``.git`` would be of no use elsewhere, or ``git_depth`` is given,
+    a self-contained one is sent in its place. All belongs to root, as in an image.
+    """
+    source = _plan(build)
+    with ExitStack() as stack:
+        if _is_git_dir_replaced(source, build.git_depth):
+            git_dir = stack.enter_context(self_contained_git_dir(source.context_dir, build.git_depth))
+            source = replace(source, git_dir=git_dir)
+        yield _tar(source)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What to send of which directory.
+
+    ``forced`` files are sent though they may be ignored, ``replaced`` ones have their content from elsewhere, and
+    ``outside`` ones are not in the context.
+    """
+
+    context_dir: Path
+    patterns: IgnorePatterns
+    forced: frozenset[str]
+    replaced: Mapping[str, Path]
+    outside: Mapping[str, Path]
+    git_dir: Path | None = field(default=None)
+
+    def is_above_forced(self, name: str) -> bool:
+        """Whether a forced file lies below ``name``."""
+        return any(forced.startswith(f"{name}/") for forced in self.forced)
+
+
+def _paths(build: ParsedBuildArgs) -> tuple[Path, Path]:
+    if build.context_dir is None or build.dockerfile is None:
+        raise BuildContextError("There is no build context to send; name its directory last, for example: -b .")
+    return build.context_dir, build.dockerfile
+
+
+def _plan(build: ParsedBuildArgs) -> _Source:
+    context_dir, dockerfile = _paths(build)
+    ignore_file = ignore_file_for(context_dir, dockerfile)
+    place = _dockerfile_in_archive(context_dir, dockerfile)
+    own_ignore_file = ignore_file if ignore_file != context_dir / DOCKERIGNORE else None
+    read_by_docker = {str(place): dockerfile, f"{_CONTEXT}/{DOCKERIGNORE}": context_dir / DOCKERIGNORE}
+    if own_ignore_file is not None:
+        read_by_docker[f"{place}{DOCKERIGNORE}"] = own_ignore_file
+    in_context = f"{_CONTEXT}/"
+    return _Source(
+        context_dir=context_dir,
+        patterns=IgnorePatterns() if ignore_file is None else IgnorePatterns.read(ignore_file),
+        forced=frozenset(name.removeprefix(in_context) for name in read_by_docker if name.startswith(in_context)),
+        # The legacy builder knows this name only: it, too, is to follow the file that counts.
+        replaced={} if own_ignore_file is None else {DOCKERIGNORE: own_ignore_file},
+        outside={name: path for name, path in read_by_docker.items() if not name.startswith(in_context)},
+    )
+
+
+def _dockerfile_in_archive(context_dir: Path, dockerfile: Path) -> PurePosixPath:
+    """Where the archive has the Dockerfile: in the context, unless it (or what it links to) lies outside."""
+    real_context, real_dockerfile = context_dir.resolve(), dockerfile.resolve()
+    if not real_dockerfile.is_relative_to(real_context):
+        return PurePosixPath(_OUTSIDE, dockerfile.name)
+    # By its own name where it has one in the context, since its own ignore file is named after that.
+    name = dockerfile if dockerfile.is_relative_to(context_dir) else real_dockerfile
+    base = context_dir if dockerfile.is_relative_to(context_dir) else real_context
+    return PurePosixPath(_CONTEXT, name.relative_to(base))
+
+
+def _is_git_dir_replaced(source: _Source, git_depth: int | None) -> bool:
+    if source.patterns.ignores(".git") and not source.patterns.has_exceptions:
+        return False
+    return git_depth is not None or needs_own_git_dir(source.context_dir)
+
+
+def _unpack_command(folder: PurePosixPath) -> str:
+    quoted = shlex.quote(str(folder))
+    return f"""set -eu
+umask 022
+mkdir -m 700 {quoted}
+trap 'code=$?; [ "$code" -eq 0 ] || rm -rf {quoted}' EXIT
+trap 'exit 1' HUP INT TERM
+tar -x -p -f - -C {quoted}
+cat >/dev/null
+"""
+
+
+def _remove(connection: SshConnection, folder: PurePosixPath) -> None:
+    outcome = connection.run(
+        f"rm -rf -- {shlex.quote(str(folder))}",
+        purpose="remove the uploaded build context",
+        timeout_seconds=REMOVAL_TIMEOUT_SECONDS,
+        is_idempotent=True,
+    )
+    if not outcome.is_success:
+        logger.warning("{} stays behind on the VPS: {}", folder, outcome.error())
+
+
+def _noting_problems(chunks: Iterable[bytes], problems: list[BuildContextError]) -> Iterator[bytes]:
+    """Pass ``chunks`` on; whoever consumes them in another thread may lose the error that ends them."""
+    try:
+        yield from chunks
+    except BuildContextError as error:
+        problems.append(error)
+        raise
+
+
+def _tar(source: _Source) -> Iterator[bytes]:
+    size_bytes = 0
+    for chunk in _tar_entries(source):
+        size_bytes += len(chunk)
+        yield chunk
+    # Two empty blocks end an archive, which is padded to whole records.
+    end_bytes = 2 * BLOCKSIZE
+    yield b"\0" * (end_bytes + -(size_bytes + end_bytes) % RECORDSIZE)
+
+
+def _tar_entries(source: _Source) -> Iterator[bytes]:
+    yield _header(_CONTEXT, DIRTYPE, mode=0o755)
+    for name, path in _walk(source, source.context_dir, "", source.patterns.root):
+        yield from _entry(f"{_CONTEXT}/{name}", path)
+    if source.outside:
+        yield _header(_OUTSIDE, DIRTYPE, mode=0o755)
+    for name, path in source.outside.items():
+        yield from _file_entry(name, path)
+
+
+def _walk(source: _Source, directory: Path, prefix: str, state: MatchState) -> Iterator[tuple[str, Path]]:
+    """Every path to send, as its name in the context and where it is; a directory before what is in it."""
+    for name, path in sorted(_children(source, directory, prefix, is_ignored=state.is_ignored).items()):
+        child = f"{prefix}{name}"
+        child_state = source.patterns.match(child, state)
+        is_sent = not child_state.is_ignored or child in source.forced
+        if path.is_symlink() or not path.is_dir():
+            if is_sent and not path.is_socket():
+                yield child, path
+            continue
+        if is_sent:
+            yield child, path
+        elif not (source.patterns.has_exceptions or source.is_above_forced(child)):
+            continue
+        below = _walk(source, path, f"{child}/", child_state)
+        first = next(below, None)
+        if first is None:
+            continue
+        if not is_sent:
+            # An ignored directory comes along when something below it does.
+            yield child, path
+        yield first
+        yield from below
+
+
+def _children(source: _Source, directory: Path, prefix: str, *, is_ignored: bool) -> dict[str, Path]:
+    try:
+        children = {name: directory / name for name in os.listdir(directory)}  # noqa: PTH208 - names only
+    except PermissionError as error:
+        if is_ignored:
+            return {}
+        raise _unreadable(directory, error) from error
+    except OSError as error:
+        raise _unreadable(directory, error) from error
+    if not prefix:
+        children |= {name: path for name, path in source.replaced.items() if name in children}
+    if source.git_dir is not None:
+        git = children.get(".git")
+        if not prefix:
+            children[".git"] = source.git_dir
+        elif git is not None and git.is_file():
+            # A submodule or worktree whose git directory is not sent: git stumbles over a link that leads nowhere.
+            del children[".git"]
+    return children
+
+
+def _entry(name: str, path: Path) -> Iterator[bytes]:
+    try:
+        status = path.lstat()
+        link = str(path.readlink()) if stat.S_ISLNK(status.st_mode) else ""
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    mode, mtime = stat.S_IMODE(status.st_mode), int(status.st_mtime)
+    if stat.S_ISREG(status.st_mode):
+        yield from _file_entry(name, path)
+    elif stat.S_ISDIR(status.st_mode):
+        yield _header(name, DIRTYPE, mode=mode, mtime=mtime)
+    elif stat.S_ISLNK(status.st_mode):
+        yield _header(name, SYMTYPE, mode=0o777, mtime=mtime, link=link)
+    elif stat.S_ISFIFO(status.st_mode):
+        yield _header(name, FIFOTYPE, mode=mode, mtime=mtime)
+    else:
+        raise BuildContextError(f"{path} is a device, which cannot be sent; name it in {DOCKERIGNORE}")
+
+
+def _file_entry(name: str, path: Path) -> Iterator[bytes]:
+    try:
+        # Not blocking: what was a file a moment ago may be a FIFO by now.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            yield _header(name, mode=stat.S_IMODE(status.st_mode), mtime=int(status.st_mtime), size=status.st_size)
+            left_bytes = status.st_size
+            while left_bytes > 0:
+                chunk = file.read(min(_CHUNK_BYTES, left_bytes))
+                if not chunk:
+                    raise BuildContextError(f"{path} became shorter while it was sent; try again")
+                left_bytes -= len(chunk)
+                yield chunk
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    yield b"\0" * (-status.st_size % BLOCKSIZE)
+
+
+def _header(name: str, kind: bytes = REGTYPE, *, mode: int, mtime: int = 0, size: int = 0, link: str = "") -> bytes:
+    info = TarInfo(name)
+    info.type, info.mode, info.mtime, info.size, info.linkname = kind, mode, mtime, size, link
+    # The GNU form carries names of any length, and bytes as they are.
+    return info.tobuf(format=GNU_FORMAT, encoding="utf-8", errors="surrogateescape")
+
+
+def _unreadable(path: Path, error: OSError) -> BuildContextError:
+    return BuildContextError(
+        f"{path} of the build context cannot be read: {error.strerror}; mend that, or name it in {DOCKERIGNORE}"
+    )

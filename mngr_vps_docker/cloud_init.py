@@ -1,0 +1,99 @@
+"""What a new VPS is told at its first boot (cloud-init user data), and how its success is waited for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+# Beside this module, so that it can be read, linted and run by itself.
+_SETUP_SCRIPT = Path(__file__).with_name("vps_setup.sh")
+_SETUP_PATH = "/usr/local/sbin/mngr-vps-setup"
+
+STATUS_PATH = "/var/lib/mngr-vps/status"
+TIMED_OUT_EXIT_CODE = 124
+
+# The strictest cloud takes 16 KiB, some of them after base64.
+MAX_USER_DATA_BYTES = 12 * 1024
+
+# cloud-init writes result.json when its last stage has ended, after which no status will come any more. An error that
+# it reports before that may be of a part that does not matter here.
+READINESS_SCRIPT = f"""
+deadline=$(($(date +%s) + timeout_seconds))
+explain() {{
+    for log in /var/log/mngr-vps-setup.log /var/log/cloud-init-output.log; do
+        if [ -r "$log" ]; then
+            echo "The end of $log:"
+            tail -n 20 "$log"
+        fi
+    done >&2
+    echo "$1" >&2
+}}
+while :; do
+    ended=
+    [ ! -e /run/cloud-init/result.json ] || ended=yes
+    if [ -r {STATUS_PATH} ]; then
+        status=$(cat {STATUS_PATH})
+        echo "$status"
+        [ "$status" != ready ] || exit 0
+        explain "$status"
+        exit 1
+    fi
+    if [ -n "$ended" ]; then
+        explain "cloud-init ended without preparing the VPS ($(timeout 10 cloud-init status 2>&1 | head -n 1))"
+        exit 1
+    fi
+    if [ "$(date +%s)" -ge "$deadline" ]; then
+        explain "not ready after $timeout_seconds s ($(timeout 10 cloud-init status 2>&1 | head -n 1))"
+        exit {TIMED_OUT_EXIT_CODE}
+    fi
+    sleep 0.2
+done
+"""
+
+
+def generate_cloud_init_user_data(host_private_key: str, host_public_key: str) -> str:
+    """Return the user data for one VPS, a ``#cloud-config`` of at most ``MAX_USER_DATA_BYTES`` bytes.
+
+    The VPS shows the given ed25519 host key and no other, lets root in by key only, and has Docker running when
+    ``wait_for_ready_command`` says so. ``host_private_key`` is in OpenSSH's form, ``host_public_key`` one line of it.
+    """
+    config = {
+        "ssh_deletekeys": True,
+        # Not used while keys are given, but the schema allows no empty list.
+        "ssh_genkeytypes": ["ed25519"],
+        "ssh_keys": {
+            "ed25519_private": f"{host_private_key.strip()}\n",
+            "ed25519_public": f"{host_public_key.strip()}\n",
+        },
+        "disable_root": False,
+        "ssh_pwauth": False,
+        "write_files": [
+            {"path": _SETUP_PATH, "owner": "root:root", "permissions": "0755", "content": _SETUP_SCRIPT.read_text()}
+        ],
+        "runcmd": [[_SETUP_PATH]],
+    }
+    return f"#cloud-config\n{_to_yaml(config)}"
+
+
+def wait_for_ready_command(timeout_seconds: float) -> str:
+    """Return shell text that waits on a VPS until its first boot has made it ready, in one round trip.
+
+    It prints the status and ends with 0 when the VPS is ready, 1 when preparing it failed, ``TIMED_OUT_EXIT_CODE``
+    after ``timeout_seconds``; on a failure, with the end of the logs and then the reason on stderr.
+    """
+    return f"timeout_seconds={max(1, round(timeout_seconds))}\n{READINESS_SCRIPT.strip()}\n"
+
+
+class _ReadableDumper(yaml.SafeDumper):
+    """Writes texts of several lines as they are, which is also the shortest form."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_ReadableDumper.add_representer(str, _represent_text)
+
+
+def _to_yaml(config: Mapping[str, object]) -> str:
+    return yaml.dump(dict(config), Dumper=_ReadableDumper, sort_keys=False, allow_unicode=True, width=1000)

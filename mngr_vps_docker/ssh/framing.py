@@ -1,0 +1,168 @@
+"""Telling a command's own output and end from everything around it.
+
+ssh's exit code 255 is also a command's, a login shell may print before the command runs, and a connection that breaks
+leaves no trace. So the machine prints a line with a nonce on both streams when the command starts, and one with its
+exit code on stderr when it has ended: without the second, the end was not seen.
+"""
+
+import codecs
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+# ASCII's record separator: hardly ever printed, so that a stream is hardly ever held back to see what follows.
+_RECORD_SEPARATOR: Final = b"\x1e"
+_LONGEST_MARKER_BYTES: Final = 48
+# From TERM to KILL, for a command that has reached its deadline.
+_KILL_AFTER_SECONDS: Final = 5
+# timeout(1) exits with 124 when TERM ended the command, 137 when KILL had to.
+_TIMED_OUT_CODES: Final = frozenset({124, 137})
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """The markers of one attempt, made unforgeable by ``nonce``."""
+
+    nonce: str
+
+    @property
+    def marker(self) -> bytes:
+        """What both lines begin with."""
+        return _RECORD_SEPARATOR + self.nonce.encode()
+
+    @property
+    def start_line(self) -> bytes:
+        """The line that says that the command starts."""
+        return self.marker + b"\n"
+
+    def wrap(self, command: str, timeout_seconds: int) -> str:
+        """Shell text that runs ``command`` between its markers, ended by the machine itself at its deadline."""
+        start = f"printf '\\036%s\\n' {self.nonce}"
+        script = (
+            f'command -v timeout >/dev/null || timeout() {{ shift 3; "$@"; }}; {start}; {start} >&2;'
+            f" timeout -k {_KILL_AFTER_SECONDS} {timeout_seconds} sh -c {shlex.quote(command)}; rc=$?;"
+            f" printf '\\036%s %d\\n' {self.nonce} $rc >&2; exit $rc"
+        )
+        return f"sh -c {shlex.quote(script)}"
+
+    @staticmethod
+    def is_time_out(exit_code: int, elapsed_seconds: float, timeout_seconds: float) -> bool:
+        """Whether an exit code is that of the deadline and not the command's own."""
+        return exit_code in _TIMED_OUT_CODES and elapsed_seconds >= timeout_seconds
+
+
+class OutputReader:
+    """Takes ssh's output piece by piece and keeps what is the command's own.
+
+    Each piece goes to ``on_chunk(chunk, is_stdout)`` as it comes, if given. All output is kept, or the last
+    ``tail_bytes`` of each stream.
+    """
+
+    def __init__(
+        self, *, on_chunk: Callable[[bytes, bool], None] | None = None, tail_bytes: int | None = None
+    ) -> None:
+        self._on_chunk = on_chunk
+        self._tail_bytes = tail_bytes
+        self.begin(Framing(""))
+
+    def begin(self, framing: Framing) -> None:
+        """Start over, for an attempt with other markers."""
+        self._framing = framing
+        self._kept = {True: bytearray(), False: bytearray()}
+        self._held = {True: b"", False: b""}
+        self._is_started = {True: False, False: False}
+        self._before = bytearray()
+        self.exit_code: int | None = None
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the command was seen to start."""
+        return any(self._is_started.values())
+
+    @property
+    def messages(self) -> str:
+        """What came on stderr before the command started: ssh's own words, and those of a login shell."""
+        return bytes(self._before).decode("utf-8", "replace")
+
+    @property
+    def stdout(self) -> bytes:
+        """The command's standard output, as far as it was kept."""
+        return bytes(self._kept[True])
+
+    @property
+    def stderr(self) -> bytes:
+        """The command's standard error, as far as it was kept."""
+        return bytes(self._kept[False])
+
+    def __call__(self, chunk: bytes, is_stdout: bool) -> None:
+        """Take the next piece of one stream."""
+        data = self._held[is_stdout] + chunk
+        self._held[is_stdout] = b""
+        if not self._is_started[is_stdout]:
+            noise, start, data = data.partition(self._framing.start_line)
+            if not start:
+                self._held[is_stdout] = noise
+                return
+            self._is_started[is_stdout] = True
+            self._note_before(noise, is_stdout)
+        if not is_stdout:
+            data = self._without_end(data)
+        self._keep(data, is_stdout)
+
+    def finish(self) -> None:
+        """Nothing more will come: judge what was held back."""
+        for is_stdout in (True, False):
+            held, self._held[is_stdout] = self._held[is_stdout], b""
+            if self._is_started[is_stdout]:
+                self._keep(held, is_stdout)
+            else:
+                self._note_before(held, is_stdout)
+
+    def _without_end(self, data: bytes) -> bytes:
+        """Cut the end marker off, and hold back what may yet become one."""
+        own, marker, rest = data.partition(self._framing.marker + b" ")
+        if marker and rest.endswith(b"\n"):
+            self.exit_code = int(rest)
+            return own
+        possible = data.rfind(_RECORD_SEPARATOR, max(0, len(data) - _LONGEST_MARKER_BYTES))
+        if possible < 0:
+            return data
+        self._held[False] = data[possible:]
+        return data[:possible]
+
+    def _note_before(self, noise: bytes, is_stdout: bool) -> None:
+        if not is_stdout:
+            self._before += noise
+
+    def _keep(self, data: bytes, is_stdout: bool) -> None:
+        if not data:
+            return
+        kept = self._kept[is_stdout]
+        kept += data
+        if self._tail_bytes is not None and len(kept) > 2 * self._tail_bytes:
+            del kept[: -self._tail_bytes]
+        if self._on_chunk is not None:
+            self._on_chunk(data, is_stdout)
+
+
+class LineSplitter:
+    """Turns pieces of two streams into whole lines of text, without their ends; what is not UTF-8 is replaced."""
+
+    def __init__(self, on_line: Callable[[str, bool], None]) -> None:
+        self._on_line = on_line
+        self._decoders = {is_stdout: codecs.getincrementaldecoder("utf-8")("replace") for is_stdout in (True, False)}
+        self._begun = {True: "", False: ""}
+
+    def __call__(self, chunk: bytes, is_stdout: bool) -> None:
+        """Take the next piece of one stream."""
+        *lines, self._begun[is_stdout] = (self._begun[is_stdout] + self._decoders[is_stdout].decode(chunk)).split("\n")
+        for line in lines:
+            self._on_line(line.removesuffix("\r"), is_stdout)
+
+    def flush(self) -> None:
+        """Hand on last lines that have no end."""
+        for is_stdout, begun in self._begun.items():
+            if begun:
+                self._on_line(begun, is_stdout)
+        self._begun = {True: "", False: ""}

@@ -1,0 +1,185 @@
+"""The shared connection to one machine: opened once, by whoever needs it first, and used by all until it is idle.
+
+ssh's own ``ControlMaster=auto`` logs in once per thread when many start at once, so the master is opened explicitly,
+under a lock that holds across processes.
+"""
+
+import os
+import re
+import signal
+import stat
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.files import locked
+from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
+from imbue.mngr_vps_docker.ssh.process import ProcessRunner
+from imbue.mngr_vps_docker.ssh.target import SshTarget
+from imbue.mngr_vps_docker.ssh.target import control_argv
+from imbue.mngr_vps_docker.ssh.target import master_argv
+
+# sockaddr_un.sun_path less the suffix of 17 bytes that ssh adds while it binds (measured with OpenSSH 9.2).
+_LONGEST_CONTROL_PATH_BYTES: Final = 76 if sys.platform == "darwin" else 90
+# A master that is stopped (SIGSTOP) or wedged does not answer `-O check`, which then hangs.
+_CONTROL_TIMEOUT_SECONDS: Final = 2.0
+# What authentication may take after ConnectTimeout, which covers the TCP connection and the banner.
+_LOGIN_SECONDS: Final = 20.0
+
+_PID: Final = re.compile(rb"pid=(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class LoginFailure:
+    """Why the shared connection could not be opened, in a word and in ssh's own words."""
+
+    reason: NotStartedReason
+    detail: str
+
+
+# First match wins. OpenSSH's messages, as of versions 8 to 10.
+_FAILURES: Final = (
+    (NotStartedReason.HOST_KEY_CHANGED, r"REMOTE HOST IDENTIFICATION HAS CHANGED|host key for .* has changed"),
+    (NotStartedReason.HOST_KEY_UNKNOWN, r"No .* host key is known|Host key verification failed"),
+    (NotStartedReason.AUTHENTICATION, r"Permission denied|Too many authentication failures"),
+    (NotStartedReason.UNKNOWN_NAME, r"Could not resolve hostname"),
+    (NotStartedReason.REFUSED, r"port \d+: Connection refused"),
+    (NotStartedReason.NO_ROUTE, r"No route to host|Network is unreachable"),
+    (NotStartedReason.CONNECT_TIMEOUT, r"timed out"),
+    (NotStartedReason.SESSION_REFUSED, r"Session open refused by peer|Channel open failed"),
+    (NotStartedReason.CLOSED_BY_PEER, r"Connection closed|Connection reset|kex_exchange_identification|Broken pipe"),
+)
+
+
+def login_failure(messages: str) -> LoginFailure:
+    """Tell from ssh's own messages why a login failed; ``detail`` is the one line that says it best."""
+    lines = [line.strip() for line in messages.splitlines() if line.strip()]
+    for reason, pattern in _FAILURES:
+        for line in lines:
+            if re.search(pattern, line):
+                return LoginFailure(reason, line.strip("@ "))
+    return LoginFailure(NotStartedReason.OTHER, lines[-1] if lines else "ssh gave no reason")
+
+
+class SshMaster:
+    """The shared connection to one target."""
+
+    def __init__(self, target: SshTarget, runner: ProcessRunner) -> None:
+        self._target = target
+        self._runner = runner
+        self._last_failure: tuple[float, LoginFailure] | None = None
+        self._failure_lock = threading.Lock()
+
+    @property
+    def control_path(self) -> Path:
+        """Where its socket is, whether it is open or not."""
+        return socket_folder() / self._target.fingerprint
+
+    def open(self) -> LoginFailure | None:
+        """Make sure that it is open, logging in if it is not; return why, if that failed.
+
+        However many threads and processes ask at once, there is one login. Threads that waited for an attempt that
+        failed share its failure instead of each trying again.
+        """
+        asked_at = time.monotonic()
+        control_path = self.control_path
+        with locked(self._beside(".lock")):
+            if self.is_alive():
+                return None
+            with self._failure_lock:
+                if self._last_failure is not None and self._last_failure[0] > asked_at:
+                    return self._last_failure[1]
+            self._remove_dead(control_path)
+            failure = self._log_in(control_path)
+            with self._failure_lock:
+                self._last_failure = None if failure is None else (time.monotonic(), failure)
+            return failure
+
+    def is_alive(self) -> bool:
+        """Whether it answers; False for one that is gone, stale or wedged."""
+        return self.control_path.exists() and self._ask("check") is not None
+
+    def close(self) -> None:
+        """End it, and with it every command that runs over it; nothing to do if it is not open."""
+        control_path = self.control_path
+        if not control_path.exists():
+            return
+        with locked(self._beside(".lock")):
+            self._ask("exit")
+            self._remove_dead(control_path)
+
+    def _log_in(self, control_path: Path) -> LoginFailure | None:
+        with tempfile.TemporaryDirectory(prefix="mngr-vps-ssh-") as folder:
+            log_file = Path(folder) / "log"
+            result = self._runner(
+                master_argv(self._target, control_path, log_file),
+                timeout_seconds=self._target.connect_timeout_seconds + _LOGIN_SECONDS,
+            )
+            messages = log_file.read_text(errors="replace") if log_file.exists() else ""
+        if result.is_timed_out:
+            return LoginFailure(NotStartedReason.CONNECT_TIMEOUT, "ssh did not finish logging in")
+        if result.exit_code != 0:
+            return login_failure(messages + result.stderr.decode(errors="replace"))
+        answer = self._ask("check")
+        pid = _PID.search(answer or b"")
+        if pid is not None:
+            self._beside(".pid").write_bytes(pid.group(1))
+        return None
+
+    def _ask(self, request: str) -> bytes | None:
+        """The master's answer to a control request, or None if it gives none."""
+        result = self._runner(
+            control_argv(self._target, self.control_path, request), timeout_seconds=_CONTROL_TIMEOUT_SECONDS
+        )
+        return result.stdout + result.stderr if result.exit_code == 0 else None
+
+    def _remove_dead(self, control_path: Path) -> None:
+        """Remove what a master that does not answer has left; kill it first, if it is wedged rather than gone."""
+        if not control_path.exists():
+            return
+        if not stat.S_ISSOCK(control_path.lstat().st_mode):
+            raise VpsDockerError(f"{control_path} is not a socket of ssh: remove it and try again")
+        with suppress(FileNotFoundError, ValueError, ProcessLookupError):
+            pid = int(self._beside(".pid").read_text())
+            if _has_in_command_line(pid, str(control_path)):
+                os.kill(pid, signal.SIGKILL)
+        control_path.unlink(missing_ok=True)
+        self._beside(".pid").unlink(missing_ok=True)
+
+    def _beside(self, suffix: str) -> Path:
+        control_path = self.control_path
+        return control_path.with_name(control_path.name + suffix)
+
+
+def socket_folder() -> Path:
+    """The private folder of this user's sockets: short, because socket paths are limited, and nobody else's.
+
+    Raises VpsDockerError if something else is at its place.
+    """
+    base = Path("/tmp") if sys.platform == "darwin" else Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp")
+    folder = base / f"mngr-vps-{os.getuid()}"
+    if not base.is_dir() or len(str(folder)) + 1 + 16 > _LONGEST_CONTROL_PATH_BYTES:
+        folder = Path("/tmp") / folder.name
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise VpsDockerError(f"{folder} must be a folder of yours that nobody else can enter (0700): remove it")
+    return folder
+
+
+def _has_in_command_line(pid: int, text: str) -> bool:
+    """Whether process ``pid`` is still the one that was started with ``text``, and not one that has its number now.
+
+    Only Linux says; elsewhere a wedged master is left to its keepalives.
+    """
+    try:
+        return text in Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except (FileNotFoundError, PermissionError):
+        return False

@@ -1,0 +1,114 @@
+"""This machine in the place of a VPS: its own shell, and a stand-in for docker that knows a few volumes."""
+
+import stat
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from imbue.mngr_vps_docker.ssh.connection import OnLine
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.connection import StandardInput
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.target import SshTarget
+
+# Refuses every command line but those that the scripts are known to use.
+_DOCKER = """\
+#!/bin/sh
+volumes=$(dirname "$0")/../volumes
+[ ! -e "$volumes/.daemon-down" ] || { echo 'Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?' >&2; exit 1; }
+case "$*" in
+  "volume inspect --format {{.Mountpoint}} -- "*)
+    [ -d "$volumes/$6" ] || { echo "Error response from daemon: get $6: no such volume" >&2; exit 1; }
+    echo "$volumes/$6" ;;
+  "volume ls --format {{.Name}} {{.Mountpoint}}")
+    for volume in "$volumes"/*; do [ -d "$volume" ] && echo "$(basename "$volume") $volume"; done; : ;;
+  "ps --all --quiet --no-trunc --filter label="*)
+    cat "$volumes/.container-ids" 2>/dev/null || : ;;
+  "container inspect -- "*)
+    cat "$volumes/.containers" ;;
+  *) echo "unexpected command line: docker $*" >&2; exit 99 ;;
+esac
+"""  # noqa: E501
+
+
+class LocalMachine(SshConnection):
+    """Runs commands in a shell here, with a deadline; counts them."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(
+            SshTarget(
+                host="localhost",
+                identity_file=Path("/dev/null"),
+                known_hosts_file=Path("/dev/null"),
+                host_key_alias="local",
+                label="the VPS",
+            )
+        )
+        self.volumes = root / "volumes"
+        self.volumes.mkdir()
+        self._bin = root / "bin"
+        self._bin.mkdir()
+        docker = self._bin / "docker"
+        docker.write_text(_DOCKER)
+        docker.chmod(docker.stat().st_mode | stat.S_IXUSR)
+        self.commands: list[str] = []
+        self.before_command: Callable[[str], None] | None = None
+
+    def volume(self, name: str) -> Path:
+        """The directory of a volume, made now."""
+        path = self.volumes / name
+        path.mkdir()
+        return path
+
+    def run(
+        self,
+        command: str,
+        *,
+        purpose: str,
+        timeout_seconds: float,
+        stdin: StandardInput = None,
+        is_idempotent: bool = False,
+    ) -> CommandOutcome:
+        assert stdin is None or isinstance(stdin, bytes)
+        if self.before_command is not None:
+            self.before_command(purpose)
+        self.commands.append(command)
+        argv = ("sh", "-c", command)
+        started = time.monotonic()
+        done = subprocess.run(
+            argv,
+            input=stdin or b"",
+            capture_output=True,
+            timeout=30,
+            env={"PATH": f"{self._bin}:/usr/sbin:/usr/bin:/sbin:/bin"},
+            cwd="/",
+        )
+        return CommandOutcome(
+            status=OutcomeStatus.COMPLETED,
+            argv=argv,
+            host=self.target.label,
+            purpose=purpose,
+            elapsed_seconds=time.monotonic() - started,
+            exit_code=done.returncode,
+            stdout=done.stdout,
+            stderr=done.stderr,
+        )
+
+    def stream(
+        self,
+        command: str,
+        *,
+        on_line: OnLine | None,
+        purpose: str,
+        timeout_seconds: float,
+        stdin: StandardInput = None,
+        is_idempotent: bool = False,
+    ) -> CommandOutcome:
+        outcome = self.run(command, purpose=purpose, timeout_seconds=timeout_seconds, stdin=stdin)
+        for text, is_stdout in ((outcome.text, True), (outcome.error_text, False)):
+            for line in text.splitlines():
+                if on_line is not None:
+                    on_line(line, is_stdout)
+        return outcome

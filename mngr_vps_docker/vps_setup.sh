@@ -1,0 +1,198 @@
+#!/bin/sh
+# Makes a new VPS ready for its host: sshd locked down, Docker running. cloud-init runs it once; again is harmless.
+# It ends with one line in /var/lib/mngr-vps/status: "ready", or "failed: <stage>: <last words>".
+set -eu
+export LC_ALL=C DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
+
+state=/var/lib/mngr-vps
+log=/var/log/mngr-vps-setup.log
+per_boot=/var/lib/cloud/scripts/per-boot/mngr-vps-setup
+sshd_config=/etc/ssh/sshd_config
+# sshd takes the first value that it meets: this name sorts before every other.
+drop_in=/etc/ssh/sshd_config.d/00-mngr.conf
+# https://docs.docker.com/engine/install/debian/
+docker_fingerprint=9DC858229FC7DD38854AE2D88D81803C0EBFCD88
+
+sshd_settings() {
+    cat <<'SETTINGS'
+# Written by mngr. One connection carries many commands at once.
+HostKey /etc/ssh/ssh_host_ed25519_key
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin prohibit-password
+X11Forwarding no
+MaxSessions 100
+MaxStartups 100:30:200
+SETTINGS
+}
+
+# What sshd would do for root, all files and Match blocks read.
+sshd_is_set() {
+    effective=$(sshd -T -C user=root,host=localhost,addr=192.0.2.1) &&
+        echo "$effective" | grep -qix 'maxsessions 100' &&
+        echo "$effective" | grep -qix 'passwordauthentication no'
+}
+
+stage_sshd() {
+    PATH=$PATH:/usr/sbin:/sbin
+    # The privilege separation folder, which is missing while ssh.socket waits for a first connection.
+    mkdir -p /run/sshd "$(dirname "$drop_in")"
+    sshd_settings >"$drop_in.new"
+    mv "$drop_in.new" "$drop_in"
+    if ! sshd -t; then
+        rm -f "$drop_in"
+        return 1
+    fi
+    if ! sshd_is_set; then
+        # Nothing includes the drop-in, or too late. At the top it precedes every other value and every Match block.
+        rm -f "$drop_in"
+        cp -p "$sshd_config" "$sshd_config.mngr-new"
+        { sshd_settings; cat "$sshd_config"; } >"$sshd_config.mngr-new"
+        if ! sshd -t -f "$sshd_config.mngr-new"; then
+            rm -f "$sshd_config.mngr-new"
+            return 1
+        fi
+        mv "$sshd_config.mngr-new" "$sshd_config"
+        sshd_is_set || { echo "sshd does not take over the settings: does a Match block of $sshd_config overrule them?" >&2; return 1; }
+    fi
+    # Reloaded, so that open connections live on. A unit that is not active reads its settings when it starts.
+    for unit in ssh sshd; do
+        if systemctl is-active --quiet "$unit"; then
+            systemctl reload "$unit"
+            break
+        fi
+    done
+}
+
+docker_answers() { timeout 20 docker info >/dev/null 2>&1; }
+
+wait_for_docker() {
+    tries=0
+    until docker_answers; do
+        tries=$((tries + 1))
+        if [ "$tries" -ge 120 ]; then
+            timeout 20 docker info || true
+            return 1
+        fi
+        sleep 0.5
+    done
+}
+
+apt() { apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -o APT::Update::Error-Mode=any "$@"; }
+
+# apt-get waits for dpkg's lock by itself, but not for the lock of its package lists.
+update_lists() {
+    tries=0
+    until apt update >"$state/apt-update" 2>&1; do
+        cat "$state/apt-update"
+        tries=$((tries + 1))
+        [ "$tries" -lt 60 ] && grep -qi 'could not get lock' "$state/apt-update" || return 1
+        sleep 5
+    done
+}
+
+install_packages() {
+    packages="$*"
+    if grep -q Y /sys/module/apparmor/parameters/enabled 2>/dev/null; then
+        packages="$packages apparmor"
+    fi
+    # shellcheck disable=SC2086 # several names
+    apt install --no-install-recommends $packages
+}
+
+forget_docker_repository() { rm -f /etc/apt/sources.list.d/docker.list /etc/apt/keyrings/docker.asc; }
+
+# Fails without a trace where Docker has no packages for this system, or they cannot be had or trusted.
+install_from_docker() {
+    # shellcheck source=/dev/null
+    . /etc/os-release
+    case "$ID:${VERSION_CODENAME:-}" in
+        debian:?* | ubuntu:?*) ;;
+        *) return 1 ;;
+    esac
+    if ! command -v curl >/dev/null || ! command -v gpg >/dev/null; then
+        apt install --no-install-recommends ca-certificates curl gnupg || return 1
+    fi
+    key=$state/docker.asc
+    curl -fsSL --proto '=https' --retry 2 --connect-timeout 10 --max-time 60 -o "$key" \
+        "https://download.docker.com/linux/$ID/gpg" || return 1
+    # Exactly one primary key, and that one: apt would trust every key in the file.
+    found=$(gpg --homedir "$state" --batch --show-keys --with-colons "$key" |
+        awk -F: '$1 == "pub" { primary = 1 } $1 == "fpr" && primary { printf "%s", $10; primary = 0 }')
+    if [ "$found" != "$docker_fingerprint" ]; then
+        echo "Docker's signing key has the fingerprint '$found', not $docker_fingerprint: not used" >&2
+        return 1
+    fi
+    mkdir -p /etc/apt/keyrings
+    install -m 644 "$key" /etc/apt/keyrings/docker.asc
+    echo "deb [arch=$(dpkg --print-architecture) signed-by=/etc/apt/keyrings/docker.asc]" \
+        "https://download.docker.com/linux/$ID $VERSION_CODENAME stable" >/etc/apt/sources.list.d/docker.list
+    if update_lists && install_packages docker-ce docker-ce-cli containerd.io docker-buildx-plugin; then
+        return 0
+    fi
+    forget_docker_repository
+    update_lists || true
+    return 1
+}
+
+install_from_distribution() {
+    packages=docker.io
+    for extra in docker-cli docker-buildx; do
+        if apt-cache show "$extra" >/dev/null 2>&1; then
+            packages="$packages $extra"
+        fi
+    done
+    # shellcheck disable=SC2086 # several names
+    install_packages $packages
+}
+
+stage_docker() {
+    if docker_answers; then
+        echo "Docker is there already"
+    elif ! command -v dockerd >/dev/null; then
+        command -v apt-get >/dev/null || {
+            echo "no apt-get here: choose a Debian or Ubuntu image, or one with Docker" >&2
+            return 1
+        }
+        update_lists
+        install_from_docker || install_from_distribution
+    fi
+    if command -v systemctl >/dev/null; then
+        systemctl enable --now docker
+    else
+        service docker start
+    fi
+    wait_for_docker
+}
+
+report() {
+    printf '%s\n' "$1" >"$state/status.new"
+    sync "$state/status.new"
+    mv "$state/status.new" "$state/status"
+    rm -f "$per_boot"
+}
+
+if [ $# -eq 1 ]; then
+    "stage_$1"
+    exit
+fi
+
+mkdir -p "$state"
+if grep -qx ready "$state/status" 2>/dev/null && docker_answers; then
+    exit 0
+fi
+# cloud-init would not run this again after a power cut half-way.
+if [ -d "$(dirname "$per_boot")" ]; then
+    ln -sf /usr/local/sbin/mngr-vps-setup "$per_boot"
+fi
+for stage in sshd docker; do
+    # In a process of its own, where set -e holds all the way down.
+    if sh -eu "$0" "$stage" >"$log" 2>&1; then
+        cat "$log"
+    else
+        cat "$log"
+        report "failed: $stage: $(tail -n 3 "$log" | tr -c '[:print:]' ' ' | cut -c 1-400)"
+        exit 1
+    fi
+done
+report ready

@@ -1,0 +1,156 @@
+"""The user data on machines that really boot: cloud-init, sshd, apt and Docker are the real ones."""
+
+import secrets
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
+from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
+from imbue.mngr_vps_docker.keys import load_or_create_key_pair
+from imbue.mngr_vps_docker.local_vps.clean import clean
+from imbue.mngr_vps_docker.local_vps.client import DEFAULT_PLAN
+from imbue.mngr_vps_docker.local_vps.client import DEFAULT_REGION
+from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
+from imbue.mngr_vps_docker.local_vps.images import DEFAULT_OS
+from imbue.mngr_vps_docker.local_vps.images import OS_WITHOUT_DOCKER
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.target import SshTarget
+
+READY_TIMEOUT_SECONDS = 300.0
+SETUP = "/usr/local/sbin/mngr-vps-setup"
+
+
+class Vps:
+    """One booted machine."""
+
+    def __init__(self, client: LocalVpsClient, folder: Path, os_id: str) -> None:
+        host_key = load_or_create_key_pair(folder / "host")
+        login = load_or_create_key_pair(folder / "login")
+        key_id = client.upload_ssh_key(folder.name, login.public_key)
+        user_data = generate_cloud_init_user_data(host_key.private_key_path.read_text(), host_key.public_key)
+        self.instance_id = client.create_instance(
+            f"mngr-{folder.name}", DEFAULT_REGION, DEFAULT_PLAN, os_id, user_data, [key_id], ["mngr-provider=test"]
+        )
+        address = client.wait_for_instance_active(self.instance_id)
+        known_hosts = folder / "known_hosts"
+        known_hosts.write_text(f"vps {host_key.public_key}\n")
+        target = SshTarget(address, login.private_key_path, known_hosts, host_key_alias="vps", label="the VPS")
+        self.connection = SshConnection(target)
+        self.connection.wait_until_ready(60)
+
+    def run(self, command: str, timeout_seconds: float = 60) -> CommandOutcome:
+        """Run one command as root."""
+        return self.connection.run(command, purpose="test", timeout_seconds=timeout_seconds)
+
+    def wait(self) -> CommandOutcome:
+        """Wait as create does."""
+        return self.run(wait_for_ready_command(READY_TIMEOUT_SECONDS), READY_TIMEOUT_SECONDS + 30)
+
+    def sshd_settings(self) -> set[str]:
+        """What the running configuration makes of root's logins."""
+        return set(self.run("sshd -T -C user=root,host=h,addr=192.0.2.1").checked().text.splitlines())
+
+
+@pytest.fixture(scope="module")
+def client(vps_image: None) -> Iterator[LocalVpsClient]:
+    account = f"test-{secrets.token_hex(4)}"
+    try:
+        yield LocalVpsClient(account=account)
+    finally:
+        list(clean(account))
+
+
+@pytest.fixture(scope="module")
+def vps(client: LocalVpsClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vps]:
+    machine = Vps(client, tmp_path_factory.mktemp("vps"), DEFAULT_OS)
+    yield machine
+    machine.connection.close()
+
+
+def test_a_vps_with_docker_gets_ready_and_is_locked_down(vps: Vps) -> None:
+    waited = vps.wait()
+    assert (waited.exit_code, waited.text) == (0, "ready\n"), waited.error_text
+    assert vps.run("cloud-init schema --config-file /var/lib/cloud/instance/user-data.txt").is_success
+    assert {
+        "maxsessions 100",
+        "maxstartups 100:30:200",
+        "passwordauthentication no",
+        "kbdinteractiveauthentication no",
+        "permitrootlogin without-password",
+        "hostkey /etc/ssh/ssh_host_ed25519_key",
+    } <= vps.sshd_settings()
+    assert vps.run("ls /etc/ssh/ssh_host_*_key").text.split() == ["/etc/ssh/ssh_host_ed25519_key"]
+    assert vps.run("docker info").is_success
+
+
+def test_readiness_survives_a_reboot(vps: Vps, client: LocalVpsClient) -> None:
+    assert vps.wait().is_success
+    written = vps.run("stat -c %Y /var/log/mngr-vps-setup.log /var/lib/mngr-vps/status").checked().text
+    vps.connection.close()
+    subprocess.run(("docker", "restart", vps.instance_id), check=True, capture_output=True, timeout=120)
+    vps.connection.wait_until_ready(60)
+    assert vps.wait().text == "ready\n"
+    deadline = time.monotonic() + 60
+    while not vps.run("docker info").is_success:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert vps.run("stat -c %Y /var/log/mngr-vps-setup.log /var/lib/mngr-vps/status").text == written
+    assert "maxsessions 100" in vps.sshd_settings()
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "PasswordAuthentication yes\nMaxSessions 5\n",
+        "Match User nobody\n    PasswordAuthentication yes\n    MaxSessions 5\n",
+        "Subsystem sftp internal-sftp\nMatch Address 198.51.100.0/24\n    X11Forwarding yes",
+    ],
+    ids=["other values", "a Match block at the end", "no newline at the end"],
+)
+def test_sshd_settings_hold_where_nothing_includes_the_drop_in(vps: Vps, rest: str) -> None:
+    assert vps.wait().is_success
+    config = "/etc/ssh/sshd_config"
+    vps.run(f"cp -p {config} {config}.kept").checked()
+    try:
+        script = f"printf %s {shlex.quote(rest)} >{config}; sh -eu {SETUP} sshd && tail -c {len(rest)} {config}"
+        outcome = vps.run(script).checked()
+        assert outcome.text == rest
+        assert {"maxsessions 100", "passwordauthentication no"} <= vps.sshd_settings()
+        # Once more changes nothing.
+        before = vps.run(f"cat {config}").text
+        vps.run(f"sh -eu {SETUP} sshd").checked()
+        assert vps.run(f"cat {config}").text == before
+    finally:
+        vps.run(f"mv {config}.kept {config}; sh -eu {SETUP} sshd").checked()
+
+
+def test_an_sshd_that_refuses_its_settings_is_left_as_it_was(vps: Vps) -> None:
+    assert vps.wait().is_success
+    config = "/etc/ssh/sshd_config"
+    vps.run(f"cp -p {config} {config}.kept").checked()
+    try:
+        outcome = vps.run(f"echo Nonsense yes >>{config}; sh -eu {SETUP} sshd")
+        assert outcome.exit_code != 0
+        assert "Bad configuration option: Nonsense" in outcome.error_text
+        assert not vps.run("ls /etc/ssh/sshd_config.d/00-mngr.conf").is_success
+        assert vps.run(f"head -n 1 {config}").text == vps.run(f"head -n 1 {config}.kept").text
+    finally:
+        vps.run(f"mv {config}.kept {config}; sh -eu {SETUP} sshd").checked()
+
+
+def test_docker_is_installed_where_it_is_missing(client: LocalVpsClient, tmp_path: Path) -> None:
+    machine = Vps(client, tmp_path, OS_WITHOUT_DOCKER)
+    try:
+        waited = machine.wait()
+        assert (waited.exit_code, waited.text) == (0, "ready\n"), waited.error_text
+        assert machine.run("docker info").is_success
+        assert machine.run("systemctl is-enabled docker").text == "enabled\n"
+    finally:
+        machine.connection.close()
+        client.destroy_instance(machine.instance_id)

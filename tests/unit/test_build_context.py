@@ -1,0 +1,273 @@
+"""Each archive is unpacked by the system's tar, as on a VPS, and looked at there."""
+
+import os
+import socket
+import stat
+import subprocess
+import tracemalloc
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
+from imbue.mngr_vps_docker.build_context import archive
+from imbue.mngr_vps_docker.build_context import check_build_context
+from imbue.mngr_vps_docker.build_context import uploaded_build_context
+from imbue.mngr_vps_docker.errors import BuildContextError
+from imbue.mngr_vps_docker.errors import RemoteCommandError
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.connection import StandardInput
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.target import SshTarget
+
+
+def write(directory: Path, files: Mapping[str, str]) -> None:
+    for name, content in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+
+def build_of(context_dir: Path, dockerfile: str = "Dockerfile", git_depth: int | None = None) -> ParsedBuildArgs:
+    return ParsedBuildArgs(
+        region="r",
+        plan="p",
+        os_id=1,
+        context_dir=context_dir,
+        dockerfile=context_dir / dockerfile,
+        git_depth=git_depth,
+    )
+
+
+def names_below(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*")}
+
+
+class UnpackHere(SshConnection):
+    """A connection whose machine is this one."""
+
+    def __init__(self) -> None:
+        nothing = Path("/dev/null")
+        super().__init__(SshTarget("localhost", nothing, nothing, host_key_alias="here", label="here"))
+
+    def run(
+        self,
+        command: str,
+        *,
+        purpose: str,
+        timeout_seconds: float,
+        stdin: StandardInput = None,
+        is_idempotent: bool = False,
+    ) -> CommandOutcome:
+        assert not isinstance(stdin, Path | bytes)
+        with subprocess.Popen(("sh", "-c", command), stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stderr is not None
+            try:
+                for chunk in stdin or ():
+                    process.stdin.write(chunk)
+            except (BrokenPipeError, BuildContextError):
+                pass  # as a feeding thread might
+            process.stdin.close()
+            stderr = process.stderr.read()
+        status = OutcomeStatus.COMPLETED
+        return CommandOutcome(status, ("sh",), "here", purpose, 0.0, process.returncode, b"", stderr)
+
+
+@pytest.fixture
+def unpack(tmp_path: Path) -> Callable[..., Path]:
+    """Unpack the archive of a build with tar and return where."""
+
+    def unpacked(build: ParsedBuildArgs) -> Path:
+        target = tmp_path / f"unpacked{len(list(tmp_path.glob('unpacked*')))}"
+        target.mkdir()
+        with (
+            archive(build) as chunks,
+            subprocess.Popen(("tar", "-x", "-p", "-f", "-", "-C", str(target)), stdin=subprocess.PIPE) as tar,
+        ):
+            assert tar.stdin is not None
+            for chunk in chunks:
+                tar.stdin.write(chunk)
+            tar.stdin.close()
+        assert tar.returncode == 0
+        return target
+
+    return unpacked
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    directory = tmp_path / "project"
+    write(directory, {"Dockerfile": "FROM scratch\n", "a.txt": "a\n", "sub/b.txt": "b\n"})
+    return directory
+
+
+@pytest.fixture
+def left_in_var_tmp() -> Iterator[Callable[[], set[Path]]]:
+    """What there is in /var/tmp that was not there before the test."""
+    before = set(Path("/var/tmp").glob("mngr-build-*"))
+    yield lambda: set(Path("/var/tmp").glob("mngr-build-*")) - before
+
+
+def test_files_arrive_as_they_are(project: Path, unpack: Callable[..., Path]) -> None:
+    (project / "run").write_bytes(bytes(range(256)) * 5000)
+    (project / "run").chmod(0o751)
+    os.utime(project / "run", (1_000_000_000, 1_000_000_000))
+    (project / "empty").mkdir(mode=0o700)
+    (project / "link").symlink_to("a.txt")
+    (project / "dangling").symlink_to("/nowhere/" + "x" * 200)
+    (project / "dirlink").symlink_to("sub")
+    os.mkfifo(project / "fifo")
+    odd = ["with space", "new\nline", "-dash", "h\u00e4", os.fsdecode(b"\xff\xfe"), "d/" * 70 + "deep", "n" * 200]
+    write(project, {name: name[:3] for name in odd if name != os.fsdecode(b"\xff\xfe")})
+    (project / os.fsdecode(b"\xff\xfe")).write_text("x")
+    (project / "future").touch()
+    os.utime(project / "future", (2**33, 2**33))
+    context = unpack(build_of(project)) / "context"
+
+    assert names_below(context) == names_below(project)
+    assert (context / "run").read_bytes() == (project / "run").read_bytes()
+    for name in ("run", "empty", "fifo", "sub"):
+        assert (context / name).stat().st_mode == (project / name).stat().st_mode
+    assert (context / "run").stat().st_mtime == 1_000_000_000
+    for name in ("link", "dangling", "dirlink"):
+        assert (context / name).readlink() == (project / name).readlink()
+
+
+def test_a_socket_is_left_out_as_docker_does(
+    project: Path, unpack: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("sock")
+        assert "sock" not in names_below(unpack(build_of(project)) / "context")
+
+
+def test_the_same_directory_gives_the_same_archive(project: Path) -> None:
+    with archive(build_of(project)) as first, archive(build_of(project)) as second:
+        assert b"".join(first) == b"".join(second)
+
+
+def test_memory_does_not_grow_with_the_context(project: Path) -> None:
+    with (project / "large").open("wb") as file:
+        file.truncate(200_000_000)
+    with archive(build_of(project)) as chunks:
+        tracemalloc.start()
+        size_bytes = sum(len(chunk) for chunk in chunks)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert size_bytes > 200_000_000
+    assert peak_bytes < 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("ignore", "sent"),
+    [
+        ("", {"a.txt", "sub", "sub/b.txt", "sub/keep", "sub/deep", "sub/deep/keep", "top"}),
+        ("sub", {"a.txt", "top"}),
+        ("*", set()),
+        ("*\n!sub/keep", {"sub", "sub/keep"}),
+        ("*\n!**/keep", {"sub", "sub/keep", "sub/deep", "sub/deep/keep"}),
+        ("sub/*\n!sub/deep", {"a.txt", "sub", "sub/deep", "sub/deep/keep", "top"}),
+        ("**/*.txt\n!a.txt", {"a.txt", "sub", "sub/keep", "sub/deep", "sub/deep/keep", "top"}),
+        ("Dockerfile\n.dockerignore\ntop", {"a.txt", "sub", "sub/b.txt", "sub/keep", "sub/deep", "sub/deep/keep"}),
+    ],
+)
+def test_dockerignore_decides_but_docker_gets_what_it_reads_itself(
+    project: Path, unpack: Callable[..., Path], ignore: str, sent: set[str]
+) -> None:
+    write(project, {".dockerignore": ignore, "top": "", "sub/keep": "", "sub/deep/keep": ""})
+    assert names_below(unpack(build_of(project)) / "context") == sent | {"Dockerfile", ".dockerignore"}
+
+
+def test_a_dockerfile_in_an_ignored_folder_arrives_with_its_own_ignore_file(
+    project: Path, unpack: Callable[..., Path]
+) -> None:
+    own = "docker/app.dockerignore"
+    write(project, {"docker/app": "FROM scratch\n", own: "docker\n*.txt\n", ".dockerignore": "sub\n", "docker/x": ""})
+    context = unpack(build_of(project, "docker/app")) / "context"
+    expected = {".dockerignore", "Dockerfile", "docker", "docker/app", own, "sub", "sub/b.txt"}
+    assert names_below(context) == expected
+    # The legacy builder reads only this one.
+    assert (context / ".dockerignore").read_text() == "docker\n*.txt\n"
+
+
+def test_a_dockerfile_outside_the_context_arrives_beside_it(project: Path, unpack: Callable[..., Path]) -> None:
+    write(project.parent, {"out/Dockerfile": "FROM outside\n", "out/Dockerfile.dockerignore": "sub\n"})
+    (project / "linked").symlink_to("../out/Dockerfile")
+    unpacked = unpack(build_of(project, "../out/Dockerfile"))
+    assert names_below(unpacked / "dockerfile") == {"Dockerfile", "Dockerfile.dockerignore"}
+    assert names_below(unpacked / "context") == {"Dockerfile", "a.txt", "linked"}
+    assert (unpack(build_of(project, "linked")) / "dockerfile/linked").read_text() == "FROM outside\n"
+
+
+def test_an_upload_lasts_as_long_as_its_block(
+    project: Path, left_in_var_tmp: Callable[[], set[Path]], tmp_path: Path
+) -> None:
+    write(tmp_path, {"out/Dockerfile": "FROM outside\n"})
+    with uploaded_build_context(UnpackHere(), build_of(project)) as remote:
+        assert Path(remote.dockerfile).read_text() == "FROM scratch\n"
+        assert names_below(Path(remote.context_dir)) == names_below(project)
+        assert len(left_in_var_tmp()) == 1
+        assert stat.S_IMODE(Path(remote.context_dir).parent.stat().st_mode) == 0o700
+    with (
+        pytest.raises(KeyboardInterrupt),
+        uploaded_build_context(UnpackHere(), build_of(project, "../out/Dockerfile")) as remote,
+    ):
+        assert Path(remote.dockerfile).read_text() == "FROM outside\n"
+        raise KeyboardInterrupt
+    assert left_in_var_tmp() == set()
+
+
+def test_a_failed_upload_leaves_nothing_and_says_why(
+    project: Path, left_in_var_tmp: Callable[[], set[Path]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tar").write_text("#!/bin/sh\necho 'tar: No space left on device' >&2; exit 2\n")
+    (tmp_path / "tar").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with (
+        pytest.raises(RemoteCommandError, match="No space left on device"),
+        uploaded_build_context(UnpackHere(), build_of(project)),
+    ):
+        pass
+    assert left_in_var_tmp() == set()
+
+
+def test_a_problem_while_sending_is_the_error_that_is_raised(
+    project: Path, left_in_var_tmp: Callable[[], set[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreadable = project / "sub" / "b.txt"
+    real_open = os.open
+
+    def refusing(path: str | Path, flags: int) -> int:
+        if path == unreadable:
+            raise PermissionError(13, "Permission denied")
+        return real_open(path, flags)
+
+    monkeypatch.setattr("imbue.mngr_vps_docker.build_context.os.open", refusing)
+    with (
+        pytest.raises(BuildContextError, match=r"b\.txt of the build context cannot be read: Permission denied"),
+        uploaded_build_context(UnpackHere(), build_of(project)),
+    ):
+        pass
+    assert left_in_var_tmp() == set()
+
+
+def test_what_cannot_be_read_is_found_before_anything_is_sent(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By a stand-in, since root can read every file.
+    monkeypatch.setattr("imbue.mngr_vps_docker.build_context.os.access", lambda path, _: path.name != "b.txt")
+    with pytest.raises(BuildContextError, match=r"b\.txt of the build context cannot be read: Permission denied"):
+        check_build_context(build_of(project))
+    write(project, {".dockerignore": "sub\n"})
+    check_build_context(build_of(project))
+
+
+def test_a_bad_pattern_is_found_before_anything_is_sent(project: Path) -> None:
+    check_build_context(build_of(project))
+    write(project, {".dockerignore": "a\n!\n"})
+    with pytest.raises(BuildContextError, match="without a pattern"):
+        check_build_context(build_of(project))

@@ -1,0 +1,267 @@
+"""The user data itself; and its two scripts, run on a machine made of stand-ins for apt, docker, sshd and so on."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
+from imbue.mngr_vps_docker.cloud_init import TIMED_OUT_EXIT_CODE
+from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
+from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
+from imbue.mngr_vps_docker.keys import load_or_create_key_pair
+
+FINGERPRINT = "9DC858229FC7DD38854AE2D88D81803C0EBFCD88"
+TOOLS = "sh cat mv rm mkdir dirname grep tail head tr cut cp ln sleep awk install timeout date"
+
+
+@pytest.fixture
+def user_data(tmp_path: Path) -> str:
+    pair = load_or_create_key_pair(tmp_path / "host_key")
+    return generate_cloud_init_user_data(pair.private_key_path.read_text(), pair.public_key)
+
+
+def test_user_data_holds_the_host_key_once_and_fits_every_cloud(user_data: str, tmp_path: Path) -> None:
+    config = yaml.safe_load(user_data)
+    assert user_data.startswith("#cloud-config\n")
+    assert len(user_data.encode()) <= MAX_USER_DATA_BYTES
+    assert config["ssh_keys"]["ed25519_private"] == (tmp_path / "host_key").read_text()
+    assert config["ssh_keys"]["ed25519_public"] == (tmp_path / "host_key.pub").read_text()
+    assert user_data.count("PRIVATE KEY") == 2  # its first and its last line
+    secret = (tmp_path / "host_key").read_text().splitlines()[3]
+    assert user_data.count(secret) == 1
+    assert (config["ssh_pwauth"], config["disable_root"], config["ssh_deletekeys"]) == (False, False, True)
+
+
+def test_user_data_runs_the_script_that_it_writes(user_data: str) -> None:
+    config = yaml.safe_load(user_data)
+    (file,) = config["write_files"]
+    assert config["runcmd"] == [[file["path"]]]
+    assert file["permissions"] == "0755"
+    assert file["content"].startswith("#!/bin/sh\n")
+
+
+class StandInMachine:
+    """The setup script with its folders below a temporary one, and a PATH of nothing but what a test puts there."""
+
+    def __init__(self, root: Path, user_data: str) -> None:
+        self.root = root
+        self.bin = root / "bin"
+        self.bin.mkdir(parents=True)
+        for tool in TOOLS.split():
+            (self.bin / tool).symlink_to(shutil.which(tool) or pytest.fail(f"there is no {tool}"))
+        for folder in ("etc/ssh", "etc/apt/sources.list.d", "var/log", "var/lib/cloud/scripts/per-boot", "run"):
+            (root / folder).mkdir(parents=True)
+        (root / "etc/os-release").write_text("ID=debian\nVERSION_CODENAME=bookworm\n")
+        self.script = root / "setup"
+        self.script.write_text(self._moved(yaml.safe_load(user_data)["write_files"][0]["content"]))
+        self.put("sync", "")
+        self.put("sshd", 'echo "MaxSessions 100"; echo "PasswordAuthentication no"')
+        self.put("systemctl", '[ "$*" != "enable --now docker" ] || : >"$root/docker-runs"')
+        self.put("docker", '[ -e "$root/docker-runs" ]')
+        self.put("apt-get", 'case "$*" in *" docker.io"*) : >"$root/docker-installed" ;; esac')
+        self.put("apt-cache", "false")
+        self.put("dpkg", "echo amd64")
+        self.put("curl", "exit 6")
+        self.put("gpg", "false")
+
+    def _moved(self, script: str) -> str:
+        for folder in ("/var/lib/", "/var/log/", "/etc/", "/run/"):
+            script = script.replace(folder, f"{self.root}{folder}")
+        return script.replace("/usr/local/sbin/mngr-vps-setup", str(self.root / "setup"))
+
+    def put(self, name: str, script: str) -> None:
+        """Have a command that notes its call and then does what ``script`` says."""
+        text = f'#!/bin/sh\nroot={self.root}\necho "{name} $*" >>"$root/calls"\n{script}\n'
+        # Never through the link to the real command.
+        (self.bin / name).unlink(missing_ok=True)
+        (self.bin / name).write_text(text)
+        (self.bin / name).chmod(0o755)
+
+    def set_up(self) -> int:
+        """Run the setup script."""
+        return self._run(("sh", str(self.script))).returncode
+
+    def wait(self, timeout_seconds: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run what is run over ssh to wait."""
+        return self._run(("sh", "-c", self._moved(wait_for_ready_command(timeout_seconds))))
+
+    def _run(self, argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": str(self.bin)}
+        return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    def calls(self, name: str) -> list[str]:
+        """The calls of one command so far."""
+        lines = (self.root / "calls").read_text().splitlines() if (self.root / "calls").exists() else []
+        return [line for line in lines if line.startswith(f"{name} ")]
+
+    @property
+    def status(self) -> str:
+        """The marker."""
+        return (self.root / "var/lib/mngr-vps/status").read_text()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, user_data: str) -> StandInMachine:
+    return StandInMachine(tmp_path / "machine", user_data)
+
+
+def test_docker_that_runs_already_is_kept(machine: StandInMachine) -> None:
+    (machine.root / "docker-runs").touch()
+    assert machine.set_up() == 0
+    assert machine.status == "ready\n"
+    assert machine.calls("apt-get") == []
+
+
+def test_docker_that_is_installed_is_started(machine: StandInMachine) -> None:
+    machine.put("dockerd", "")
+    assert machine.set_up() == 0
+    assert machine.calls("apt-get") == []
+    assert machine.calls("systemctl")[-1] == "systemctl enable --now docker"
+
+
+def test_docker_comes_from_its_own_repository_under_its_own_key(machine: StandInMachine) -> None:
+    machine.put("curl", 'while [ "$1" != -o ]; do shift; done; echo key >"$2"')
+    machine.put("gpg", f"printf 'pub:-:4096\\nfpr:::::::::{FINGERPRINT}:\\nsub:-:\\nfpr:::::::::0000:\\n'")
+    assert machine.set_up() == 0
+    assert machine.calls("apt-get")[-1].endswith("docker-ce docker-ce-cli containerd.io docker-buildx-plugin")
+    sources = (machine.root / "etc/apt/sources.list.d/docker.list").read_text()
+    assert sources.endswith("/docker.asc] https://download.docker.com/linux/debian bookworm stable\n")
+
+
+@pytest.mark.parametrize(
+    ("curl", "gpg"),
+    [
+        ("exit 6", "false"),
+        ('while [ "$1" != -o ]; do shift; done; echo key >"$2"', "printf 'pub:-:\\nfpr:::::::::0123:\\n'"),
+        (
+            'while [ "$1" != -o ]; do shift; done; echo key >"$2"',
+            f"printf 'pub:-:\\nfpr:::::::::{FINGERPRINT}:\\npub:-:\\nfpr:::::::::0123:\\n'",
+        ),
+    ],
+    ids=["no network", "another key", "another key besides"],
+)
+def test_without_docker_s_own_key_it_comes_from_the_distribution(machine: StandInMachine, curl: str, gpg: str) -> None:
+    machine.put("curl", curl)
+    machine.put("gpg", gpg)
+    assert machine.set_up() == 0
+    assert machine.status == "ready\n"
+    assert machine.calls("apt-get")[-1].endswith("--no-install-recommends docker.io")
+    assert "DPkg::Lock::Timeout=" in machine.calls("apt-get")[-1]
+    assert list((machine.root / "etc/apt/sources.list.d").iterdir()) == []
+
+
+def test_a_repository_that_fails_is_taken_back(machine: StandInMachine) -> None:
+    machine.put("curl", 'while [ "$1" != -o ]; do shift; done; echo key >"$2"')
+    machine.put("gpg", f"printf 'pub:-:\\nfpr:::::::::{FINGERPRINT}:\\n'")
+    machine.put("apt-get", 'case "$*" in *docker-ce*) exit 100 ;; esac')
+    assert machine.set_up() == 0
+    assert machine.calls("apt-get")[-1].endswith("docker.io")
+    assert list((machine.root / "etc/apt/sources.list.d").iterdir()) == []
+
+
+def test_a_package_list_that_is_locked_is_waited_for(machine: StandInMachine) -> None:
+    machine.put("sleep", "")
+    locked = "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 1 (apt-get)"
+    machine.put("apt-get", f'[ $(grep -c update "$root/calls") -gt 3 ] || {{ echo "{locked}" >&2; exit 100; }}')
+    assert machine.set_up() == 0
+    assert len([call for call in machine.calls("apt-get") if call.endswith("update")]) == 4
+
+
+@pytest.mark.parametrize(
+    ("command", "script", "status"),
+    [
+        ("apt-get", "echo 'E: no route to mirror' >&2; exit 100", "failed: docker: E: no route to mirror"),
+        ("docker", "echo 'Cannot connect to the Docker daemon' >&2; exit 1", "failed: docker: Cannot connect"),
+        ("sshd", 'echo "$0: Bad configuration option" >&2; exit 255', "failed: sshd: "),
+        ("sshd", '[ "$1" = -t ] || echo "maxsessions 10"', "failed: sshd: sshd does not take over the settings"),
+    ],
+)
+def test_a_failure_is_marked_with_its_stage_and_last_words(
+    machine: StandInMachine, command: str, script: str, status: str
+) -> None:
+    machine.put("sleep", "")
+    machine.put(command, script)
+    (machine.root / "etc/ssh/sshd_config").write_text("# as it was\n")
+    assert machine.set_up() == 1
+    assert machine.status.startswith(status)
+    assert len(machine.status.splitlines()) == 1
+    waited = machine.wait()
+    assert (waited.returncode, waited.stdout) == (1, machine.status)
+    assert waited.stderr.endswith(machine.status)
+    if command == "sshd" and "Bad" in script:
+        assert (machine.root / "etc/ssh/sshd_config").read_text() == "# as it was\n"
+        assert list((machine.root / "etc/ssh/sshd_config.d").iterdir()) == []
+        assert not [call for call in machine.calls("systemctl") if "reload" in call]
+
+
+def test_sshd_is_reloaded_after_the_check_and_not_restarted(machine: StandInMachine) -> None:
+    machine.set_up()
+    assert machine.calls("sshd")[0] == "sshd -t"
+    assert "systemctl reload ssh" in machine.calls("systemctl")
+    assert not [call for call in machine.calls("systemctl") if "restart" in call]
+
+
+def test_a_second_run_and_a_reboot_change_nothing(machine: StandInMachine) -> None:
+    assert machine.set_up() == 0
+    (machine.root / "calls").unlink()
+    assert machine.set_up() == 0
+    assert [machine.calls(name) for name in ("apt-get", "systemctl", "sshd")] == [[], [], []]
+    assert list((machine.root / "var/lib/cloud/scripts/per-boot").iterdir()) == []
+
+
+def test_a_run_cut_short_is_taken_up_at_the_next_boot(machine: StandInMachine) -> None:
+    machine.put("apt-get", 'kill -9 "$(cat "$root/pid")"')
+    machine.script.write_text(
+        machine.script.read_text().replace("set -eu", f"set -eu; [ $# -gt 0 ] || echo $$ >{machine.root}/pid", 1)
+    )
+    assert machine.set_up() == -9
+    (at_next_boot,) = (machine.root / "var/lib/cloud/scripts/per-boot").iterdir()
+    assert at_next_boot.resolve() == machine.script
+    assert not (machine.root / "var/lib/mngr-vps/status").exists()
+
+
+def test_waiting_ends_when_the_machine_is_ready(machine: StandInMachine) -> None:
+    machine.set_up()
+    waited = machine.wait()
+    assert (waited.returncode, waited.stdout, waited.stderr) == (0, "ready\n", "")
+
+
+def test_waiting_ends_when_cloud_init_has_ended_without_a_marker(machine: StandInMachine) -> None:
+    (machine.root / "run/cloud-init").mkdir()
+    (machine.root / "run/cloud-init/result.json").touch()
+    (machine.root / "var/log/cloud-init-output.log").write_text("".join(f"line {n}\n" for n in range(30)))
+    machine.put("cloud-init", "echo 'status: error'")
+    waited = machine.wait()
+    assert waited.returncode == 1
+    lines = waited.stderr.splitlines()
+    assert lines[1:-1] == [f"line {number}" for number in range(10, 30)]
+    assert lines[-1] == "cloud-init ended without preparing the VPS (status: error)"
+
+
+def test_waiting_ends_at_its_time_out_with_a_code_of_its_own(machine: StandInMachine) -> None:
+    machine.put("cloud-init", "echo 'status: running'")
+    machine.put("sleep", "")
+    waited = machine.wait(timeout_seconds=1)
+    assert waited.returncode == TIMED_OUT_EXIT_CODE
+    assert waited.stderr == "not ready after 1 s (status: running)\n"
+
+
+def test_the_setup_script_passes_shellcheck(run_shellcheck: Callable[[str], str], user_data: str) -> None:
+    assert run_shellcheck(yaml.safe_load(user_data)["write_files"][0]["content"]) == ""
+    assert run_shellcheck(f"#!/bin/sh\n{wait_for_ready_command(5)}") == ""
+
+
+@pytest.fixture
+def run_shellcheck() -> Callable[[str], str]:
+    """shellcheck, where it is installed; elsewhere at least the shell's own syntax check."""
+    argv = ("shellcheck", "-") if shutil.which("shellcheck") else ("sh", "-n")
+
+    def check(script: str) -> str:
+        done = subprocess.run(argv, input=script, capture_output=True, text=True, timeout=60, check=False)
+        return done.stdout + done.stderr
+
+    return check

@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pytest
+
+from imbue.mngr_vps_docker.dockerignore import IgnorePatterns
+from imbue.mngr_vps_docker.dockerignore import ignore_file_for
+from imbue.mngr_vps_docker.errors import BuildContextError
+
+
+# What moby/patternmatcher answers: most of these are cases of its own tests or of Docker's documentation.
+@pytest.mark.parametrize(
+    ("patterns", "path", "is_ignored"),
+    [
+        (["*"], "a", True),
+        (["*"], "a/b", True),
+        (["*.md"], "README.md", True),
+        (["*.md"], "README.MD", False),
+        (["*.md"], "docs/README.md", False),
+        (["**/*.md"], "README.md", True),
+        (["**/*.md"], "docs/deep/README.md", True),
+        (["*/temp*"], "somedir/temporary.txt", True),
+        (["*/temp*"], "temp", False),
+        (["*/*/temp*"], "a/b/temporary.txt", True),
+        (["temp?"], "tempa", True),
+        (["temp?"], "temp", False),
+        (["temp?"], "temp/", False),
+        (["*.md", "!README.md"], "README.md", False),
+        (["*.md", "!README*.md", "README-secret.md"], "README-secret.md", True),
+        (["*.md", "README-secret.md", "!README*.md"], "README-secret.md", False),
+        (["docs", "!docs/README.md"], "docs/README.md", False),
+        (["docs", "!docs/README.md"], "docs/other.md", True),
+        (["docs/README.md", "!docs"], "docs/README.md", False),
+        (["*", "!**/keep"], "a/b/keep", False),
+        (["*", "!**/keep"], "a/b/lose", True),
+        (["**", "!util/docker/web"], "util/docker/web/foo", False),
+        (["**", "!util/docker/web", "util/docker/web/foo"], "util/docker/web/foo", True),
+        (["**/dir2/*"], "dir/dir2/file", True),
+        (["**/dir2/*"], "dir/dir2", False),
+        (["**/file"], "dir/file/below", True),
+        (["**file"], "dir/afile", False),
+        (["**file"], "file", True),
+        (["**/**"], "dir/file/", True),
+        (["dir/**"], "dir", False),
+        (["dir/**"], "dir/a/b", True),
+        (["a/**/b"], "a/b", True),
+        (["a/**/b"], "a/x/y/b", True),
+        (["a/**/b"], "ab", False),
+        (["/a"], "a", True),
+        (["a/"], "a", True),
+        (["./a"], "a", True),
+        (["x/../a"], "a", True),
+        (["/../a"], "a", True),
+        (["../a"], "a", False),
+        (["."], "a", False),
+        (["/"], "a", False),
+        (["  a  "], "a", True),
+        (["a\r"], "a", True),
+        (["# a"], "# a", False),
+        ([" #a"], "#a", True),
+        (["! a", ""], "a", False),
+        (["*", "! a"], "a", False),
+        (["a.c"], "abc", False),
+        (["[a-c]x"], "bx", True),
+        (["[^a-c]x"], "bx", False),
+        (["[^a-c]x"], "dx", True),
+        (["[!a]x"], "!x", True),
+        (["[!a]x"], "bx", False),
+        ([r"a\*b"], "a*b", True),
+        ([r"a\*b"], "axb", False),
+        (["a$(b)"], "a$(b)", True),
+        (["h\u00e4*"], "h\u00e4user", True),
+        (["a b"], "a b", True),
+        ([".git"], ".gitignore", False),
+        (["abc"], "abcd", False),
+    ],
+)
+def test_a_pattern_means_what_it_means_to_docker(patterns: list[str], path: str, is_ignored: bool) -> None:
+    assert IgnorePatterns.parse(patterns).ignores(path.rstrip("/") if path != "temp/" else path) is is_ignored
+
+
+@pytest.mark.parametrize("pattern", ["!", "!  ", "[", "a[b", "[]", "[a-]", "[-x]", "a\\", "[b-a]"])
+def test_a_pattern_that_docker_refuses_is_refused(pattern: str) -> None:
+    with pytest.raises(BuildContextError, match=r"\.dockerignore has"):
+        IgnorePatterns.parse([pattern])
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_pattern(tmp_path: Path) -> None:
+    path = tmp_path / ".dockerignore"
+    path.write_bytes(b"\xef\xbb\xbfa\r\n\xff\n")
+    patterns = IgnorePatterns.read(path)
+    assert patterns.ignores("a")
+    assert patterns.ignores("\udcff")
+
+
+def test_the_dockerfile_s_own_ignore_file_counts_before_the_context_s(tmp_path: Path) -> None:
+    context_dir, dockerfile = tmp_path / "context", tmp_path / "docker" / "app.Dockerfile"
+    context_dir.mkdir()
+    dockerfile.parent.mkdir()
+    assert ignore_file_for(context_dir, dockerfile) is None
+    (context_dir / ".dockerignore").touch()
+    assert ignore_file_for(context_dir, dockerfile) == context_dir / ".dockerignore"
+    own = tmp_path / "docker" / "app.Dockerfile.dockerignore"
+    own.touch()
+    assert ignore_file_for(context_dir, dockerfile) == own

@@ -101,7 +101,7 @@ def archive(build: ParsedBuildArgs) -> Iterator[Iterator[bytes]]:
 
     In it, ``context/`` holds what Docker would take by the ignore file that counts. The Dockerfile and the ignore
     files are there in any case, since Docker reads them; a Dockerfile outside the context lies in ``dockerfile/``.
-    Files are as on disk, ignored by git or not. Where ``.git`` would be of no use elsewhere, or ``git_depth`` is given,
+    Files are as on disk, ignored by git or not. Where ``.git`` is of no use elsewhere, or ``git_depth`` is given,
     a self-contained one is sent in its place. All belongs to root, as in an image.
     """
     source = _plan(build)

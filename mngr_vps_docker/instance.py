@@ -16,10 +16,7 @@ from pydantic import PrivateAttr
 from pyinfra.api.host import Host as PyinfraHost
 
 from imbue.concurrency_group.concurrency_group import ConcurrencyGroup
-from imbue.mngr.errors import HostConnectionError
-from imbue.mngr.errors import HostNameConflictError
 from imbue.mngr.errors import HostNotFoundError
-from imbue.mngr.errors import MngrError
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.hosts.offline_host import OfflineHost
 from imbue.mngr.interfaces.data_types import AgentDetails
@@ -44,6 +41,7 @@ from imbue.mngr.primitives import VolumeId
 from imbue.mngr.providers.base_provider import BaseProviderInstance
 from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
 from imbue.mngr_vps_docker.build_args import parse_build_args
+from imbue.mngr_vps_docker.build_context import check_build_context
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
@@ -53,9 +51,11 @@ from imbue.mngr_vps_docker.keys import ProviderKeys
 from imbue.mngr_vps_docker.lifecycle import details
 from imbue.mngr_vps_docker.lifecycle import metadata
 from imbue.mngr_vps_docker.lifecycle import views
+from imbue.mngr_vps_docker.lifecycle import volumes
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.create import CreateRequest
 from imbue.mngr_vps_docker.lifecycle.create import check_host_name
+from imbue.mngr_vps_docker.lifecycle.create import check_name_is_free
 from imbue.mngr_vps_docker.lifecycle.create import create_host
 from imbue.mngr_vps_docker.lifecycle.destroy import destroy_host
 from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
@@ -63,7 +63,6 @@ from imbue.mngr_vps_docker.lifecycle.image import check_builder
 from imbue.mngr_vps_docker.lifecycle.power import repair_host
 from imbue.mngr_vps_docker.lifecycle.power import start_host
 from imbue.mngr_vps_docker.lifecycle.power import stop_host
-from imbue.mngr_vps_docker.lifecycle.power import usable
 from imbue.mngr_vps_docker.lifecycle.registry import HostRegistry
 from imbue.mngr_vps_docker.lifecycle.snapshot import create_snapshot
 from imbue.mngr_vps_docker.lifecycle.snapshot import delete_snapshot
@@ -156,9 +155,9 @@ class VpsDockerProvider(BaseProviderInstance):
         check_host_name(name)
         build = self._parse_build_args(build_args or ())
         check_builder(self._context, build)
+        check_build_context(build)
         existing = self._registry.discover()
-        if any(sighting.name == name and not sighting.is_gone for sighting in existing):
-            raise HostNameConflictError(name)
+        check_name_is_free(name, existing)
         request = CreateRequest(
             host_id=HostId.generate(),
             name=name,
@@ -250,29 +249,9 @@ class VpsDockerProvider(BaseProviderInstance):
         """The rows of a host and its agents, by one remote command; a host that cannot be asked shows as last seen."""
         sighting = self._registry.get(host_ref.host_id)
         host = self._online_host(sighting) if sighting.is_running else None
-        listing = None
-        if host is not None:
-            try:
-                listing = details.read_listing(
-                    host.ssh,
-                    host_dir=str(self.host_dir),
-                    prefix=self._context.prefix,
-                    container=sighting.container,
-                )
-            except HostConnectionError as error:
-                self.on_connection_error(host_ref.host_id)
-                sighting = sighting.unread(error)
-        row = details.host_details(self._context, host_ref, sighting, listing)
-        agents = details.agent_details(
-            host,
-            row,
-            agent_refs,
-            listing,
-            config=self.mngr_ctx.config,
-            field_generators=field_generators or {},
-            on_error=on_error,
+        return details.describe(
+            self._context, self.mngr_ctx.config, sighting, host, agent_refs, field_generators, on_error
         )
-        return row, agents
 
     # --- snapshots ------------------------------------------------------------------------------------------------
 
@@ -296,37 +275,20 @@ class VpsDockerProvider(BaseProviderInstance):
     # --- volumes --------------------------------------------------------------------------------------------------
 
     def list_volumes(self) -> list[VolumeInfo]:
-        """The hosts' volumes. Raises if a host could not be read: gc deletes the volumes of hosts it did not see."""
-        sightings = self._registry.discover()
-        unread = [sighting.name for sighting in sightings if sighting.problem is not None]
-        if unread:
-            raise MngrError(f"Volumes are not listed while hosts cannot be read: {', '.join(unread)}")
-        return [
-            VolumeInfo(
-                volume_id=VolumeId(f"vol-{sighting.host_id.get_uuid().hex}"),
-                name=metadata.host_volume_name(self._context, sighting),
-                size_bytes=0,
-                host_id=sighting.host_id,
-            )
-            for sighting in sightings
-            if sighting.reading is not None and sighting.record is not None
-        ]
+        """The hosts' volumes; raises if any host could not be read."""
+        return volumes.list_volumes(self._context, self._registry.discover())
 
     def delete_volume(self, volume_id: VolumeId) -> None:
         """Delete a host's volume from its VPS. A volume that is gone with its VPS is no error."""
         try:
-            sighting = self._registry.get(HostId(f"host-{volume_id.get_uuid().hex}"))
+            sighting = self._registry.get(volumes.host_id_of(volume_id))
         except HostNotFoundError:
             return
-        address, config = usable(sighting)
-        self._context.docker(address, sighting.host_id).remove_volume(config.volume_name, is_missing_ok=True)
+        volumes.delete_volume(self._context, sighting)
 
     def get_volume_for_host(self, host: HostInterface | HostId) -> HostVolume | None:
         """The host's folder of mngr, readable while the host is stopped; None while its VPS cannot be reached."""
-        sighting = self._registry.get(_host_id(host))
-        if sighting.reading is None or sighting.record is None or sighting.entry.vps_ip is None:
-            return None
-        return HostVolume(volume=metadata.host_volume(self._context, sighting))
+        return volumes.volume_for_host(self._context, self._registry.get(_host_id(host)))
 
     # --- tags and name --------------------------------------------------------------------------------------------
 
@@ -350,9 +312,7 @@ class VpsDockerProvider(BaseProviderInstance):
         """Give the host another name. Its container and its VPS keep theirs."""
         check_host_name(name)
         host_id = _host_id(host)
-        others = (sighting for sighting in self._registry.discover() if sighting.host_id != host_id)
-        if any(sighting.name == name and not sighting.is_gone for sighting in others):
-            raise HostNameConflictError(name)
+        check_name_is_free(name, (sighting for sighting in self._registry.discover() if sighting.host_id != host_id))
         metadata.update_certified_data(self._context, self._registry.get(host_id), host_name=str(name))
         self._context.journal.update(host_id, host_name=str(name))
         self._registry.forget(host_id)
@@ -483,11 +443,7 @@ class VpsDockerProvider(BaseProviderInstance):
 
     def _change_tags(self, host: HostInterface | HostId, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
         host_id = _host_id(host)
-
-        def with_tags(data: CertifiedHostData) -> CertifiedHostData:
-            return data.model_copy(update={"user_tags": change(dict(data.user_tags))})
-
-        metadata.change_certified_data(self._context, self._registry.fresh(host_id), with_tags)
+        metadata.change_tags(self._context, self._registry.fresh(host_id), change)
         self._registry.forget(host_id)
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.destroy import delete_instance_of
 from imbue.mngr_vps_docker.lifecycle.destroy import delete_key_of
 from imbue.mngr_vps_docker.lifecycle.destroy import forget_host
+from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
 from imbue.mngr_vps_docker.lifecycle.image import prepare_image
 from imbue.mngr_vps_docker.lifecycle.steps import Step
@@ -102,6 +104,12 @@ def check_host_name(name: HostName) -> None:
         raise BuildArgumentError(
             f"'{name}' cannot be a host name: use 1 to 58 letters, digits and hyphens, no hyphen first or last"
         )
+
+
+def check_name_is_free(name: HostName, others: Iterable[HostSighting]) -> None:
+    """Refuse a name that one of ``others`` has; raises HostNameConflictError."""
+    if any(other.name == name and not other.is_gone for other in others):
+        raise HostNameConflictError(name)
 
 
 def create_host(context: ProviderContext, request: CreateRequest) -> VpsDockerHostRecord:

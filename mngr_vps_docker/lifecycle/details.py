@@ -11,6 +11,7 @@ from typing import Any
 
 from imbue.mngr.config.data_types import MngrConfig
 from imbue.mngr.errors import AgentNotFoundOnHostError
+from imbue.mngr.errors import HostConnectionError
 from imbue.mngr.hosts.common import check_agent_type_known
 from imbue.mngr.hosts.common import compute_idle_seconds
 from imbue.mngr.hosts.common import determine_lifecycle_state
@@ -35,6 +36,7 @@ from imbue.mngr_vps_docker.docker_objects import ContainerInfo
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
 from imbue.mngr_vps_docker.lifecycle.snapshot import list_snapshots
+from imbue.mngr_vps_docker.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 
 LISTING_TIMEOUT_SECONDS = 60.0
@@ -84,15 +86,41 @@ def read_resources(connection: SshConnection, container: ContainerInfo | None) -
     return _resources(outcome.text.splitlines(), container)
 
 
-def host_details(
-    context: ProviderContext, host_ref: DiscoveredHost, sighting: HostSighting, listing: Listing | None
-) -> HostDetails:
+def describe(
+    context: ProviderContext,
+    config: MngrConfig,
+    sighting: HostSighting,
+    host: VpsDockerHost | None,
+    agent_refs: Sequence[DiscoveredAgent],
+    field_generators: FieldGenerators | None,
+    on_error: OnError | None,
+) -> tuple[HostDetails, list[AgentDetails]]:
+    """The rows of a host and of ``agent_refs``, its agents; ``host`` is None for one that does not run.
+
+    A host that turns out not to answer is shown as last seen.
+    """
+    listing = None
+    if host is not None:
+        try:
+            listing = read_listing(
+                host.ssh, host_dir=str(context.host_dir), prefix=context.prefix, container=sighting.container
+            )
+        except HostConnectionError as error:
+            sighting = sighting.unread(error)
+    row = host_details(context, sighting, listing)
+    generators = field_generators or {}
+    return row, agent_details(
+        host, row, agent_refs, listing, config=config, field_generators=generators, on_error=on_error
+    )
+
+
+def host_details(context: ProviderContext, sighting: HostSighting, listing: Listing | None) -> HostDetails:
     """One host's row; ``listing`` is None for a host that does not run or cannot be asked."""
     data = sighting.certified_data
     common = HostDetails(
         id=sighting.host_id,
         name=sighting.name,
-        provider_name=host_ref.provider_name,
+        provider_name=context.provider_name,
         state=sighting.state,
         image=data.image,
         tags=dict(data.user_tags),

@@ -73,6 +73,17 @@ def change_certified_data(
     return data
 
 
+def change_tags(
+    context: ProviderContext, sighting: HostSighting, change: Callable[[dict[str, str]], dict[str, str]]
+) -> None:
+    """Let ``change`` compute a host's new tags from its current ones."""
+
+    def with_tags(data: CertifiedHostData) -> CertifiedHostData:
+        return data.model_copy(update={"user_tags": change(dict(data.user_tags))})
+
+    change_certified_data(context, sighting, with_tags)
+
+
 def accept_certified_data(
     context: ProviderContext, sighting: HostSighting, data: CertifiedHostData, *, is_online: bool
 ) -> None:

@@ -1,0 +1,53 @@
+"""The hosts' volumes as mngr sees them: one Docker volume to a host, on its VPS."""
+
+from collections.abc import Iterable
+
+from imbue.mngr.errors import MngrError
+from imbue.mngr.interfaces.data_types import VolumeInfo
+from imbue.mngr.interfaces.volume import HostVolume
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import VolumeId
+from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
+from imbue.mngr_vps_docker.lifecycle.metadata import host_volume
+from imbue.mngr_vps_docker.lifecycle.metadata import host_volume_name
+from imbue.mngr_vps_docker.lifecycle.power import usable
+
+
+def host_id_of(volume_id: VolumeId) -> HostId:
+    """The host that a volume belongs to: both ids share their hexadecimal part."""
+    return HostId(f"host-{volume_id.get_uuid().hex}")
+
+
+def list_volumes(context: ProviderContext, sightings: Iterable[HostSighting]) -> list[VolumeInfo]:
+    """The volumes of all hosts.
+
+    Raises MngrError if any host could not be read: mngr's gc deletes the volumes of hosts that it did not see.
+    """
+    sightings = list(sightings)
+    unread = [sighting.name for sighting in sightings if sighting.problem is not None]
+    if unread:
+        raise MngrError(f"Volumes are not listed while hosts cannot be read: {', '.join(unread)}")
+    return [
+        VolumeInfo(
+            volume_id=VolumeId(f"vol-{sighting.host_id.get_uuid().hex}"),
+            name=host_volume_name(context, sighting),
+            size_bytes=0,
+            host_id=sighting.host_id,
+        )
+        for sighting in sightings
+        if sighting.reading is not None and sighting.record is not None
+    ]
+
+
+def delete_volume(context: ProviderContext, sighting: HostSighting) -> None:
+    """Delete a host's volume from its VPS; Docker refuses while a container uses it."""
+    address, config = usable(sighting)
+    context.docker(address, sighting.host_id).remove_volume(config.volume_name, is_missing_ok=True)
+
+
+def volume_for_host(context: ProviderContext, sighting: HostSighting) -> HostVolume | None:
+    """The host's folder of mngr, readable while the host is stopped; None while its VPS cannot be read."""
+    if sighting.reading is None or sighting.record is None:
+        return None
+    return HostVolume(volume=host_volume(context, sighting))

@@ -314,7 +314,6 @@ class VpsDockerProvider(BaseProviderInstance):
         host_id = _host_id(host)
         check_name_is_free(name, (sighting for sighting in self._registry.discover() if sighting.host_id != host_id))
         metadata.update_certified_data(self._context, self._registry.get(host_id), host_name=str(name))
-        self._context.journal.update(host_id, host_name=str(name))
         self._registry.forget(host_id)
         return self.get_host(host_id)
 

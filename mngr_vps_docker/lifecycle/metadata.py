@@ -45,7 +45,7 @@ def update_record(
 ) -> VpsDockerHostRecord:
     """Change the record of a host in one atomic read-modify-write, and this machine's copy of it."""
     record = _store(context, sighting).update_host_record(sighting.host_id, change)
-    context.journal.update(sighting.host_id, record=record)
+    context.journal.update(sighting.host_id, record=record, host_name=record.certified_host_data.host_name)
     return record
 
 

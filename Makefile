@@ -3,7 +3,8 @@
 PYTHON := .venv/bin/python
 PACKAGE_TESTS := tests/unit/test_architecture.py tests/unit/test_dependencies.py tests/unit/test_imports.py
 PYTHON_SCRIPTS := scripts/demo scripts/check-wheel
-SHELL_SCRIPTS = $(shell grep -rlE '^\#!/(usr/)?bin/(env )?(ba)?sh' .ci scripts mngr_vps_docker)
+SHELL_SCRIPTS = $(shell find .ci scripts mngr_vps_docker -type f \
+	-exec awk 'FNR == 1 && /^.!.*[\/ ](ba)?sh( |$$)/ { print FILENAME } { nextfile }' {} +)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -87,6 +87,8 @@ def uploaded_build_context(
 
 def check_build_context(build: ParsedBuildArgs) -> None:
     """Raise the BuildContextError that ``uploaded_build_context`` would raise, if it shows without a VPS."""
+    if not build.is_build:
+        return
     source = _plan(build)
     if _is_git_dir_replaced(source, build.git_depth):
         check_checkout(source.context_dir)

@@ -44,8 +44,6 @@ __all__ = ["BuildSpec", "ContainerInfo", "ContainerSpec", "DockerInfo", "DockerO
 # For what Docker does at once, on a machine that may be busy; a daemon that hangs is then noticed.
 _QUICK_SECONDS: Final = 60.0
 _SLOW_SECONDS: Final = 1800.0
-# Past this (a third of what one argument may hold, since quoting can grow it) a command travels on stdin.
-_ARGV_BYTES: Final = 40_000
 _FAILED_BUILD_LINES: Final = 15
 _BUILD_KINDS: Final = (DaemonNotRunningError, DiskFullError, NoSuchImageError, PullRateLimitError)
 _DOCKER_USAGE_CODE: Final = 125
@@ -312,21 +310,12 @@ class DockerOverSsh:
         on_line: OnLine | None = None,
         is_idempotent: bool = False,
     ) -> CommandOutcome:
-        data = script.encode("utf-8", "surrogateescape")
-        is_long = len(data) > _ARGV_BYTES
-        text = "sh -s" if is_long else script
-        stdin = data if is_long else None
         if on_line is None:
             return self.connection.run(
-                text, purpose=purpose, timeout_seconds=timeout_seconds, stdin=stdin, is_idempotent=is_idempotent
+                script, purpose=purpose, timeout_seconds=timeout_seconds, is_idempotent=is_idempotent
             )
         return self.connection.stream(
-            text,
-            on_line=on_line,
-            purpose=purpose,
-            timeout_seconds=timeout_seconds,
-            stdin=stdin,
-            is_idempotent=is_idempotent,
+            script, on_line=on_line, purpose=purpose, timeout_seconds=timeout_seconds, is_idempotent=is_idempotent
         )
 
 

@@ -67,8 +67,8 @@ class BatchResult:
 def batch_script(commands: Sequence[str]) -> str:
     """The POSIX shell script that runs ``commands`` in order, each in a subshell of its own with an empty stdin.
 
-    Feed it to ``sh -s``: scripts in argv end at 128 KiB. A command that fails, exits or cannot be parsed does not
-    keep the next ones from running. Messages are in English (LC_ALL=C), so that they can be recognised.
+    A command that fails, exits or cannot be parsed does not keep the next ones from running. Messages are in English
+    (LC_ALL=C), so that they can be recognised.
     """
     ran = "".join(f"one {shlex.quote(command)}\n" for command in commands)
     return f"{_PROLOGUE}{ran}printf 'mngr-batch-end\\n'\n"
@@ -114,11 +114,7 @@ def run_batch(
     answer cannot be read. A command that failed is a result, not an error.
     """
     outcome = connection.run(
-        "sh -s",
-        purpose=purpose,
-        timeout_seconds=timeout_seconds,
-        stdin=batch_script(commands).encode(),
-        is_idempotent=is_idempotent,
+        batch_script(commands), purpose=purpose, timeout_seconds=timeout_seconds, is_idempotent=is_idempotent
     ).checked()
     results = parse_batch(outcome.stdout)
     if len(results) != len(commands):

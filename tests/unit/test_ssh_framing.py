@@ -1,0 +1,98 @@
+"""A command's own output and end are found in whatever surrounds them, however it is cut into pieces."""
+
+import itertools
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imbue.mngr_vps_docker.ssh.framing import Framing
+from imbue.mngr_vps_docker.ssh.framing import LineSplitter
+from imbue.mngr_vps_docker.ssh.framing import OutputReader
+
+FRAMING = Framing("0123456789abcdef")
+START = FRAMING.start_line
+
+
+def feed(reader: OutputReader, data: bytes, cuts: list[int], *, is_stdout: bool) -> None:
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    for begin, end in itertools.pairwise(edges):
+        reader(data[begin:end], is_stdout)
+
+
+@given(
+    noise=st.binary(max_size=40),
+    out=st.binary(max_size=200),
+    err=st.binary(max_size=200),
+    code=st.integers(0, 255),
+    cuts=st.lists(st.integers(0, 500), max_size=8),
+)
+def test_any_output_in_any_pieces_is_read_exactly(
+    noise: bytes, out: bytes, err: bytes, code: int, cuts: list[int]
+) -> None:
+    reader = OutputReader()
+    reader.begin(FRAMING)
+    feed(reader, noise + START + out, cuts, is_stdout=True)
+    feed(reader, noise + START + err + FRAMING.marker + b" %d\n" % code, cuts, is_stdout=False)
+    reader.finish()
+    assert (reader.stdout, reader.stderr, reader.exit_code) == (out, err, code)
+
+
+@given(err=st.binary(max_size=100), cuts=st.lists(st.integers(0, 200), max_size=5))
+def test_without_its_last_line_the_end_was_not_seen(err: bytes, cuts: list[int]) -> None:
+    reader = OutputReader()
+    reader.begin(FRAMING)
+    feed(reader, START + err, cuts, is_stdout=False)
+    reader.finish()
+    assert reader.has_started
+    assert reader.exit_code is None
+    assert reader.stderr == err
+
+
+def test_what_ssh_says_before_the_start_is_kept_apart() -> None:
+    reader = OutputReader()
+    reader.begin(FRAMING)
+    reader(b"ssh: connect to host x port 22: Connection refused\n", False)
+    reader.finish()
+    assert not reader.has_started
+    assert "refused" in reader.messages
+    assert reader.stderr == b""
+
+
+def test_output_is_handed_on_as_it_comes_and_only_its_end_is_kept() -> None:
+    seen: list[bytes] = []
+    reader = OutputReader(on_chunk=lambda chunk, _is_stdout: seen.append(chunk), tail_bytes=10)
+    reader.begin(FRAMING)
+    reader(START, True)
+    for number in range(100):
+        reader(b"%03d\n" % number, True)
+    assert b"".join(seen).startswith(b"000\n001\n")
+    assert reader.stdout.endswith(b"098\n099\n")
+    assert len(reader.stdout) < 30
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize(("command", "code"), [("exit 255", 255), ("kill -9 $$", 137), ("it's(a", 2), ("true", 0)])
+def test_a_real_shell_frames_a_command(shell: str, command: str, code: int) -> None:
+    done = subprocess.run([shell, "-c", FRAMING.wrap(command, 20)], capture_output=True, check=False, timeout=20)
+    reader = OutputReader()
+    reader.begin(FRAMING)
+    reader(b"noise of a login shell" + done.stdout, True)
+    reader(done.stderr, False)
+    reader.finish()
+    assert (reader.exit_code, reader.stdout) == (code, b"")
+
+
+@given(
+    text=st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"])), cuts=st.lists(st.integers(0))
+)
+def test_lines_survive_cuts_inside_characters(text: str, cuts: list[int]) -> None:
+    lines: list[str] = []
+    splitter = LineSplitter(lambda line, _is_stdout: lines.append(line))
+    data = f"{text}\nlast {text}".encode()
+    edges = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
+    for begin, end in itertools.pairwise(edges):
+        splitter(data[begin:end], True)
+    splitter.flush()
+    assert lines == [text, f"last {text}"]

@@ -1,0 +1,86 @@
+"""The command lines that reach a machine: hermetic, strict, and the same everywhere."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from imbue.mngr_vps_docker.ssh.target import SshTarget
+from imbue.mngr_vps_docker.ssh.target import control_argv
+from imbue.mngr_vps_docker.ssh.target import master_argv
+from imbue.mngr_vps_docker.ssh.target import shared_argv
+from imbue.mngr_vps_docker.ssh.target import standalone_argv
+
+TARGET = SshTarget(
+    host="192.0.2.7",
+    identity_file=Path("/keys/id"),
+    known_hosts_file=Path("/keys/known_hosts"),
+    host_key_alias="host-1",
+    label="VPS 192.0.2.7",
+    connect_timeout_seconds=7.4,
+)
+SOCKET = Path("/run/s")
+
+COMMON = (
+    "-F none -o BatchMode=yes -o IdentitiesOnly=yes -o IdentityAgent=none -o IdentityFile=/keys/id"
+    " -o UserKnownHostsFile=/keys/known_hosts -o GlobalKnownHostsFile=/dev/null -o StrictHostKeyChecking=yes"
+    " -o UpdateHostKeys=no -o HostKeyAlias=host-1 -o ConnectTimeout=7 -o ServerAliveInterval=15"
+    " -o ServerAliveCountMax=4"
+)
+DESTINATION = "-p 22 -l root -- 192.0.2.7"
+
+
+def test_a_login_of_its_own() -> None:
+    assert standalone_argv(TARGET, "docker ps") == (
+        "ssh", *shlex.split(COMMON), *shlex.split(DESTINATION), "docker ps"
+    )  # fmt: skip
+    assert standalone_argv(TARGET, None)[-1] == "192.0.2.7"
+
+
+def test_the_shared_connection_is_opened_in_the_background() -> None:
+    assert shlex.join(master_argv(TARGET, SOCKET, Path("/log"))) == (
+        f"ssh -M -N -f -E /log -o ControlPath=/run/s -o ControlPersist=600 {COMMON} {DESTINATION}"
+    )
+
+
+def test_a_command_over_the_shared_connection_never_logs_in_by_itself() -> None:
+    argv = shared_argv(TARGET, SOCKET, "true")
+    assert shlex.join(argv) == (
+        f"ssh -o ControlPath=/run/s -o ControlMaster=no -o ProxyCommand=false {COMMON} {DESTINATION} true"
+    )
+
+
+def test_without_persistence_the_shared_connection_still_ends_by_itself() -> None:
+    assert "ControlPersist=5" in master_argv(replace(TARGET, persist_seconds=0), SOCKET, Path("/log"))
+
+
+def test_asking_the_shared_connection() -> None:
+    assert (
+        shlex.join(control_argv(TARGET, SOCKET, "exit")) == f"ssh -O exit -o ControlPath=/run/s -F none {DESTINATION}"
+    )
+
+
+def test_paths_with_blanks_and_percent_signs_reach_ssh_whole() -> None:
+    target = replace(TARGET, identity_file=Path("/my keys/100%/id"))
+    assert 'IdentityFile="/my keys/100%%/id"' in standalone_argv(target, None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"host": "192.0.2.8"},
+        {"port": 2222},
+        {"user": "admin"},
+        {"identity_file": Path("/other")},
+        {"known_hosts_file": Path("/other")},
+        {"host_key_alias": "host-2"},
+        {"extra_options": ("-J", "jump")},
+    ],
+)
+def test_everything_that_decides_who_is_reached_has_a_connection_of_its_own(change: dict[str, object]) -> None:
+    assert replace(TARGET, **change).fingerprint != TARGET.fingerprint  # type: ignore[arg-type]
+
+
+def test_what_does_not_decide_it_shares_the_connection() -> None:
+    assert replace(TARGET, label="x", connect_timeout_seconds=1, persist_seconds=1).fingerprint == TARGET.fingerprint

@@ -1,6 +1,8 @@
 # Every target prepares what it needs: .venv and, where containers are involved, a Docker engine.
 
 PYTHON := .venv/bin/python
+# Tests mostly wait for machines, so more of them than processors run at once; each module stays in one process.
+PYTEST := $(PYTHON) -m pytest -n 4 --dist loadscope
 PACKAGE_TESTS := tests/unit/test_architecture.py tests/unit/test_dependencies.py tests/unit/test_imports.py
 PYTHON_SCRIPTS := scripts/demo scripts/check-wheel
 SHELL_SCRIPTS = $(shell find .ci scripts mngr_vps_docker -type f \
@@ -19,10 +21,10 @@ demo: bootstrap ## watch mngr make, use and destroy a host on a VPS that runs on
 
 test: bootstrap ## run every test; end-to-end ones on local VPSes, skipped where no Docker engine can be had
 	@scripts/ensure-engine || echo "No Docker engine: the end-to-end tests cannot run." >&2
-	@$(PYTHON) -m pytest
+	@$(PYTEST)
 
 test-fast: bootstrap ## run the unit tests and the ssh tests (a loopback sshd; no root, no Docker)
-	@$(PYTHON) -m pytest tests/unit tests/ssh
+	@$(PYTEST) tests/unit tests/ssh
 
 check: bootstrap ## lint, format, types, shell scripts, architecture, dependencies and the built wheel
 	$(PYTHON) -m ruff check . $(PYTHON_SCRIPTS)

@@ -3,7 +3,6 @@
 import errno
 import os
 import secrets
-import shlex
 import stat
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -36,6 +35,8 @@ from imbue.mngr_vps_docker.git_context import check_checkout
 from imbue.mngr_vps_docker.git_context import needs_own_git_dir
 from imbue.mngr_vps_docker.git_context import self_contained_git_dir
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.ssh.shell import quoted
 
 UPLOAD_TIMEOUT_SECONDS = 1800.0
 REMOVAL_TIMEOUT_SECONDS = 120.0
@@ -177,23 +178,23 @@ def _is_git_dir_replaced(source: _Source, git_depth: int | None) -> bool:
 
 
 def _unpack_command(folder: PurePosixPath) -> str:
-    quoted = shlex.quote(str(folder))
+    word = quoted(folder)
     return f"""set -eu
 umask 022
-mkdir -m 700 {quoted}
-trap 'code=$?; [ "$code" -eq 0 ] || rm -rf {quoted}' EXIT
+mkdir -m 700 {word}
+trap 'code=$?; [ "$code" -eq 0 ] || rm -rf {word}' EXIT
 trap 'exit 1' HUP INT TERM
-tar -x -p -f - -C {quoted}
+tar -x -p -f - -C {word}
 cat >/dev/null
 """
 
 
 def _remove(connection: SshConnection, folder: PurePosixPath) -> None:
     outcome = connection.run(
-        f"rm -rf -- {shlex.quote(str(folder))}",
+        f"rm -rf -- {quoted(folder)}",
         purpose="remove the uploaded build context",
         timeout_seconds=REMOVAL_TIMEOUT_SECONDS,
-        is_idempotent=True,
+        effect=Effect.REPEATABLE,
     )
     if not outcome.is_success:
         logger.warning("{} stays behind on the VPS: {}", folder, outcome.error())

@@ -76,6 +76,10 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
     ssh_control_persist_seconds: int = Field(
         default=600, ge=0, description="Seconds that a shared ssh connection outlives the last command; 0: not at all"
     )
+    ssh_options: tuple[Annotated[str, Field(pattern=r"^[A-Za-z]+=.")], ...] = Field(
+        default=(),
+        description="More options of ssh, each Name=value, such as one that leads through another machine",
+    )
 
     @classmethod
     def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:

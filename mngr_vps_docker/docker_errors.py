@@ -181,7 +181,8 @@ def refusal(text: str, *, purpose: str, host: str, outcome: CommandOutcome | Non
     """The error for what Docker printed when it refused to do ``purpose`` on ``host``."""
     error, words, hint = recognise(text)
     silence = "it failed without a word" if outcome is None else f"it ended with {outcome.exit_code}, without a word"
-    what = f"Could not {purpose} on {host}: {words or silence}"
+    reference = "" if outcome is None else outcome.reference
+    what = f"Could not {purpose} on {host}{reference}: {words or silence}"
     return error(f"{what} ({hint})" if hint else what, outcome)
 
 

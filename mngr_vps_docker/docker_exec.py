@@ -7,7 +7,6 @@ command writes one line to stderr before it starts: without that line, Docker di
 
 import math
 import re
-import shlex
 from collections.abc import Iterator
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +20,10 @@ from imbue.mngr_vps_docker.ssh.connection import OnLine
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.connection import StandardInput
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.shell import joined
+from imbue.mngr_vps_docker.ssh.shell import quoted
 
 STARTED: Final = "mngr-exec-started"
 # How long `timeout` waits from TERM to KILL, and how much longer than the command we wait for its end to arrive.
@@ -58,7 +60,7 @@ def exec_in_container(
     workdir: str | None,
     env: Mapping[str, str],
     on_line: OnLine | None,
-    is_idempotent: bool,
+    effect: Effect,
 ) -> CommandOutcome:
     """See DockerOverSsh.exec."""
     has_stdin = stdin is not None
@@ -70,16 +72,14 @@ def exec_in_container(
     else:
         inner = exec_script(command, timeout_seconds)
     argv = exec_argv(container, inner, has_stdin=stdin is not None, user=user, workdir=workdir)
-    line = shlex.join(argv)
+    line = joined(argv)
     deadline = timeout_seconds + _GRACE_SECONDS
     watcher = _StartWatcher(on_line)
     if on_line is None:
-        outcome = connection.run(
-            line, purpose=purpose, timeout_seconds=deadline, stdin=stdin, is_idempotent=is_idempotent
-        )
+        outcome = connection.run(line, purpose=purpose, timeout_seconds=deadline, stdin=stdin, effect=effect)
     else:
         outcome = connection.stream(
-            line, on_line=watcher, purpose=purpose, timeout_seconds=deadline, stdin=stdin, is_idempotent=is_idempotent
+            line, on_line=watcher, purpose=purpose, timeout_seconds=deadline, stdin=stdin, effect=effect
         )
     return _judged(outcome, timeout_seconds, has_started=watcher.has_started)
 
@@ -102,7 +102,7 @@ def _exports(env: Mapping[str, str]) -> str:
     for name in env:
         if not _VARIABLE_NAME.fullmatch(name):
             raise InvalidDockerArgumentError(f"{name!r} is no name for an environment variable")
-    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in env.items())
+    return "".join(f"export {name}={quoted(value)}\n" for name, value in env.items())
 
 
 def _bounded(timeout_seconds: float, command: str) -> tuple[str, ...]:

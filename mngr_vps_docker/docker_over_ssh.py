@@ -7,7 +7,6 @@ DaemonNotRunningError without Docker, and DockerError (or one of its kinds) if D
 """
 
 import math
-import shlex
 from collections.abc import Mapping
 from typing import Final
 
@@ -38,6 +37,9 @@ from imbue.mngr_vps_docker.ssh.connection import OnLine
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.connection import StandardInput
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.ssh.shell import joined
 
 __all__ = ["BuildSpec", "ContainerInfo", "ContainerSpec", "DockerInfo", "DockerOverSsh", "ImageInfo"]
 
@@ -64,9 +66,9 @@ class DockerOverSsh:
         a missing runtime) is removed again.
         """
         # Docker prints the new container's id even where starting it fails: by it, nobody else's is removed.
-        remove = shlex.join(commands.remove_container_argv("$id")).replace("'$id'", '"$id"')
+        remove = joined(commands.remove_container_argv("$id")).replace("'$id'", '"$id"')
         script = (
-            f"id=$({shlex.join(commands.run_argv(spec))}); rc=$?\n"
+            f"id=$({joined(commands.run_argv(spec))}); rc=$?\n"
             f'if [ $rc -ne 0 ] && [ -n "$id" ]; then {remove} >/dev/null 2>&1; fi\n'
             "printf '%s\\n' \"$id\"; exit $rc"
         )
@@ -87,7 +89,7 @@ class DockerOverSsh:
         workdir: str | None = None,
         env: Mapping[str, str] | None = None,
         on_line: OnLine | None = None,
-        is_idempotent: bool = False,
+        effect: Effect = Effect.ONCE,
     ) -> CommandOutcome:
         """Run shell text inside a running container and return its outcome, which may be a failure.
 
@@ -107,12 +109,12 @@ class DockerOverSsh:
             workdir=workdir,
             env=env or {},
             on_line=on_line,
-            is_idempotent=is_idempotent,
+            effect=effect,
         )
 
     def start_container(self, container: str) -> None:
         """Start a stopped container; a running one is left as it is."""
-        self._docker(commands.start_argv(container), purpose=f"start container {container}", is_idempotent=True)
+        self._docker(commands.start_argv(container), purpose=f"start container {container}", effect=Effect.REPEATABLE)
 
     def stop_container(self, container: str, *, timeout_seconds: float = 10) -> None:
         """Stop a container, killing it after ``timeout_seconds``; a stopped one is left as it is."""
@@ -120,14 +122,16 @@ class DockerOverSsh:
             commands.stop_argv(container, math.ceil(timeout_seconds)),
             purpose=f"stop container {container}",
             timeout_seconds=timeout_seconds + _QUICK_SECONDS,
-            is_idempotent=True,
+            effect=Effect.REPEATABLE,
         )
 
     def remove_container(self, container: str, *, is_missing_ok: bool = False) -> None:
         """Remove a container, running or not, and its anonymous volumes."""
         try:
             outcome = self._docker(
-                commands.remove_container_argv(container), purpose=f"remove container {container}", is_idempotent=True
+                commands.remove_container_argv(container),
+                purpose=f"remove container {container}",
+                effect=Effect.REPEATABLE,
             )
             # From Docker 20.10 to 23, `rm --force` says so on stderr and succeeds.
             if "no such container" in outcome.error_text.lower():
@@ -159,22 +163,22 @@ class DockerOverSsh:
         """Describe one container; None only if Docker says that there is no such container."""
         argv = commands.inspect_container_argv(container)
         try:
-            outcome = self._docker(argv, purpose=f"inspect container {container}", is_idempotent=True)
+            outcome = self._docker(argv, purpose=f"inspect container {container}", effect=Effect.READS)
         except NoSuchContainerError:
             return None
         return parse_containers(outcome.text)[0]
 
     def list_containers(self, labels: Mapping[str, str | None]) -> tuple[ContainerInfo, ...]:
         """Describe every container, running or not, that carries all ``labels`` (a None value: any value)."""
-        outcome = self._run(list_containers_script(labels), purpose="list containers", is_idempotent=True)
+        outcome = self._run(list_containers_script(labels), purpose="list containers", effect=Effect.READS)
         if not outcome.is_success and not is_only_vanished(outcome.error_text):
             raise docker_error(outcome, outcome.error_text)
         return parse_containers(outcome.text or "[]")
 
     def logs(self, container: str, *, tail_lines: int = 100) -> str:
         """What a container printed last, both streams in the order in which they were written."""
-        line = f"{shlex.join(commands.logs_argv(container, tail_lines))} 2>&1"
-        return checked_docker(self._run(line, purpose=f"read the log of {container}", is_idempotent=True)).text
+        line = f"{joined(commands.logs_argv(container, tail_lines))} 2>&1"
+        return checked_docker(self._run(line, purpose=f"read the log of {container}", effect=Effect.READS)).text
 
     # Images
 
@@ -185,7 +189,7 @@ class DockerOverSsh:
             purpose=f"pull image {image}",
             timeout_seconds=timeout_seconds,
             on_line=on_line,
-            is_idempotent=True,
+            effect=Effect.REPEATABLE,
         )
 
     def build(
@@ -196,7 +200,7 @@ class DockerOverSsh:
         dockerfile: str | None = None,
         build_args: tuple[str, ...] = (),
         builder: DockerBuilder = DockerBuilder.DOCKER,
-        depot_token: str | None = None,
+        depot_token: Secret | None = None,
         on_line: OnLine | None = None,
         timeout_seconds: float = _SLOW_SECONDS,
     ) -> None:
@@ -205,19 +209,18 @@ class DockerOverSsh:
         Output goes to ``on_line`` as it comes. A failed build raises DockerError (DiskFullError, NoSuchImageError…
         where the cause is one of those) with the exit code and the end of both streams.
         """
-        line = shlex.join(commands.build_argv(BuildSpec(tag, context_dir, dockerfile, build_args, builder)))
+        line = joined(commands.build_argv(BuildSpec(tag, context_dir, dockerfile, build_args, builder)))
         purpose = f"build image {tag}"
         if depot_token is None:
             outcome = self._run(line, purpose=purpose, timeout_seconds=timeout_seconds, on_line=on_line)
         else:
-            # A secret: on stdin, so that it is in no argv.
             script = f"IFS= read -r DEPOT_TOKEN && export DEPOT_TOKEN && exec {line} </dev/null"
             outcome = self.connection.stream(
                 script,
                 on_line=on_line,
                 purpose=purpose,
                 timeout_seconds=timeout_seconds,
-                stdin=f"{depot_token}\n".encode(),
+                stdin=f"{depot_token.revealed}\n".encode(),
             )
         if not outcome.is_success:
             raise _build_error(outcome)
@@ -226,7 +229,7 @@ class DockerOverSsh:
         """Describe one image of the machine; None only if Docker says that there is no such image."""
         try:
             outcome = self._docker(
-                commands.inspect_image_argv(image), purpose=f"inspect image {image}", is_idempotent=True
+                commands.inspect_image_argv(image), purpose=f"inspect image {image}", effect=Effect.READS
             )
         except NoSuchImageError:
             return None
@@ -235,7 +238,7 @@ class DockerOverSsh:
     def remove_image(self, image: str, *, is_missing_ok: bool = False) -> None:
         """Remove an image's tag, and the image itself with its last tag."""
         try:
-            self._docker(commands.remove_image_argv(image), purpose=f"remove image {image}", is_idempotent=True)
+            self._docker(commands.remove_image_argv(image), purpose=f"remove image {image}", effect=Effect.REPEATABLE)
         except NoSuchImageError:
             if not is_missing_ok:
                 raise
@@ -243,24 +246,26 @@ class DockerOverSsh:
     @staticmethod
     def save_command(image: str) -> str:
         """Shell text that writes an image to stdout as a tar stream, for piping it to another machine."""
-        return shlex.join(commands.save_argv(image))
+        return joined(commands.save_argv(image))
 
     @staticmethod
     def load_command() -> str:
         """Shell text that reads images from a tar stream on stdin."""
-        return shlex.join(commands.load_argv())
+        return joined(commands.load_argv())
 
     # Volumes
 
     def create_volume(self, volume: str, *, labels: Mapping[str, str] | None = None) -> None:
         """Create a named volume; an existing one is left as it is."""
         argv = commands.create_volume_argv(volume, labels or {})
-        self._docker(argv, purpose=f"create volume {volume}", is_idempotent=True)
+        self._docker(argv, purpose=f"create volume {volume}", effect=Effect.REPEATABLE)
 
     def remove_volume(self, volume: str, *, is_missing_ok: bool = False) -> None:
         """Remove a volume and all that is on it; one that a container uses (running or not) is refused by Docker."""
         try:
-            self._docker(commands.remove_volume_argv(volume), purpose=f"remove volume {volume}", is_idempotent=True)
+            self._docker(
+                commands.remove_volume_argv(volume), purpose=f"remove volume {volume}", effect=Effect.REPEATABLE
+            )
         except NoSuchVolumeError:
             if not is_missing_ok:
                 raise
@@ -268,14 +273,14 @@ class DockerOverSsh:
     def volume_mountpoint(self, volume: str) -> str:
         """The directory of the machine that holds a volume's files. Raises NoSuchVolumeError."""
         argv = commands.volume_mountpoint_argv(volume)
-        outcome = self._docker(argv, purpose=f"find volume {volume}", is_idempotent=True)
+        outcome = self._docker(argv, purpose=f"find volume {volume}", effect=Effect.READS)
         return outcome.text.removesuffix("\n")
 
     # The daemon
 
     def info(self) -> DockerInfo:
         """Describe the daemon. Raises DaemonNotRunningError if none answers."""
-        outcome = self._run(shlex.join(commands.info_argv()), purpose="ask Docker", is_idempotent=True)
+        outcome = self._run(joined(commands.info_argv()), purpose="ask Docker", effect=Effect.READS)
         # Some versions report a daemon that does not answer inside the JSON, with exit code 0.
         errors = server_errors(outcome.text) if outcome.exit_code is not None else ""
         if errors or not outcome.is_success:
@@ -289,15 +294,15 @@ class DockerOverSsh:
         purpose: str,
         timeout_seconds: float = _QUICK_SECONDS,
         on_line: OnLine | None = None,
-        is_idempotent: bool = False,
+        effect: Effect = Effect.ONCE,
     ) -> CommandOutcome:
         return checked_docker(
             self._run(
-                shlex.join(argv),
+                joined(argv),
                 purpose=purpose,
                 timeout_seconds=timeout_seconds,
                 on_line=on_line,
-                is_idempotent=is_idempotent,
+                effect=effect,
             )
         )
 
@@ -308,21 +313,19 @@ class DockerOverSsh:
         purpose: str,
         timeout_seconds: float = _QUICK_SECONDS,
         on_line: OnLine | None = None,
-        is_idempotent: bool = False,
+        effect: Effect = Effect.ONCE,
     ) -> CommandOutcome:
         if on_line is None:
-            return self.connection.run(
-                script, purpose=purpose, timeout_seconds=timeout_seconds, is_idempotent=is_idempotent
-            )
+            return self.connection.run(script, purpose=purpose, timeout_seconds=timeout_seconds, effect=effect)
         return self.connection.stream(
-            script, on_line=on_line, purpose=purpose, timeout_seconds=timeout_seconds, is_idempotent=is_idempotent
+            script, on_line=on_line, purpose=purpose, timeout_seconds=timeout_seconds, effect=effect
         )
 
 
 def list_containers_script(labels: Mapping[str, str | None]) -> str:
     """Shell text that prints the JSON of the containers that carry ``labels``, or nothing if there are none."""
-    inspect = shlex.join(commands.inspect_container_argv())
-    return f'ids=$({shlex.join(commands.list_container_ids_argv(labels))}) || exit\n[ -z "$ids" ] || {inspect} $ids'
+    inspect = joined(commands.inspect_container_argv())
+    return f'ids=$({joined(commands.list_container_ids_argv(labels))}) || exit\n[ -z "$ids" ] || {inspect} $ids'
 
 
 def is_only_vanished(stderr: str) -> bool:

@@ -33,6 +33,7 @@ from imbue.mngr_vps_docker.host_record import encode_record
 from imbue.mngr_vps_docker.remote_batch import run_batch
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.stored_state import EVERY_STATE_FILE
 from imbue.mngr_vps_docker.stored_state import StoredState
@@ -121,7 +122,7 @@ class VpsDockerHostStore:
             + lock("host_state")
             + f"rm -rf {path.removesuffix('.json')} && rm -f {path} && sync host_state"
         )
-        self._checked(self._run(script, purpose=f"delete the record of {host_id}", is_idempotent=True))
+        self._checked(self._run(script, purpose=f"delete the record of {host_id}", effect=Effect.REPEATABLE))
         with self._lock:
             self._cache.pop(host_id, None)
 
@@ -173,7 +174,7 @@ class VpsDockerHostStore:
             + lock("host_state")
             + f"rm -f {path} && sync {agents_path(host_id)}"
         )
-        self._checked(self._run(script, purpose=f"forget the data of agent {agent_id}", is_idempotent=True))
+        self._checked(self._run(script, purpose=f"forget the data of agent {agent_id}", effect=Effect.REPEATABLE))
 
     def clear_cache(self) -> None:
         """Forget what was read, so that the next question goes to the VPS."""
@@ -185,7 +186,7 @@ class VpsDockerHostStore:
         purpose = f"read the record of {host_id}"
         script = enter_volume(self.volume_name) + f"[ -e {path} ] || exit {ABSENT}\nexec cat {path}"
         (result,) = run_batch(
-            self.connection, [script], purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS, is_idempotent=True
+            self.connection, [script], purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS, effect=Effect.READS
         )
         if result.exit_code == ABSENT:
             with self._lock:
@@ -241,17 +242,17 @@ class VpsDockerHostStore:
     def _read_state(self, purpose: str, find_arguments: str) -> StoredState:
         script = enter_volume(self.volume_name) + state_files_script(find_arguments)
         (result,) = run_batch(
-            self.connection, [script], purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS, is_idempotent=True
+            self.connection, [script], purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS, effect=Effect.READS
         )
         if not result.is_success:
             raise self._refused(result.error_text, purpose)
         return parse_state(result.stdout, where=self._where)
 
     def _run(
-        self, script: str, *, purpose: str, stdin: bytes | None = None, is_idempotent: bool = False
+        self, script: str, *, purpose: str, stdin: bytes | None = None, effect: Effect = Effect.ONCE
     ) -> CommandOutcome:
         return self.connection.run(
-            script, purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS, stdin=stdin, is_idempotent=is_idempotent
+            script, purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS, stdin=stdin, effect=effect
         )
 
     def _checked(self, outcome: CommandOutcome) -> None:
@@ -261,7 +262,7 @@ class VpsDockerHostStore:
             raise self._refused(outcome.error_text, outcome.purpose, outcome)
 
     def _refused(self, stderr: str, purpose: str, outcome: CommandOutcome | None = None) -> VpsDockerError:
-        error = refusal(stderr, purpose=purpose, host=self.connection.target.label, outcome=outcome)
+        error = refusal(stderr, purpose=purpose, host=self.connection.target.name, outcome=outcome)
         if isinstance(error, DaemonNotRunningError):
             return error
         if isinstance(error, NoSuchVolumeError):
@@ -272,4 +273,4 @@ class VpsDockerHostStore:
 
     @property
     def _where(self) -> str:
-        return f"{self.connection.target.label} (volume {self.volume_name})"
+        return f"{self.connection.target.name} (volume {self.volume_name})"

@@ -7,7 +7,6 @@ component that is a link is never followed.
 
 import hashlib
 import io
-import shlex
 import tarfile
 from collections.abc import Mapping
 from typing import Final
@@ -24,6 +23,8 @@ from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.shell import joined
+from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.volume_scripts import ABSENT
 from imbue.mngr_vps_docker.volume_scripts import ESCAPES
 from imbue.mngr_vps_docker.volume_scripts import WRONG_TYPE
@@ -75,7 +76,7 @@ class HostVolumeOverSsh(BaseVolume):
     def read_file(self, path: str) -> bytes:
         """The content of a regular file, of any size; a link that is not the last component may lead about inside."""
         *directories, name = _file_parts(path)
-        base = shlex.quote(f"./{name}")
+        base = quoted(f"./{name}")
         script = (
             _go("find", directories)
             + f"[ -e {base} ] || [ -L {base} ] || exit {ABSENT}\n"
@@ -88,7 +89,7 @@ class HostVolumeOverSsh(BaseVolume):
     def remove_file(self, path: str, *, recursive: bool = False) -> None:
         """Remove a file, or with ``recursive`` a directory and all that is in it."""
         *directories, name = _file_parts(path)
-        base = shlex.quote(f"./{name}")
+        base = quoted(f"./{name}")
         script = (
             _go("find", directories)
             + f"[ -e {base} ] || [ -L {base} ] || exit {ABSENT}\n"
@@ -128,7 +129,7 @@ def write_volume_files(
         "(" + _go_line("make", directories) + f"[ ! -d {base} ] || [ -L {base} ] || exit {WRONG_TYPE}\n"
         f'mv -fT "$stage/{index}" {base} && sync .) || exit\n'
         for index, (*directories, name) in enumerate(places)
-        for base in (shlex.quote(f"./{name}"),)
+        for base in (quoted(f"./{name}"),)
     )
     script = (
         enter_volume(volume)
@@ -180,7 +181,7 @@ def _go(mode: str, directories: list[str]) -> str:
 
 
 def _go_line(mode: str, directories: list[str]) -> str:
-    return f"go {mode} {shlex.join(directories)}\n"
+    return f"go {mode} {joined(directories)}\n"
 
 
 def _entry(directories: list[str], raw: bytes) -> VolumeFile:

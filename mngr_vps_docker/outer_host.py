@@ -1,6 +1,5 @@
 """mngr's views of the two machines of a host, spoken over OpenSSH: the VPS (outer host) and the container (host)."""
 
-import shlex
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -22,7 +21,9 @@ from imbue.mngr.providers.ssh_utils import create_pyinfra_host
 from imbue.mngr_vps_docker.errors import SshdDownError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 
 # mngr gives no limit for most commands; a forgotten one must end all the same. No clone or install takes this long.
@@ -39,17 +40,21 @@ def pyinfra_connector(target: SshTarget) -> PyinfraConnector:
     )
 
 
-def shell_text(
-    command: str, *, user: str | None = None, cwd: Path | None = None, env: Mapping[str, str] | None = None
-) -> str:
-    """Wrap ``command`` so that it runs as ``user``, in ``cwd``, with ``env`` added to its environment."""
-    steps = []
-    if cwd is not None:
-        steps.append(f"cd {shlex.quote(str(cwd))} || exit 1")
-    if env:
-        steps.append("export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in env.items()))
-    text = "\n".join([*steps, command])
-    return text if user is None else f"su {shlex.quote(user)} -s /bin/sh -c {shlex.quote(text)}"
+def shell_text(command: str, *, user: str | None = None, cwd: Path | None = None) -> str:
+    """Wrap ``command`` so that it runs as ``user``, in ``cwd``."""
+    text = command if cwd is None else f"cd {quoted(cwd)} || exit 1\n{command}"
+    return text if user is None else f"su {quoted(user)} -s /bin/sh -c {quoted(text)}"
+
+
+def _with_environment(text: str, env: Mapping[str, str] | None) -> tuple[str, bytes | None]:
+    """``text`` with ``env`` added to its environment, and what goes to its stdin.
+
+    Values may be secrets, and everybody on a machine sees arguments: a text with an environment travels on stdin.
+    """
+    if not env:
+        return text, None
+    exports = "".join(f"export {name}={quoted(value)}\n" for name, value in env.items())
+    return 'eval "$(cat)"', f"{exports}{text}".encode("utf-8", "surrogateescape")
 
 
 type SshdRepair = Callable[[HostId], None]
@@ -76,7 +81,7 @@ class _OverOpenSsh(OuterHostInterface):
         timeout_seconds: float | None = None,
     ) -> CommandResult:
         """Run shell text that may safely run twice; a connection lost half-way is tried again."""
-        return self._execute(shell_text(command, user=user, cwd=cwd, env=env), timeout_seconds, is_idempotent=True)
+        return self._execute(command, user, cwd, env, timeout_seconds, Effect.REPEATABLE)
 
     def execute_stateful_command(
         self,
@@ -87,7 +92,7 @@ class _OverOpenSsh(OuterHostInterface):
         timeout_seconds: float | None = None,
     ) -> CommandResult:
         """Run shell text that must not run twice: it is tried again only if it never started."""
-        return self._execute(shell_text(command, user=user, cwd=cwd, env=env), timeout_seconds, is_idempotent=False)
+        return self._execute(command, user, cwd, env, timeout_seconds, Effect.ONCE)
 
     def execute_streaming_command(
         self,
@@ -98,11 +103,13 @@ class _OverOpenSsh(OuterHostInterface):
         timeout_seconds: float | None = None,
     ) -> CommandResult:
         """Run shell text and hand on each line of both its streams as it comes."""
+        text, stdin = _with_environment(command, env)
         outcome = self.ssh.stream(
-            shell_text(command, env=env),
+            text,
             on_line=lambda line, _is_stdout: on_line(line),
             purpose=_purpose(command),
             timeout_seconds=timeout_seconds or DEFAULT_COMMAND_TIMEOUT_SECONDS,
+            stdin=stdin,
         )
         return self._command_result(outcome)
 
@@ -126,7 +133,7 @@ class _OverOpenSsh(OuterHostInterface):
 
     def get_file_mtime(self, path: Path) -> datetime | None:
         """Return when a file was last modified, or None where there is no such file."""
-        result = self.execute_idempotent_command(f"stat -c %Y -- {shlex.quote(str(path))}")
+        result = self.execute_idempotent_command(f"stat -c %Y -- {quoted(path)}")
         return datetime.fromtimestamp(int(result.stdout), tz=UTC) if result.success else None
 
     def get_ssh_connection_info(self) -> tuple[str, str, int, Path] | None:
@@ -142,12 +149,22 @@ class _OverOpenSsh(OuterHostInterface):
         """Nobody needs to know; the container's host tells its provider."""
         yield
 
-    def _execute(self, text: str, timeout_seconds: float | None, *, is_idempotent: bool) -> CommandResult:
+    def _execute(
+        self,
+        command: str,
+        user: str | None,
+        cwd: Path | None,
+        env: Mapping[str, str] | None,
+        timeout_seconds: float | None,
+        effect: Effect,
+    ) -> CommandResult:
+        text, stdin = _with_environment(shell_text(command, user=user, cwd=cwd), env)
         outcome = self.ssh.run(
             text,
-            purpose=_purpose(text),
+            purpose=_purpose(command),
             timeout_seconds=timeout_seconds or DEFAULT_COMMAND_TIMEOUT_SECONDS,
-            is_idempotent=is_idempotent,
+            stdin=stdin,
+            effect=effect,
         )
         return self._command_result(outcome)
 
@@ -189,14 +206,22 @@ class VpsDockerHost(_OverOpenSsh, Host):
         """The name that the user gave the host."""
         return Host.get_name(self)
 
-    def _execute(self, text: str, timeout_seconds: float | None, *, is_idempotent: bool) -> CommandResult:
+    def _execute(
+        self,
+        command: str,
+        user: str | None,
+        cwd: Path | None,
+        env: Mapping[str, str] | None,
+        timeout_seconds: float | None,
+        effect: Effect,
+    ) -> CommandResult:
         try:
-            return _OverOpenSsh._execute(self, text, timeout_seconds, is_idempotent=is_idempotent)
+            return _OverOpenSsh._execute(self, command, user, cwd, env, timeout_seconds, effect)
         except SshdDownError:
             if self.on_sshd_down is None:
                 raise
         self.on_sshd_down(self.id)
-        return _OverOpenSsh._execute(self, text, timeout_seconds, is_idempotent=is_idempotent)
+        return _OverOpenSsh._execute(self, command, user, cwd, env, timeout_seconds, effect)
 
     def _get_file_mtime(self, path: Path) -> datetime | None:
         return _OverOpenSsh.get_file_mtime(self, path)

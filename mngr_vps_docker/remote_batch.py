@@ -5,13 +5,14 @@ those bytes. Sizes come before contents, so nothing that a command prints can be
 """
 
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.ssh.shell import quoted
 
 # What a login shell's start-up files print comes before this line, and is skipped.
 _MAGIC: Final = b"mngr-batch-1\n"
@@ -70,7 +71,7 @@ def batch_script(commands: Sequence[str]) -> str:
     A command that fails, exits or cannot be parsed does not keep the next ones from running. Messages are in English
     (LC_ALL=C), so that they can be recognised.
     """
-    ran = "".join(f"one {shlex.quote(command)}\n" for command in commands)
+    ran = "".join(f"one {quoted(command)}\n" for command in commands)
     return f"{_PROLOGUE}{ran}printf 'mngr-batch-end\\n'\n"
 
 
@@ -106,7 +107,7 @@ def run_batch(
     *,
     purpose: str,
     timeout_seconds: float,
-    is_idempotent: bool = False,
+    effect: Effect = Effect.ONCE,
 ) -> tuple[BatchResult, ...]:
     """Run ``commands`` on the machine in one round trip and return one result for each.
 
@@ -114,7 +115,7 @@ def run_batch(
     answer cannot be read. A command that failed is a result, not an error.
     """
     outcome = connection.run(
-        batch_script(commands), purpose=purpose, timeout_seconds=timeout_seconds, is_idempotent=is_idempotent
+        batch_script(commands), purpose=purpose, timeout_seconds=timeout_seconds, effect=effect
     ).checked()
     results = parse_batch(outcome.stdout)
     if len(results) != len(commands):

@@ -6,7 +6,6 @@ per file (73 ms against 1 ms), and it works while every container is stopped.
 
 import base64
 import io
-import shlex
 import tarfile
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from imbue.mngr_vps_docker.docker_commands import volume_mountpoint_argv
+from imbue.mngr_vps_docker.ssh.shell import joined
 
 # Exit codes of our own scripts, apart from those of the tools that they run.
 CHANGED: Final = 81
@@ -28,7 +28,7 @@ LOCK_TIMEOUT_SECONDS: Final = 30
 
 def enter_volume(volume: str) -> str:
     """Go to a volume's directory and set ``$root`` to it; ends the script with Docker's words if there is none."""
-    find = shlex.join(volume_mountpoint_argv(volume))
+    find = joined(volume_mountpoint_argv(volume))
     return f'export LC_ALL=C\nroot=$({find}) || exit 1\ncd -P "$root" && root=$(pwd -P) || exit 1\n'
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,9 @@ from imbue.mngr_vps_docker.remote_batch import BatchFormatError
 from imbue.mngr_vps_docker.remote_batch import BatchResult
 from imbue.mngr_vps_docker.remote_batch import run_batch
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.ssh.shell import joined
+from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.stored_state import EVERY_STATE_FILE
 from imbue.mngr_vps_docker.stored_state import NOTHING_STORED
 from imbue.mngr_vps_docker.stored_state import StoredState
@@ -94,9 +96,9 @@ def read_vps_state(
     purpose = "read the state of the VPS"
     commands = [_volumes_script(state_volume), list_containers_script({container_label: None})]
     volumes, containers = run_batch(
-        connection, commands, purpose=purpose, timeout_seconds=timeout_seconds, is_idempotent=True
+        connection, commands, purpose=purpose, timeout_seconds=timeout_seconds, effect=Effect.READS
     )
-    where = connection.target.label
+    where = connection.target.name
     if not volumes.is_success:
         raise refusal(volumes.error_text, purpose=purpose, host=where)
     if not containers.is_success and not is_only_vanished(containers.error_text):
@@ -123,10 +125,10 @@ def _volumes_script(state_volume: str) -> str:
     )
     # A volume is a host's by its name, or because a record names it. Volume names have no blanks or quotes.
     return f"""\
-volumes=$({shlex.join(list_volume_mountpoints_argv())}) || exit 1
+volumes=$({joined(list_volume_mountpoints_argv())}) || exit 1
 state=
 while read -r name path; do
-  if [ "$name" = {shlex.quote(state_volume)} ]; then state=$path; fi
+  if [ "$name" = {quoted(state_volume)} ]; then state=$path; fi
 done <<END
 $volumes
 END

@@ -23,6 +23,7 @@ from imbue.mngr_vps_docker.lifecycle.context import HOST_NAME_LABEL
 from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_LABEL
 from imbue.mngr_vps_docker.lifecycle.context import TAGS_LABEL
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.ssh.shell import Secret
 
 STATE_VOLUME_PATH = PurePosixPath("/mngr-state")
 CONTAINER_SSHD_PORT = 22
@@ -107,7 +108,7 @@ def prepare_container(
     setup = ContainerSetup(
         host_dir=context.host_dir,
         client_public_key=context.keys.container_client_key(host_id).public_key,
-        host_private_key=host_key.private_key_path.read_text(),
+        host_private_key=Secret(host_key.private_key_path.read_text()),
         extra_authorized_keys=authorized_keys,
         extra_known_hosts=known_hosts,
         files=files,
@@ -117,7 +118,7 @@ def prepare_container(
         "sh -s",
         purpose="set up the container",
         timeout_seconds=SETUP_TIMEOUT_SECONDS,
-        stdin=setup_script(setup).encode(),
+        stdin=setup_script(setup).revealed.encode(),
     )
     for line in outcome.checked().text.splitlines():
         logger.debug("{}", line)

@@ -4,7 +4,6 @@ It runs inside the container by ``docker exec`` after every start of it, and aga
 alone what is already so. Keys live on the host's volume, never in the container's own layers: a snapshot holds none.
 """
 
-import shlex
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from pathlib import PurePosixPath
 from imbue.mngr.providers.ssh_host_setup import REQUIRED_HOST_PACKAGES
 from imbue.mngr.providers.ssh_host_setup import RequiredHostPackage
 from imbue.mngr.providers.ssh_host_setup import load_resource_script
+from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.ssh.shell import quoted
 
 # Where the host's volume is mounted; host_dir is a link to it.
 HOST_VOLUME_PATH = PurePosixPath("/mngr-vol")
@@ -63,16 +64,16 @@ class ContainerSetup:
 
     host_dir: PurePosixPath
     client_public_key: str
-    host_private_key: str = field(repr=False)
+    host_private_key: Secret
     extra_authorized_keys: Sequence[str] = ()
     extra_known_hosts: Sequence[str] = ()
     files: Mapping[str, str] = field(default_factory=dict, repr=False)
     """More files to write, by path relative to host_dir; an existing one is replaced."""
 
 
-def setup_script(setup: ContainerSetup) -> str:
+def setup_script(setup: ContainerSetup) -> Secret:
     """The set-up as shell text for ``sh -s``; it holds a private key, so it may only travel on stdin."""
-    return "\n".join(
+    text = "\n".join(
         [
             "set -eu",
             "umask 022",
@@ -89,6 +90,7 @@ def setup_script(setup: ContainerSetup) -> str:
             "",
         ]
     )
+    return Secret(text)
 
 
 def _install_packages() -> str:
@@ -113,14 +115,14 @@ fi"""
 
 
 def _link_host_dir(host_dir: PurePosixPath) -> str:
-    folder = shlex.quote(str(host_dir))
+    folder = quoted(host_dir)
     return f"""\
 if [ ! -L {folder} ]; then
   if [ -d {folder} ]; then
     cp -an {folder}/. {HOST_VOLUME_PATH}/
     rm -rf {folder}
   fi
-  mkdir -p {shlex.quote(str(host_dir.parent))}
+  mkdir -p {quoted(host_dir.parent)}
   ln -s {HOST_VOLUME_PATH} {folder}
 fi
 mkdir -p {HOST_VOLUME_PATH}/agents {HOST_VOLUME_PATH}/activity {HOST_VOLUME_PATH}/commands {HOST_VOLUME_PATH}/logs"""
@@ -130,7 +132,7 @@ def _configure_sshd(setup: ContainerSetup) -> str:
     authorized_keys = "".join(f"{key.strip()}\n" for key in (setup.client_public_key, *setup.extra_authorized_keys))
     steps = [
         f"mkdir -p {SSHD_FOLDER} && chmod 700 {SSHD_FOLDER}",
-        _write_file(SSHD_FOLDER / "host_key", setup.host_private_key, mode="600"),
+        _write_file(SSHD_FOLDER / "host_key", setup.host_private_key.revealed, mode="600"),
         _write_file(SSHD_FOLDER / "sshd_config", _SSHD_CONFIG),
         _write_file(SSHD_FOLDER / "authorized_keys", authorized_keys, mode="600"),
     ]
@@ -138,7 +140,7 @@ def _configure_sshd(setup: ContainerSetup) -> str:
         lines = "".join(f"{line.strip()}\n" for line in setup.extra_known_hosts)
         steps += [
             "mkdir -p /root/.ssh && chmod 700 /root/.ssh",
-            f"printf %s {shlex.quote(lines)} >>/root/.ssh/known_hosts",
+            f"printf %s {quoted(lines)} >>/root/.ssh/known_hosts",
         ]
     return "\n".join(steps)
 
@@ -175,18 +177,18 @@ if ! is_running '^sshd: /usr/sbin/sshd .*{SSHD_FOLDER}\\|^/usr/sbin/sshd .*{SSHD
   /usr/sbin/sshd -t -f {SSHD_FOLDER}/sshd_config
   /usr/sbin/sshd -f {SSHD_FOLDER}/sshd_config -E {SSHD_FOLDER}/log
 fi
-if ! is_running {shlex.quote(f"^[^ ]*bash {watcher} ")}; then
+if ! is_running {quoted(f"^[^ ]*bash {watcher} ")}; then
   rm -f {_STOP_REASON_PATH} {HOST_VOLUME_PATH}/host_lock
   printf '{{"time": %s000, "source": "container start"}}\\n' "$(date +%s)" >{HOST_VOLUME_PATH}/activity/boot
-  nohup {shlex.quote(watcher)} {shlex.quote(str(host_dir))} >>{HOST_VOLUME_PATH}/logs/activity_watcher.log 2>&1 &
+  nohup {quoted(watcher)} {quoted(host_dir)} >>{HOST_VOLUME_PATH}/logs/activity_watcher.log 2>&1 &
 fi"""
 
 
 def _write_file(path: PurePosixPath, content: str, mode: str = "644") -> str:
     """Shell text that replaces a file in one step, so that a running reader never sees half of it."""
-    target = shlex.quote(str(path))
-    temporary = shlex.quote(f"{path}.new")
+    target = quoted(path)
+    temporary = quoted(f"{path}.new")
     return (
-        f"rm -f {temporary}; (umask 077; printf %s {shlex.quote(content)} >{temporary});"
+        f"rm -f {temporary}; (umask 077; printf %s {quoted(content)} >{temporary});"
         f" chmod {mode} {temporary}; mv -f {temporary} {target}"
     )

@@ -96,6 +96,7 @@ class ProviderContext:
                 label=f"VPS {address}",
                 connect_timeout_seconds=self.config.ssh_connect_timeout,
                 persist_seconds=self.config.ssh_control_persist_seconds,
+                options=self.config.ssh_options,
             )
         )
 
@@ -111,6 +112,7 @@ class ProviderContext:
                 label=f"container {address}:{self.config.container_ssh_port}",
                 connect_timeout_seconds=self.config.ssh_connect_timeout,
                 persist_seconds=self.config.ssh_control_persist_seconds,
+                options=self.config.ssh_options,
             )
         )
 

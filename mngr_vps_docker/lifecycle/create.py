@@ -46,6 +46,7 @@ from imbue.mngr_vps_docker.lifecycle.image import prepare_image
 from imbue.mngr_vps_docker.lifecycle.steps import Step
 from imbue.mngr_vps_docker.lifecycle.steps import run_steps
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.ssh.outcome import Effect
 
 # The instance's label is "mngr-<name>" and becomes its host name: 63 letters, digits and hyphens by RFC 1123.
 _HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,56}[A-Za-z0-9])?")
@@ -205,7 +206,7 @@ def _wait_for_docker(creation: Creation) -> None:
         wait_for_ready_command(timeout_seconds),
         purpose="wait for cloud-init and Docker",
         timeout_seconds=timeout_seconds + 30,
-        is_idempotent=True,
+        effect=Effect.READS,
     )
     try:
         outcome.checked()

@@ -38,6 +38,7 @@ from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
 from imbue.mngr_vps_docker.lifecycle.snapshot import list_snapshots
 from imbue.mngr_vps_docker.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import Effect
 
 LISTING_TIMEOUT_SECONDS = 60.0
 
@@ -69,7 +70,7 @@ def read_listing(connection: SshConnection, *, host_dir: str, prefix: str, conta
         _RESOURCES_SCRIPT + build_listing_collection_script(host_dir, prefix),
         purpose="list agents",
         timeout_seconds=LISTING_TIMEOUT_SECONDS,
-        is_idempotent=True,
+        effect=Effect.READS,
     ).checked()
     lines = outcome.text.split("\n", _RESOURCES_LINES)
     return Listing(
@@ -81,7 +82,7 @@ def read_listing(connection: SshConnection, *, host_dir: str, prefix: str, conta
 def read_resources(connection: SshConnection, container: ContainerInfo | None) -> HostResources:
     """What a running container has: its VPS's processors, memory and disk, within its own limits."""
     outcome = connection.run(
-        _RESOURCES_SCRIPT, purpose="read resources", timeout_seconds=LISTING_TIMEOUT_SECONDS, is_idempotent=True
+        _RESOURCES_SCRIPT, purpose="read resources", timeout_seconds=LISTING_TIMEOUT_SECONDS, effect=Effect.READS
     ).checked()
     return _resources(outcome.text.splitlines(), container)
 

@@ -3,14 +3,19 @@
 import math
 import random
 import secrets
-import shlex
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import replace
+from datetime import UTC
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
+from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
+from imbue.mngr_vps_docker.ssh.command_log import trace
 from imbue.mngr_vps_docker.ssh.framing import Framing
 from imbue.mngr_vps_docker.ssh.framing import LineSplitter
 from imbue.mngr_vps_docker.ssh.framing import OutputReader
@@ -18,15 +23,22 @@ from imbue.mngr_vps_docker.ssh.master import LoginFailure
 from imbue.mngr_vps_docker.ssh.master import SshMaster
 from imbue.mngr_vps_docker.ssh.master import login_failure
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.process import OnChunk
-from imbue.mngr_vps_docker.ssh.process import ProcessResult
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
 from imbue.mngr_vps_docker.ssh.process import StallCheck
-from imbue.mngr_vps_docker.ssh.process import StandardInput
+from imbue.mngr_vps_docker.ssh.process import Stop
 from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.ssh.readiness import wait_until_ready
+from imbue.mngr_vps_docker.ssh.shell import joined
+from imbue.mngr_vps_docker.ssh.shell import one_line
+from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.ssh.span import current_span
+from imbue.mngr_vps_docker.ssh.standard_input import MeteredInput
+from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
+from imbue.mngr_vps_docker.ssh.standard_input import is_repeatable
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 from imbue.mngr_vps_docker.ssh.target import shared_argv
 from imbue.mngr_vps_docker.ssh.target import standalone_argv
@@ -43,10 +55,16 @@ _GRACE_SECONDS: Final = 1.5
 _STALL_SECONDS: Final = 3.0
 # A command line longer than this travels on stdin: one argument holds 128 KiB, and quoting makes it longer.
 _LONGEST_COMMAND_BYTES: Final = 32_000
-_MAX_ATTEMPTS: Final = 4
+_LOGIN_SECONDS: Final = 30.0
+# What ending a command takes, on a connection that just worked, while somebody waits for Ctrl-C.
+_END_TIMEOUT_SECONDS: Final = 3.0
+_MAX_REPEATS: Final = 3
 _FIRST_DELAY_SECONDS: Final = 0.2
+_LONGEST_DELAY_SECONDS: Final = 2.0
 _TAIL_BYTES: Final = 64 << 10
 _NO_SUCH_FILE: Final = 44
+
+INTERRUPTED: Final = "INTERRUPTED"
 
 
 class SshConnection:
@@ -70,16 +88,19 @@ class SshConnection:
         *,
         purpose: str,
         timeout_seconds: float,
+        idle_timeout_seconds: float | None = None,
         stdin: StandardInput = None,
-        is_idempotent: bool = False,
+        effect: Effect = Effect.ONCE,
     ) -> CommandOutcome:
         """Run shell text ``command`` on the machine and return its outcome; never raises for what happens remotely.
 
-        ``purpose`` reads after "Could not" ("read host records"), for errors and the command log. At the deadline the
-        command is ended on the machine too. A command that never started is tried again, a few times, where waiting
-        may help; one that was lost half-way only if it ``is_idempotent``.
+        ``purpose`` reads after "Could not" ("read host records"), for errors and the command log. At the deadline,
+        and after ``idle_timeout_seconds`` without a byte in either direction, the command is ended on the machine
+        too; likewise if this is interrupted. A command that never started is tried again, a few times, where waiting
+        may help; one that was lost half-way only if its ``effect`` allows it.
         """
-        return self._run(command, OutputReader(), purpose, timeout_seconds, stdin, is_idempotent=is_idempotent)
+        call = _Call(command, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect)
+        return self._run(call, OutputReader())
 
     def stream(
         self,
@@ -88,8 +109,9 @@ class SshConnection:
         on_line: OnLine | None,
         purpose: str,
         timeout_seconds: float,
+        idle_timeout_seconds: float | None = None,
         stdin: StandardInput = None,
-        is_idempotent: bool = False,
+        effect: Effect = Effect.ONCE,
     ) -> CommandOutcome:
         """Like ``run``, and hand each line to ``on_line(line, is_stdout)`` as it comes.
 
@@ -97,15 +119,23 @@ class SshConnection:
         """
         lines = None if on_line is None else LineSplitter(on_line)
         reader = OutputReader(on_chunk=lines, tail_bytes=_TAIL_BYTES)
-        outcome = self._run(command, reader, purpose, timeout_seconds, stdin, is_idempotent=is_idempotent)
+        outcome = self._run(_Call(command, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect), reader)
         if lines is not None:
             lines.flush()
         return outcome
 
-    def stream_bytes(self, command: str, on_chunk: OnChunk, *, purpose: str, timeout_seconds: float) -> CommandOutcome:
+    def stream_bytes(
+        self,
+        command: str,
+        on_chunk: OnChunk,
+        *,
+        purpose: str,
+        timeout_seconds: float,
+        idle_timeout_seconds: float | None = None,
+    ) -> CommandOutcome:
         """Like ``stream``, for output that is not text; what ``on_chunk(chunk, is_stdout)`` raises ends it."""
         reader = OutputReader(on_chunk=on_chunk, tail_bytes=_TAIL_BYTES)
-        return self._run(command, reader, purpose, timeout_seconds, None, is_idempotent=False)
+        return self._run(_Call(command, purpose, timeout_seconds, idle_timeout_seconds, None, Effect.ONCE), reader)
 
     def wait_until_ready(self, timeout_seconds: float) -> None:
         """Wait until an authenticated command succeeds under the pinned host key.
@@ -118,36 +148,36 @@ class SshConnection:
 
     def read_file(self, path: str) -> bytes:
         """Return the content of a file on the machine; raise FileNotFoundError where there is none."""
-        quoted = shlex.quote(path)
+        word = quoted(path)
         outcome = self.run(
-            f"[ -e {quoted} ] || exit {_NO_SUCH_FILE}; exec cat <{quoted}",
+            f"[ -e {word} ] || exit {_NO_SUCH_FILE}; exec cat <{word}",
             purpose=f"read {path}",
             timeout_seconds=_transfer_seconds(0),
-            is_idempotent=True,
+            effect=Effect.READS,
         )
         if outcome.exit_code == _NO_SUCH_FILE:
-            raise FileNotFoundError(f"There is no {path} on {self.target.label}")
+            raise FileNotFoundError(f"There is no {path} on {self.target.name}")
         return outcome.checked().stdout
 
     def write_file(self, path: str, content: bytes, *, mode: int | None = None, is_atomic: bool = False) -> None:
         """Write a file on the machine, and its parent folders where they are missing; in one step if ``is_atomic``."""
         target = f"{path}.{secrets.token_hex(6)}.tmp" if is_atomic else path
-        steps = [f"mkdir -p {shlex.quote(str(Path(path).parent))}", f"cat >{shlex.quote(target)}"]
+        steps = [f"mkdir -p {quoted(Path(path).parent)}", f"cat >{quoted(target)}"]
         if mode is not None:
-            steps.append(f"chmod {mode:o} {shlex.quote(target)}")
+            steps.append(f"chmod {mode:o} {quoted(target)}")
         if is_atomic:
-            steps.append(f"sync {shlex.quote(target)} && mv -f {shlex.quote(target)} {shlex.quote(path)}")
+            steps.append(f"sync {quoted(target)} && mv -f {quoted(target)} {quoted(path)}")
         self.run(
             " && ".join(steps),
             purpose=f"write {path}",
             timeout_seconds=_transfer_seconds(len(content)),
             stdin=content,
-            is_idempotent=True,
+            effect=Effect.REPEATABLE,
         ).checked()
 
     def ssh_command(self, command: str | None = None) -> str:
         """A command line to paste into a terminal: ``command`` (or a shell) on the machine, by a login of its own."""
-        return shlex.join(standalone_argv(self.target, command))
+        return joined(standalone_argv(self.target, command))
 
     def close(self) -> None:
         """End the shared connection to the machine, if one is open."""
@@ -157,98 +187,164 @@ class SshConnection:
         failure = self._master.open()
         if failure is not None:
             return failure
-        outcome = self._attempt("true", OutputReader(), "log in", 30.0, None)
+        outcome = self._attempt(_Call("true", "log in", _LOGIN_SECONDS, None, None, Effect.READS), OutputReader())
         return None if outcome.is_success else LoginFailure(outcome.reason or NotStartedReason.OTHER, outcome.detail)
 
-    def _run(
-        self,
-        command: str,
-        reader: OutputReader,
-        purpose: str,
-        timeout_seconds: float,
-        stdin: StandardInput,
-        *,
-        is_idempotent: bool,
-    ) -> CommandOutcome:
-        if stdin is None and len(command.encode("utf-8", "surrogateescape")) > _LONGEST_COMMAND_BYTES:
-            command, stdin = 'eval "$(cat)"', command.encode("utf-8", "surrogateescape")
-        for attempt in range(1, _MAX_ATTEMPTS + 1):
+    def _run(self, call: "_Call", reader: OutputReader) -> CommandOutcome:
+        data = call.command.encode("utf-8", "surrogateescape")
+        if call.stdin is None and len(data) > _LONGEST_COMMAND_BYTES:
+            call = replace(call, command='eval "$(cat)"', stdin=data)
+        give_up_at = time.monotonic() + self.target.connect_timeout_seconds
+        attempt = 0
+        while True:
             with self._sessions:
-                outcome = self._attempt(command, reader, purpose, timeout_seconds, stdin)
-            if self._log is not None:
-                self._log.write(outcome, stdin=stdin)
-            may_help = outcome.reason is NotStartedReason.SESSION_REFUSED or (
-                outcome.status is OutcomeStatus.LOST and is_idempotent
-            )
-            if attempt == _MAX_ATTEMPTS or not may_help or not _is_repeatable(stdin):
-                break
-            time.sleep(_FIRST_DELAY_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-        return outcome
+                outcome = self._attempt(call, reader)
+            if not self._may_help_to_repeat(call, outcome, attempt, give_up_at):
+                return outcome
+            time.sleep(min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2**attempt) * random.uniform(0.5, 1.5))
+            attempt += 1
 
-    def _attempt(
-        self, command: str, reader: OutputReader, purpose: str, timeout_seconds: float, stdin: StandardInput
+    @staticmethod
+    def _may_help_to_repeat(call: "_Call", outcome: CommandOutcome, attempt: int, give_up_at: float) -> bool:
+        if not is_repeatable(call.stdin):
+            return False
+        if outcome.status is OutcomeStatus.LOST:
+            return call.effect is not Effect.ONCE and attempt < _MAX_REPEATS
+        # Other processes use the machine's sessions too; one that is refused has done nothing.
+        return outcome.reason is NotStartedReason.SESSION_REFUSED and time.monotonic() < give_up_at
+
+    def _attempt(self, call: "_Call", reader: OutputReader) -> CommandOutcome:
+        """Run the command once and log it, however it ends."""
+        argv = standalone_argv(self.target, one_line(call.command))
+        trace(f"+ {joined(argv)}")
+        metered = None if call.stdin is None else MeteredInput(call.stdin)
+        log_id = secrets.token_hex(4)
+        began, started = datetime.now(UTC), time.monotonic()
+        outcome: CommandOutcome | None = None
+        try:
+            failure, stop = self._over_shared_connection(call, reader, metered)
+            outcome = self._outcome(call, reader, argv, time.monotonic() - started, failure, stop, log_id)
+            return outcome
+        finally:
+            logged = LoggedCommand(
+                id=log_id,
+                parent=current_span().id,
+                operation=current_span().title,
+                time=began.isoformat(),
+                machine=self.target.name,
+                host_id=self.target.host_key_alias or self.target.host,
+                purpose=call.purpose,
+                is_read_only=call.effect is Effect.READS,
+                argv=argv,
+                outcome=INTERRUPTED if outcome is None else outcome.status.value,
+                milliseconds=round((time.monotonic() - started) * 1000),
+                stdout_bytes=reader.byte_counts[True],
+                stderr_bytes=reader.byte_counts[False],
+                exit_code=None if outcome is None else outcome.exit_code,
+                reason=None if outcome is None or outcome.reason is None else outcome.reason.value,
+                detail="" if outcome is None else outcome.detail,
+                stdin_bytes=None if metered is None else metered.byte_count,
+                stdin_sha256=None if metered is None else metered.sha256,
+            )
+            trace(f"= {logged.result} in {logged.milliseconds} ms: {call.purpose} on {self.target.name}")
+            if self._log is not None:
+                self._log.write(logged)
+
+    def _outcome(
+        self,
+        call: "_Call",
+        reader: OutputReader,
+        argv: tuple[str, ...],
+        elapsed_seconds: float,
+        failure: LoginFailure | None,
+        stop: Stop | None,
+        log_id: str,
     ) -> CommandOutcome:
-        started = time.monotonic()
-        failure, is_timed_out = self._over_shared_connection(command, reader, timeout_seconds, stdin)
-        elapsed = time.monotonic() - started
         exit_code = reader.exit_code
         if failure is not None:
             status = OutcomeStatus.NEVER_STARTED
         elif exit_code is None:
-            status = OutcomeStatus.TIMED_OUT if is_timed_out else OutcomeStatus.LOST
-        elif Framing.is_time_out(exit_code, elapsed, timeout_seconds):
+            status = OutcomeStatus.LOST if stop in (None, Stop.STALLED) else OutcomeStatus.TIMED_OUT
+        elif Framing.is_time_out(exit_code, elapsed_seconds, call.timeout_seconds):
             status = OutcomeStatus.TIMED_OUT
         else:
             status = OutcomeStatus.COMPLETED
+        detail = "" if failure is None else failure.detail
+        if status is OutcomeStatus.TIMED_OUT and stop is Stop.IDLE:
+            detail = f"nothing was heard for {call.idle_timeout_seconds:.0f} s"
         return CommandOutcome(
             status=status,
-            argv=standalone_argv(self.target, command),
-            host=self.target.label,
-            purpose=purpose,
-            elapsed_seconds=elapsed,
+            argv=argv,
+            host=self.target.name,
+            purpose=call.purpose,
+            elapsed_seconds=elapsed_seconds,
             exit_code=exit_code if status is OutcomeStatus.COMPLETED else None,
             stdout=reader.stdout,
             stderr=reader.stderr,
             reason=None if failure is None else failure.reason,
-            detail="" if failure is None else failure.detail,
+            detail=detail,
+            log_id=None if self._log is None else log_id,
         )
 
     def _over_shared_connection(
-        self, command: str, reader: OutputReader, timeout_seconds: float, stdin: StandardInput
-    ) -> tuple[LoginFailure | None, bool]:
-        """Run one attempt; return why it never started, if it did not, and whether it was ended at its deadline."""
+        self, call: "_Call", reader: OutputReader, metered: MeteredInput | None
+    ) -> tuple[LoginFailure | None, Stop | None]:
+        """Run one attempt; return why it never started, if it did not, and why we ended it, if we did."""
         # The shared connection is nearly always there, and asking first would cost a process and a round trip. Only
         # what cannot be sent twice must not be lost to one that is gone.
-        failure = None if _is_repeatable(stdin) else self._master.open()
+        failure = None if is_repeatable(call.stdin) else self._master.open()
         for _ in range(2):
             if failure is not None:
-                return failure, False
-            result = self._send(command, reader, timeout_seconds, stdin)
-            if result.is_timed_out or reader.has_started:
-                return None, result.is_timed_out
+                return failure, None
+            stop = self._send(call, reader, metered)
+            if reader.has_started or stop in (Stop.DEADLINE, Stop.IDLE):
+                return None, stop
             failure = self._master.open()
-        return failure or login_failure(reader.messages), False
+        return failure or login_failure(reader.messages), None
 
-    def _send(self, command: str, reader: OutputReader, timeout_seconds: float, stdin: StandardInput) -> ProcessResult:
+    def _send(self, call: "_Call", reader: OutputReader, metered: MeteredInput | None) -> Stop | None:
         framing = Framing(secrets.token_hex(8))
         reader.begin(framing)
         control_path = self._master.control_path
         if not control_path.exists():
-            return ProcessResult(exit_code=None, stdout=b"", stderr=b"")
-        whole_seconds = math.ceil(timeout_seconds)
-        result = self._runner(
-            shared_argv(self.target, control_path, framing.wrap(command, whole_seconds)),
-            timeout_seconds=whole_seconds + _GRACE_SECONDS,
-            stdin=stdin,
-            on_chunk=reader,
-            stall_check=StallCheck(_STALL_SECONDS, self._master.is_alive),
-        )
+            return None
+        whole_seconds = math.ceil(call.timeout_seconds)
+        stop: Stop | None = None
+        is_over = False
+        try:
+            stop = self._runner(
+                shared_argv(self.target, control_path, framing.wrap(call.command, whole_seconds)),
+                timeout_seconds=whole_seconds + _GRACE_SECONDS,
+                stdin=metered,
+                on_chunk=reader,
+                stall_check=StallCheck(_STALL_SECONDS, self._master.is_alive),
+                idle_timeout_seconds=call.idle_timeout_seconds,
+            ).stop
+            is_over = stop is not Stop.IDLE
+        finally:
+            # Ending our ssh does not end the command. At its deadline the machine does that by itself.
+            if not is_over and reader.process_id is not None:
+                self._end_remotely(framing.end_command(reader.process_id))
         reader.finish()
-        return result
+        return stop
+
+    def _end_remotely(self, end_command: str) -> None:
+        """Try to end a command that is still running; if that fails, the machine does so at the command's deadline."""
+        self._runner(
+            shared_argv(self.target, self._master.control_path, end_command), timeout_seconds=_END_TIMEOUT_SECONDS
+        )
 
 
-def _is_repeatable(stdin: StandardInput) -> bool:
-    return stdin is None or isinstance(stdin, bytes | Path)
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What was asked for; see SshConnection.run."""
+
+    command: str
+    purpose: str
+    timeout_seconds: float
+    idle_timeout_seconds: float | None
+    stdin: StandardInput
+    effect: Effect
 
 
 def _transfer_seconds(size_bytes: int) -> float:

@@ -6,10 +6,11 @@ exit code on stderr when it has ended: without the second, the end was not seen.
 """
 
 import codecs
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+
+from imbue.mngr_vps_docker.ssh.shell import quoted
 
 # ASCII's record separator: hardly ever printed, so that a stream is hardly ever held back to see what follows.
 _RECORD_SEPARATOR: Final = b"\x1e"
@@ -31,20 +32,29 @@ class Framing:
         """What both lines begin with."""
         return _RECORD_SEPARATOR + self.nonce.encode()
 
-    @property
-    def start_line(self) -> bytes:
-        """The line that says that the command starts."""
-        return self.marker + b"\n"
+    def start_line(self, process_id: int) -> bytes:
+        """The line that says that the command starts, as a child of the machine's process ``process_id``."""
+        return b"%s:%d\n" % (self.marker, process_id)
 
     def wrap(self, command: str, timeout_seconds: int) -> str:
         """Shell text that runs ``command`` between its markers, ended by the machine itself at its deadline."""
-        start = f"printf '\\036%s\\n' {self.nonce}"
+        start = f"printf '\\036%s:%d\\n' {self.nonce} $$"
         script = (
             f'command -v timeout >/dev/null || timeout() {{ shift 3; "$@"; }}; {start}; {start} >&2;'
-            f" timeout -k {_KILL_AFTER_SECONDS} {timeout_seconds} sh -c {shlex.quote(command)}; rc=$?;"
+            f" timeout -k {_KILL_AFTER_SECONDS} {timeout_seconds} sh -c {quoted(command)}; rc=$?;"
             f" printf '\\036%s %d\\n' {self.nonce} $rc >&2; exit $rc"
         )
-        return f"sh -c {shlex.quote(script)}"
+        return f"sh -c {quoted(script)}"
+
+    def end_command(self, process_id: int) -> str:
+        """Shell text that ends what ``process_id``, of the start line, is running, just as its deadline would.
+
+        A pid may be somebody else's by then, but nobody else has the nonce in his command line.
+        """
+        return (
+            f"grep -q {self.nonce} /proc/{process_id}/cmdline &&"
+            f" kill -TERM $(cat /proc/{process_id}/task/{process_id}/children)"
+        )
 
     @staticmethod
     def is_time_out(exit_code: int, elapsed_seconds: float, timeout_seconds: float) -> bool:
@@ -73,7 +83,11 @@ class OutputReader:
         self._held = {True: b"", False: b""}
         self._is_started = {True: False, False: False}
         self._before = bytearray()
+        self.byte_counts = {True: 0, False: 0}
+        """How many bytes of stdout (True) and of stderr the command wrote."""
         self.exit_code: int | None = None
+        self.process_id: int | None = None
+        """The machine's process that runs the command and waits for it, once the command was seen to start."""
 
     @property
     def has_started(self) -> bool:
@@ -100,12 +114,15 @@ class OutputReader:
         data = self._held[is_stdout] + chunk
         self._held[is_stdout] = b""
         if not self._is_started[is_stdout]:
-            noise, start, data = data.partition(self._framing.start_line)
-            if not start:
-                self._held[is_stdout] = noise
+            noise, _, rest = data.partition(self._framing.marker + b":")
+            process_id, newline, own = rest.partition(b"\n")
+            if not newline:
+                self._held[is_stdout] = data
                 return
             self._is_started[is_stdout] = True
+            self.process_id = int(process_id)
             self._note_before(noise, is_stdout)
+            data = own
         if not is_stdout:
             data = self._without_end(data)
         self._keep(data, is_stdout)
@@ -138,6 +155,7 @@ class OutputReader:
     def _keep(self, data: bytes, is_stdout: bool) -> None:
         if not data:
             return
+        self.byte_counts[is_stdout] += len(data)
         kept = self._kept[is_stdout]
         kept += data
         if self._tail_bytes is not None and len(kept) > 2 * self._tail_bytes:

@@ -24,6 +24,7 @@ from imbue.mngr_vps_docker.ssh.process import ProcessRunner
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 from imbue.mngr_vps_docker.ssh.target import control_argv
 from imbue.mngr_vps_docker.ssh.target import master_argv
+from imbue.mngr_vps_docker.ssh.version import installed_openssh
 
 # sockaddr_un.sun_path less the suffix of 17 bytes that ssh adds while it binds (measured with OpenSSH 9.2).
 _LONGEST_CONTROL_PATH_BYTES: Final = 76 if sys.platform == "darwin" else 90
@@ -115,6 +116,7 @@ class SshMaster:
             self._remove_dead(control_path)
 
     def _log_in(self, control_path: Path) -> LoginFailure | None:
+        installed_openssh()
         with tempfile.TemporaryDirectory(prefix="mngr-vps-ssh-") as folder:
             log_file = Path(folder) / "log"
             result = self._runner(
@@ -122,7 +124,7 @@ class SshMaster:
                 timeout_seconds=self._target.connect_timeout_seconds + _LOGIN_SECONDS,
             )
             messages = log_file.read_text(errors="replace") if log_file.exists() else ""
-        if result.is_timed_out:
+        if result.stop is not None:
             return LoginFailure(NotStartedReason.CONNECT_TIMEOUT, "ssh did not finish logging in")
         if result.exit_code != 0:
             return login_failure(messages + result.stderr.decode(errors="replace"))

@@ -1,6 +1,5 @@
 """What became of one remote command: the one result type of ``run`` and ``stream``."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
@@ -14,6 +13,17 @@ from imbue.mngr_vps_docker.errors import SshdDownError
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.errors import VpsDockerError
+
+
+class Effect(UpperCaseStrEnum):
+    """What running a command a second time would do: nothing, the same again, or harm.
+
+    Only the first two may be repeated when a connection was lost half-way; only the first is ever replayed.
+    """
+
+    READS = auto()
+    REPEATABLE = auto()
+    ONCE = auto()
 
 
 class OutcomeStatus(UpperCaseStrEnum):
@@ -52,7 +62,8 @@ class CommandOutcome:
     """The end of one remote command, as far as it was seen.
 
     ``exit_code`` is set exactly when ``status`` is COMPLETED, ``reason`` exactly when it is NEVER_STARTED. ``stdout``
-    and ``stderr`` are the command's own bytes (of a streamed command: the end of them). ``detail`` is what ssh said.
+    and ``stderr`` are the command's own bytes (of a streamed command: the end of them). ``detail`` is what ssh said,
+    or why the command was ended. ``log_id`` is its id in the command log, if it is in one.
     """
 
     status: OutcomeStatus
@@ -65,6 +76,7 @@ class CommandOutcome:
     stderr: bytes = b""
     reason: NotStartedReason | None = None
     detail: str = ""
+    log_id: str | None = None
 
     @property
     def is_success(self) -> bool:
@@ -81,11 +93,6 @@ class CommandOutcome:
         """Standard error as text; bytes that are not UTF-8 are replaced."""
         return self.stderr.decode("utf-8", "replace")
 
-    @property
-    def command_line(self) -> str:
-        """The local ssh command line that ran, to paste into a terminal."""
-        return shlex.join(self.argv)
-
     def checked(self) -> Self:
         """Return this outcome if the command succeeded, else raise what ``error`` returns."""
         if self.is_success:
@@ -94,7 +101,7 @@ class CommandOutcome:
 
     def error(self) -> VpsDockerError:
         """The error for this outcome: one line that says what failed, where, how, and its last words."""
-        where = f"{self.purpose} on {self.host}"
+        where = f"{self.purpose} on {self.host}{self.reference}"
         match self.status:
             case OutcomeStatus.NEVER_STARTED if self.reason in _AUTHENTICATION_REASONS:
                 return VpsAuthenticationError(f"Could not log in to {self.host} to {self.purpose}: {self.detail}")
@@ -105,9 +112,15 @@ class CommandOutcome:
             case OutcomeStatus.LOST:
                 return VpsConnectionError(f"The connection was lost during: {where}. {self.detail}".rstrip())
             case OutcomeStatus.TIMED_OUT:
-                return RemoteCommandTimeoutError(f"Timed out after {self.elapsed_seconds:.0f} s: {where}")
+                why = f" ({self.detail})" if self.detail else ""
+                return RemoteCommandTimeoutError(f"Timed out after {self.elapsed_seconds:.0f} s{why}: {where}")
             case OutcomeStatus.COMPLETED:
                 return RemoteCommandError(f"{where} failed with exit code {self.exit_code}: {self.last_words()}")
+
+    @property
+    def reference(self) -> str:
+        """Where the command line is to be found, for the end of an error message."""
+        return "" if self.log_id is None else f" [command {self.log_id}]"
 
     def last_words(self, line_count: int = 5) -> str:
         """The last lines of stderr (of stdout, where stderr is empty), joined into one line."""

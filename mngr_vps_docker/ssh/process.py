@@ -1,39 +1,48 @@
 """Running one program on this machine: the one place where this package starts ssh, and the seam for tests."""
 
+import math
 import os
 import selectors
 import subprocess
 import time
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from enum import auto
 from typing import IO
 from typing import Final
 from typing import Protocol
 
+from imbue.imbue_common.enums import UpperCaseStrEnum
 from imbue.mngr.errors import BinaryNotInstalledError
+from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
+from imbue.mngr_vps_docker.ssh.standard_input import chunks_of
 
-type StandardInput = bytes | Path | Iterable[bytes] | None
 # Called with each piece of output as it comes, and whether it is of stdout (else stderr).
 type OnChunk = Callable[[bytes, bool], None]
 
-_CHUNK_BYTES: Final = 1 << 16
+_READ_BYTES: Final = 1 << 16
 # How long a program that was told to end gets before it is killed.
 _TERMINATION_SECONDS: Final = 2.0
 
 
+class Stop(UpperCaseStrEnum):
+    """Why we ended a program that had not ended by itself."""
+
+    DEADLINE = auto()
+    IDLE = auto()
+    STALLED = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessResult:
-    """How a program ended. ``exit_code`` is None if it was ended by us, at the deadline or because it had stalled."""
+    """How a program ended: by itself with ``exit_code``, or by us for the reason ``stop``."""
 
     exit_code: int | None
     stdout: bytes
     stderr: bytes
-    is_timed_out: bool = False
-    is_stalled: bool = False
+    stop: Stop | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +64,13 @@ class ProcessRunner(Protocol):
         stdin: StandardInput = None,
         on_chunk: OnChunk | None = None,
         stall_check: StallCheck | None = None,
+        idle_timeout_seconds: float | None = None,
     ) -> ProcessResult:
         """Run ``argv`` with ``stdin`` (nothing, if None) and return how it ended.
 
         Output is collected, or handed to ``on_chunk`` instead. The deadline is wall-clock time and holds while output
-        flows. If anything is raised meanwhile (Ctrl-C, or by ``on_chunk``), the program is ended first. Raises
+        flows; ``idle_timeout_seconds`` is how long nothing at all may flow, in either direction.
+        If anything is raised meanwhile (Ctrl-C, or by ``on_chunk``), the program is ended first. Raises
         BinaryNotInstalledError if there is no such program.
         """
         ...
@@ -72,9 +83,11 @@ def run_process(
     stdin: StandardInput = None,
     on_chunk: OnChunk | None = None,
     stall_check: StallCheck | None = None,
+    idle_timeout_seconds: float | None = None,
 ) -> ProcessResult:
     """The real ProcessRunner."""
     deadline = time.monotonic() + timeout_seconds
+    stop: Stop | None
     process = _start(argv, has_stdin=stdin is not None)
     collected: dict[bool, bytearray] = {True: bytearray(), False: bytearray()}
 
@@ -83,19 +96,21 @@ def run_process(
 
     try:
         with selectors.DefaultSelector() as selector:
-            stopped = _exchange(process, selector, _chunks(stdin), on_chunk or collect, deadline, stall_check)
-        exit_code = None if stopped else process.wait(max(0.1, deadline - time.monotonic()))
+            stop = _exchange(
+                process,
+                selector,
+                iter(chunks_of(stdin)),
+                on_chunk or collect,
+                deadline,
+                stall_check,
+                idle_timeout_seconds,
+            )
+        exit_code = None if stop is not None else process.wait(max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        stopped, exit_code = "timed out", None
+        stop, exit_code = Stop.DEADLINE, None
     finally:
         _end(process)
-    return ProcessResult(
-        exit_code=exit_code,
-        stdout=bytes(collected[True]),
-        stderr=bytes(collected[False]),
-        is_timed_out=stopped == "timed out",
-        is_stalled=stopped == "stalled",
-    )
+    return ProcessResult(exit_code=exit_code, stdout=bytes(collected[True]), stderr=bytes(collected[False]), stop=stop)
 
 
 def _start(argv: Sequence[str], *, has_stdin: bool) -> subprocess.Popen[bytes]:
@@ -121,7 +136,8 @@ def _exchange(
     on_chunk: OnChunk,
     deadline: float,
     stall_check: StallCheck | None,
-) -> str | None:
+    idle_timeout_seconds: float | None,
+) -> Stop | None:
     """Pass data both ways until the program has closed its output; say why, if it was given up before."""
     for stream in (process.stdout, process.stderr):
         if stream is not None:
@@ -130,25 +146,31 @@ def _exchange(
     if process.stdin is not None:
         os.set_blocking(process.stdin.fileno(), False)
         selector.register(process.stdin, selectors.EVENT_WRITE)
-    stall_at = None if stall_check is None else time.monotonic() + stall_check.after_seconds
+    stall_at = math.inf if stall_check is None else time.monotonic() + stall_check.after_seconds
+    idle_seconds = math.inf if idle_timeout_seconds is None else idle_timeout_seconds
+    idle_at = time.monotonic() + idle_seconds
     while any(key.events & selectors.EVENT_READ for key in selector.get_map().values()):
         now = time.monotonic()
         if now >= deadline:
-            return "timed out"
-        if stall_check is not None and stall_at is not None and now >= stall_at:
-            stall_at = None
+            return Stop.DEADLINE
+        if now >= idle_at:
+            return Stop.IDLE
+        if stall_check is not None and now >= stall_at:
+            stall_at = math.inf
             if not stall_check.is_alive():
-                return "stalled"
-        until = deadline if stall_at is None else min(deadline, stall_at)
-        for key, events in selector.select(until - now):
+                return Stop.STALLED
+        ready = selector.select(min(deadline, idle_at, stall_at) - now)
+        if ready:
+            idle_at = time.monotonic() + idle_seconds
+        for key, events in ready:
             if events & selectors.EVENT_WRITE:
                 pending = _write_some(process, selector, chunks, pending)
                 continue
-            chunk = os.read(key.fd, _CHUNK_BYTES)
+            chunk = os.read(key.fd, _READ_BYTES)
             if not chunk:
                 selector.unregister(key.fileobj)
                 continue
-            stall_at = None
+            stall_at = math.inf
             on_chunk(chunk, key.fileobj is process.stdout)
     return None
 
@@ -170,18 +192,6 @@ def _write_some(
         return memoryview(b"")
     except BlockingIOError:
         return pending
-
-
-def _chunks(stdin: StandardInput) -> Iterator[bytes]:
-    if isinstance(stdin, bytes):
-        for start in range(0, len(stdin), _CHUNK_BYTES):
-            yield stdin[start : start + _CHUNK_BYTES]
-    elif isinstance(stdin, Path):
-        with stdin.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                yield chunk
-    elif stdin is not None:
-        yield from stdin
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -30,7 +30,7 @@ def wait_until_ready(target: SshTarget, try_login: Callable[[], LoginFailure | N
     failing_since: dict[NotStartedReason, float] = {}
     detail = "nothing listens there yet"
     while time.monotonic() < deadline:
-        if not target.extra_options and not _accepts_connections(target.host, target.port):
+        if not target.options and not _accepts_connections(target.host, target.port):
             time.sleep(_POLL_SECONDS)
             continue
         failure = try_login()
@@ -43,9 +43,9 @@ def wait_until_ready(target: SshTarget, try_login: Callable[[], LoginFailure | N
             time.sleep(_POLL_SECONDS)
             continue
         if now - failing_since.setdefault(failure.reason, now) > grace_seconds:
-            raise VpsAuthenticationError(f"Could not log in to {target.label}: {detail}")
+            raise VpsAuthenticationError(f"Could not log in to {target.name}: {detail}")
         time.sleep(_LOGIN_INTERVAL_SECONDS)
-    raise VpsConnectionError(f"{target.label} was not ready for ssh within {timeout_seconds:.0f} s: {detail}")
+    raise VpsConnectionError(f"{target.name} was not ready for ssh within {timeout_seconds:.0f} s: {detail}")
 
 
 def _accepts_connections(host: str, port: int) -> bool:

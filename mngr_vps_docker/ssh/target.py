@@ -15,21 +15,27 @@ class SshTarget:
     """One account on one machine, with everything that makes a login to it trustworthy.
 
     ``host`` is a DNS name, an IPv4 address or an IPv6 address without brackets. ``host_key_alias`` is the name under
-    which ``known_hosts_file`` pins the machine (OpenSSH's HostKeyAlias), so that a reused address does not matter.
-    ``label`` names the machine in logs and errors. ``persist_seconds`` is how long the shared connection outlives the
-    last command. ``extra_options`` are raw ssh options of the user (a jump host, say).
+    which ``known_hosts_file`` pins the machine (OpenSSH's HostKeyAlias), so that a reused address does not matter;
+    None: its address. ``label`` is what logs and errors call the machine; None: by user and host. ``persist_seconds``
+    is how long the shared connection outlives the last command. ``options`` are ssh options of the user's, each
+    ``Name=value`` (a ProxyCommand, say); they cannot undo those that make a login trustworthy.
     """
 
     host: str
     identity_file: Path
     known_hosts_file: Path
-    host_key_alias: str
-    label: str
+    host_key_alias: str | None = None
+    label: str | None = None
     user: str = "root"
     port: int = 22
     connect_timeout_seconds: float = 60.0
-    extra_options: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
     persist_seconds: int = 600
+
+    @property
+    def name(self) -> str:
+        """What logs and errors call the machine."""
+        return self.label or f"{self.user}@{self.host}"
 
     @property
     def fingerprint(self) -> str:
@@ -38,10 +44,10 @@ class SshTarget:
             self.user,
             self.host,
             str(self.port),
-            self.host_key_alias,
+            self.host_key_alias or "",
             str(self.identity_file),
             str(self.known_hosts_file),
-            *self.extra_options,
+            *self.options,
         )
         return hashlib.sha256("\0".join(decisive).encode()).hexdigest()[:16]
 
@@ -62,11 +68,12 @@ def ssh_options(target: SshTarget) -> tuple[str, ...]:
         "-o", "GlobalKnownHostsFile=/dev/null",
         "-o", "StrictHostKeyChecking=yes",
         "-o", "UpdateHostKeys=no",
-        "-o", f"HostKeyAlias={target.host_key_alias}",
+        *(() if target.host_key_alias is None else ("-o", f"HostKeyAlias={target.host_key_alias}")),
+        # ssh takes the first value that it is given for an option.
+        *(word for option in target.options for word in ("-o", option)),
         "-o", f"ConnectTimeout={max(1, round(target.connect_timeout_seconds))}",
         "-o", "ServerAliveInterval=15",
         "-o", "ServerAliveCountMax=4",
-        *target.extra_options,
     )  # fmt: skip
 
 

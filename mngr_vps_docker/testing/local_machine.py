@@ -10,6 +10,7 @@ from imbue.mngr_vps_docker.ssh.connection import OnLine
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.connection import StandardInput
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 
@@ -68,8 +69,9 @@ class LocalMachine(SshConnection):
         *,
         purpose: str,
         timeout_seconds: float,
+        idle_timeout_seconds: float | None = None,
         stdin: StandardInput = None,
-        is_idempotent: bool = False,
+        effect: Effect = Effect.ONCE,
     ) -> CommandOutcome:
         assert stdin is None or isinstance(stdin, bytes)
         if self.before_command is not None:
@@ -88,7 +90,7 @@ class LocalMachine(SshConnection):
         return CommandOutcome(
             status=OutcomeStatus.COMPLETED,
             argv=argv,
-            host=self.target.label,
+            host=self.target.name,
             purpose=purpose,
             elapsed_seconds=time.monotonic() - started,
             exit_code=done.returncode,
@@ -103,8 +105,9 @@ class LocalMachine(SshConnection):
         on_line: OnLine | None,
         purpose: str,
         timeout_seconds: float,
+        idle_timeout_seconds: float | None = None,
         stdin: StandardInput = None,
-        is_idempotent: bool = False,
+        effect: Effect = Effect.ONCE,
     ) -> CommandOutcome:
         outcome = self.run(command, purpose=purpose, timeout_seconds=timeout_seconds, stdin=stdin)
         for text, is_stdout in ((outcome.text, True), (outcome.error_text, False)):

@@ -1,11 +1,13 @@
 """A real sshd on the loopback interface, for tests that need no root, no Docker and no network."""
 
 import getpass
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -95,8 +97,10 @@ class LoopbackSshd:
     def stop(self) -> None:
         """Stop it with every session it has; nothing of it remains."""
         if self._process is not None:
-            # Its sessions are processes of their own, in its group unless a command made another.
-            self._process.send_signal(signal.SIGTERM)
+            # Each login is a process of its own, which outlives the one that listens.
+            for process_id in (*_descendants(self._process.pid), self._process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(process_id, signal.SIGTERM)
             self._process.wait(_START_SECONDS)
             self._process = None
 
@@ -116,6 +120,16 @@ class LoopbackSshd:
     def login_count(self) -> int:
         """How often somebody logged in."""
         return self.log.count("Accepted publickey")
+
+
+def _descendants(process_id: int) -> list[int]:
+    """The processes that ``process_id`` started, those that they started, and so on."""
+    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in (line.split() for line in listing.splitlines())}
+    found = [process_id]
+    for ancestor in found:
+        found += [child for child, parent in parents.items() if parent == ancestor]
+    return found[1:]
 
 
 def _sshd_path() -> str:

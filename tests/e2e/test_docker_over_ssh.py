@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC
 from datetime import datetime
 from pathlib import Path
@@ -35,7 +36,7 @@ from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.host_volume import HostVolumeOverSsh
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.ssh.target import SshTarget
+from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
 from imbue.mngr_vps_docker.vps_state import read_vps_state
 
 IMAGE = "mngr-local-vps:base"
@@ -61,37 +62,16 @@ class Engine:
 
 
 @pytest.fixture(scope="module")
-def connection(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshConnection]:
-    folder = tmp_path_factory.mktemp("sshd")
-    for key in ("host", "login"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
-    (folder / "authorized_keys").write_text((folder / "login.pub").read_text())
-    (folder / "known_hosts").write_text(f"loopback {(folder / 'host.pub').read_text()}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (folder / "config").write_text(
-        f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\n"
-        "UsePAM no\nStrictModes no\nPidFile none\nMaxStartups 100\n"
-    )
-    Path("/run/sshd").mkdir(exist_ok=True)
-    with subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", str(folder / "config")]) as sshd:
-        connection = SshConnection(
-            SshTarget(
-                host="127.0.0.1",
-                port=port,
-                identity_file=folder / "login",
-                known_hosts_file=folder / "known_hosts",
-                host_key_alias="loopback",
-                label="this machine",
-            )
-        )
-        try:
-            connection.wait_until_ready(20)
-            yield connection
-        finally:
-            connection.close()
-            sshd.terminate()
+def sshd(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackSshd]:
+    with LoopbackSshd(tmp_path_factory.mktemp("sshd"), options=("MaxStartups 100",)) as sshd:
+        yield sshd
+
+
+@pytest.fixture(scope="module")
+def connection(sshd: LoopbackSshd) -> Iterator[SshConnection]:
+    connection = SshConnection(sshd.target(label="this machine"))
+    yield connection
+    connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -323,15 +303,7 @@ def test_a_machine_that_cannot_be_asked_has_neither_no_container_nor_no_image(re
     target = real.docker.connection.target
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        nobody = SshTarget(
-            host="127.0.0.1",
-            port=free.getsockname()[1],
-            identity_file=target.identity_file,
-            known_hosts_file=target.known_hosts_file,
-            host_key_alias=target.host_key_alias,
-            label="nobody",
-        )
-        connection = SshConnection(nobody)
+        connection = SshConnection(replace(target, port=free.getsockname()[1], label="nobody"))
         docker = DockerOverSsh(connection)
         for question in (
             lambda: docker.inspect_container("x"),
@@ -384,3 +356,18 @@ def test_records_and_the_files_of_a_stopped_host(real: Engine) -> None:
     finally:
         docker.remove_container(container)
         docker.remove_volume(host_volume)
+
+
+def test_the_example_of_the_readme_works(
+    sshd: LoopbackSshd, running: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    target = sshd.target()
+    there = f'SshTarget("127.0.0.1", {str(target.identity_file)!r}, {str(target.known_hosts_file)!r}'
+    there += f', port={target.port}, user={target.user!r}, host_key_alias="loopback")'
+    example, replaced = re.subn(r"SshTarget\(.*?known_hosts\"\)", lambda _: there, example)
+    assert replaced == 1
+    exec(compile(example, "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "-running running" in said

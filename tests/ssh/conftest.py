@@ -1,12 +1,63 @@
-"""A real sshd for each test that wants one, and a connection to it that is ended afterwards."""
+"""A real sshd for each test that wants one, and a connection to it that is ended afterwards; all of it twice.
 
+The second time in the worst of homes: its path is too long for any socket, and the user's own ssh configuration leads
+everything astray.
+"""
+
+import os
+import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from imbue.mngr_vps_docker.keys import load_or_create_key_pair
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+
+_HOSTILE_CONFIG = """\
+Host *
+  ProxyCommand false
+  ControlPath /nowhere/%C
+  ControlMaster yes
+  IdentityAgent /nowhere/agent
+  User nobody
+  StrictHostKeyChecking no
+  RemoteCommand false
+  RequestTTY force
+  ConnectTimeout 1
+"""
+
+
+@pytest.fixture(params=["plain", "hostile"], autouse=True)
+def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    if request.param == "plain":
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        _move_into_hostile_home(tmp_path_factory.mktemp("home"), patch)
+        yield
+
+
+def _move_into_hostile_home(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    home = folder / ("deep/" * 40)
+    config = home / ".ssh"
+    config.mkdir(parents=True)
+    keys = [load_or_create_key_pair(config / f"id_{number}").private_key_path for number in range(20)]
+    identities = "".join(f"  IdentityFile {key}\n" for key in keys)
+    (config / "config").write_text(_HOSTILE_CONFIG + identities)
+    patch.setenv("HOME", str(home))
+    patch.setenv("SSH_AUTH_SOCK", str(home / "agent"))
+    if os.getuid() == 0:
+        # ssh does not heed HOME: it finds the user's home in the password database. Root can put another one there.
+        wrapper = folder / "bin" / "ssh"
+        wrapper.parent.mkdir()
+        mount = f"mount --bind {shlex.quote(str(home))} ~root"
+        inner = f'{mount} && exec {shutil.which("ssh")} "$@"'
+        wrapper.write_text(f'#!/bin/sh\nexec unshare --mount sh -c {shlex.quote(inner)} ssh "$@"\n')
+        wrapper.chmod(0o755)
+        patch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
 
 
 @pytest.fixture

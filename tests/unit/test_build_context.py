@@ -21,6 +21,7 @@ from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.connection import StandardInput
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 
@@ -61,7 +62,7 @@ class UnpackHere(SshConnection):
         purpose: str,
         timeout_seconds: float,
         stdin: StandardInput = None,
-        is_idempotent: bool = False,
+        effect: Effect = Effect.ONCE,
     ) -> CommandOutcome:
         assert not isinstance(stdin, Path | bytes)
         with subprocess.Popen(("sh", "-c", command), stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -2,6 +2,9 @@
 
 import json
 import shlex
+import subprocess
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -11,50 +14,113 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
+from imbue.mngr_vps_docker.ssh.command_log import read_log
+from imbue.mngr_vps_docker.ssh.command_log import trace
+from imbue.mngr_vps_docker.ssh.shell import one_line
+from imbue.mngr_vps_docker.ssh.span import current_span
+from imbue.mngr_vps_docker.ssh.span import span
+from imbue.mngr_vps_docker.ssh.target import SshTarget
+from imbue.mngr_vps_docker.ssh.target import standalone_argv
 
-
-def outcome(*argv: str) -> CommandOutcome:
-    return CommandOutcome(
-        status=OutcomeStatus.COMPLETED, argv=argv, host="VPS", purpose="test", elapsed_seconds=0.25, exit_code=3
-    )
-
-
-@given(
-    argv=st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), min_size=1, max_size=5)
+COMMAND = LoggedCommand(
+    id="0a1b2c3d",
+    parent="p",
+    operation="mngr list",
+    time="2026-01-02T03:04:05+00:00",
+    machine="VPS 192.0.2.7",
+    host_id="host-1",
+    purpose="list containers",
+    is_read_only=True,
+    argv=("ssh", "x"),
+    outcome="COMPLETED",
+    milliseconds=250,
+    stdout_bytes=1,
+    stderr_bytes=2,
+    exit_code=3,
 )
+TARGET = SshTarget(
+    host="192.0.2.7",
+    identity_file=Path("/k"),
+    known_hosts_file=Path("/h"),
+    host_key_alias="host-1",
+    label="VPS",
+)
+
+
+@given(text=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_command_line_is_read_back_as_it_ran(tmp_path: Path, argv: list[str]) -> None:
-    path = tmp_path / "ssh.jsonl"
-    CommandLog(path).write(outcome(*argv), stdin=None)
-    logged = json.loads(path.read_text().splitlines()[-1])["argv"]
-    assert logged == argv
-    assert shlex.split(shlex.join(logged)) == argv
+def test_any_command_is_read_back_and_printed_as_one_line_that_is_its_argv(tmp_path: Path, text: str) -> None:
+    log = CommandLog(tmp_path / "ssh.jsonl")
+    argv = standalone_argv(TARGET, one_line(text))
+    log.write(replace(COMMAND, argv=argv))
+    *_, logged = read_log(log.path)
+    assert logged.argv == argv
+    assert logged.command_line.isprintable()
+    assert shlex.split(logged.command_line) == list(argv)
 
 
-def test_of_stdin_only_size_and_digest_are_kept(tmp_path: Path) -> None:
+def _write_fifty(path: Path, first: int) -> None:
+    for number in range(first, first + 50):
+        CommandLog(path).write(replace(COMMAND, id=str(number)))
+
+
+def test_processes_that_write_at_once_lose_no_line(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "ssh.jsonl"
-    CommandLog(path).write(outcome("ssh", "x"), stdin=b"top secret")
-    text = path.read_text()
-    assert "top secret" not in text
-    entry = json.loads(text)
-    assert (entry["stdin_bytes"], len(entry["stdin_sha256"])) == (10, 64)
-    assert (entry["outcome"], entry["exit_code"], entry["milliseconds"]) == ("COMPLETED", 3, 250)
+    context = get_context("spawn")
+    writers = [context.Process(target=_write_fifty, args=(path, first)) for first in (0, 50)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert sorted(int(command.id) for command in read_log(path)) == list(range(100))
     assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_full_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.command_log._ROTATE_AT_BYTES", 300)
+    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.command_log._ROTATE_AT_BYTES", 1000)
     path = tmp_path / "ssh.jsonl"
-    for number in range(3):
-        CommandLog(path).write(outcome("ssh", str(number)), stdin=None)
-    assert json.loads((tmp_path / "ssh.jsonl.1").read_text().splitlines()[-1])["argv"][1] in "012"
+    for number in range(7):
+        CommandLog(path).write(replace(COMMAND, id=str(number)))
+    assert [command.id for command in read_log(path)] == ["3", "4", "5", "6"]
+    assert path.with_name("ssh.jsonl.1").exists()
 
 
-def test_tracing_shows_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
+    path = tmp_path / "ssh.jsonl"
+    CommandLog(path).write(COMMAND)
+    with path.open("a") as file:
+        file.write(COMMAND.to_json()[:40] + "\n" + json.dumps({"id": "other version"}) + "\n[]\n")
+    CommandLog(path).write(COMMAND)
+    assert list(read_log(path)) == [COMMAND, COMMAND]
+
+
+def test_an_operation_names_its_parts_from_outer_to_inner() -> None:
+    outermost = current_span()
+    with span("create h1") as create, span("Waiting for its ssh") as step:
+        assert current_span() == step
+        assert step.title == f"{outermost.title} > create h1 > Waiting for its ssh"
+        assert step.id != create.id
+    assert current_span() == outermost
+
+
+def test_tracing_is_off_unless_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv("MNGR_VPS_TRACE", raising=False)
+    trace("unseen")
     monkeypatch.setenv("MNGR_VPS_TRACE", "1")
-    CommandLog(tmp_path / "log").write(outcome("ssh", "a b"), stdin=None)
-    assert capsys.readouterr().err == "+ ssh 'a b'\n"
+    trace("seen")
+    assert capsys.readouterr().err == "seen\n"
+
+
+@given(text=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_a_text_made_one_line_means_the_same_to_a_shell(text: str) -> None:
+    script = f"printf %s {shlex.quote(text)}\n: a comment follows # {text.splitlines()[0] if text.strip() else ''}"
+    shown = one_line(script)
+    assert shown.isprintable()
+    for shell in ("sh", "bash"):
+        done = subprocess.run([shell, "-c", shown], capture_output=True, timeout=10, check=False)
+        assert done.stdout == text.encode()

@@ -8,13 +8,16 @@ import pytest
 from imbue.mngr_vps_docker.lifecycle.container_setup import HOST_CONTAINER_SCRIPT
 from imbue.mngr_vps_docker.lifecycle.container_setup import ContainerSetup
 from imbue.mngr_vps_docker.lifecycle.container_setup import setup_script
+from imbue.mngr_vps_docker.ssh.shell import Secret
+
+PRIVATE_KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nsecret\n-----END OPENSSH PRIVATE KEY-----\n"
 
 
 def example(**changes: object) -> ContainerSetup:
     values: dict[str, object] = {
         "host_dir": PurePosixPath("/mngr"),
         "client_public_key": "ssh-ed25519 AAAAclient me@here",
-        "host_private_key": "-----BEGIN OPENSSH PRIVATE KEY-----\nsecret\n-----END OPENSSH PRIVATE KEY-----\n",
+        "host_private_key": Secret(PRIVATE_KEY),
     }
     return ContainerSetup(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -24,13 +27,15 @@ def check_shell(script: str) -> None:
 
 
 def test_it_is_valid_shell() -> None:
-    check_shell(setup_script(example()))
+    check_shell(setup_script(example()).revealed)
     check_shell(HOST_CONTAINER_SCRIPT)
 
 
 @pytest.mark.parametrize("content", ["it's", "$(touch /canary)", "a\nEOF\nb", "`x`", '{"a": "\\"b\\""}', "ü 🚀"])
 def test_any_file_content_is_quoted(content: str) -> None:
-    script = setup_script(example(files={"data.json": content}, extra_known_hosts=(content.replace("\n", " "),)))
+    script = setup_script(
+        example(files={"data.json": content}, extra_known_hosts=(content.replace("\n", " "),))
+    ).revealed
     check_shell(script)
     write = next(line for line in script.split("\n") if "data.json.new;" in line and "printf" in line) + ""
     start = script.index(write)
@@ -40,7 +45,7 @@ def test_any_file_content_is_quoted(content: str) -> None:
 
 
 def test_keys_go_to_the_volume_and_so_never_into_a_snapshot() -> None:
-    script = setup_script(example())
+    script = setup_script(example()).revealed
     assert "secret" in script
     for line in script.split("\n"):
         assert "/etc/ssh" not in line
@@ -51,5 +56,5 @@ def test_the_private_key_is_not_in_a_representation() -> None:
 
 
 def test_boot_activity_is_written_before_the_watcher_starts() -> None:
-    script = setup_script(example())
+    script = setup_script(example()).revealed
     assert script.index("activity/boot") < script.index("nohup ")

@@ -12,7 +12,7 @@ from imbue.mngr_vps_docker.ssh.framing import LineSplitter
 from imbue.mngr_vps_docker.ssh.framing import OutputReader
 
 FRAMING = Framing("0123456789abcdef")
-START = FRAMING.start_line
+START = FRAMING.start_line(4711)
 
 
 def feed(reader: OutputReader, data: bytes, cuts: list[int], *, is_stdout: bool) -> None:
@@ -46,6 +46,7 @@ def test_without_its_last_line_the_end_was_not_seen(err: bytes, cuts: list[int])
     feed(reader, START + err, cuts, is_stdout=False)
     reader.finish()
     assert reader.has_started
+    assert reader.process_id == 4711
     assert reader.exit_code is None
     assert reader.stderr == err
 

@@ -55,6 +55,12 @@ def test_without_persistence_the_shared_connection_still_ends_by_itself() -> Non
     assert "ControlPersist=5" in master_argv(replace(TARGET, persist_seconds=0), SOCKET, Path("/log"))
 
 
+def test_options_of_the_user_come_after_those_that_make_a_login_trustworthy() -> None:
+    argv = standalone_argv(replace(TARGET, options=("StrictHostKeyChecking=no", "ServerAliveInterval=99")), None)
+    assert argv.index("StrictHostKeyChecking=yes") < argv.index("StrictHostKeyChecking=no")
+    assert argv.index("ServerAliveInterval=99") < argv.index("ServerAliveInterval=15")
+
+
 def test_asking_the_shared_connection() -> None:
     assert (
         shlex.join(control_argv(TARGET, SOCKET, "exit")) == f"ssh -O exit -o ControlPath=/run/s -F none {DESTINATION}"
@@ -75,7 +81,7 @@ def test_paths_with_blanks_and_percent_signs_reach_ssh_whole() -> None:
         {"identity_file": Path("/other")},
         {"known_hosts_file": Path("/other")},
         {"host_key_alias": "host-2"},
-        {"extra_options": ("-J", "jump")},
+        {"options": ("ProxyJump=jump",)},
     ],
 )
 def test_everything_that_decides_who_is_reached_has_a_connection_of_its_own(change: dict[str, object]) -> None:

@@ -1,0 +1,194 @@
+"""Reads the command log: what ran on which machine, how it ended, and the line to run it again.
+
+``python -m imbue.mngr_vps_docker.replay --help`` says how it is used.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
+from imbue.mngr_vps_docker.ssh.command_log import follow_log
+from imbue.mngr_vps_docker.ssh.command_log import read_log
+
+_POLL_SECONDS: Final = 0.2
+_RUN_TIMEOUT_SECONDS: Final = 120.0
+_USAGE_ERROR: Final = 2
+_COLUMNS: Final = "{:8}  {:19}  {:28}  {:22}  {:>8}  {:>10}  {}"
+
+_EPILOG: Final = """\
+Without --log, the log that was written last is read, of those under $MNGR_HOST_DIR (~/.mngr):
+profiles/*/providers/*/*/logs/ssh.jsonl. An ID may be shortened to any unique beginning of it.
+What commands were given on stdin is not in the log, so a command that reads stdin does not do the same when pasted.
+"""
+
+
+class ReplayError(Exception):
+    """The log does not hold what was asked for; one line for the user."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code: 1 if a command ends otherwise than it did, 2 for bad usage."""
+    try:
+        options = _parser().parse_args(arguments)
+        log = options.log or newest_log(mngr_folder())
+        match options.action:
+            case "show":
+                for command_id in options.ids:
+                    print(find(read_log(log), command_id).command_line)  # noqa: T201
+                return 0
+            case "run":
+                return run_again([find(read_log(log), command_id) for command_id in options.ids])
+            case _:
+                _list(log, options)
+                return 0
+    except ReplayError as error:
+        print(f"replay: {error}", file=sys.stderr)  # noqa: T201
+        return _USAGE_ERROR
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output, `head` perhaps, has seen enough; nothing more can be written, at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="replay",
+        description="Show and repeat the ssh commands that a VPS provider of mngr ran.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--log", type=Path, metavar="FILE", help="the log to read")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    listing = actions.add_parser("list", help="a table of the commands, oldest first (what happens without an ACTION)")
+    listing.add_argument("--failed", action="store_true", help="only those that did not end with exit code 0")
+    listing.add_argument("--host", metavar="TEXT", help="only those whose machine or host id contains TEXT")
+    listing.add_argument("--last", type=_positive, metavar="N", help="only the last N")
+    listing.add_argument("--follow", action="store_true", help="go on showing commands as they end; Ctrl-C ends it")
+    show = actions.add_parser("show", help="each command as one line to paste into a terminal")
+    show.add_argument("ids", nargs="+", metavar="ID")
+    run = actions.add_parser("run", help="run commands again and compare how they end; only those that change nothing")
+    run.add_argument("ids", nargs="+", metavar="ID")
+    parser.set_defaults(failed=False, host=None, last=None, follow=False)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def mngr_folder() -> Path:
+    """Where mngr keeps its state: $MNGR_HOST_DIR, else ~/.mngr."""
+    return Path(os.environ.get("MNGR_HOST_DIR") or "~/.mngr").expanduser()
+
+
+def newest_log(folder: Path) -> Path:
+    """The command log under ``folder`` that was written last; raises ReplayError if there is none."""
+    logs = sorted(folder.glob("profiles/*/providers/*/*/logs/ssh.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not logs:
+        raise ReplayError(f"there is no command log under {folder}: set MNGR_HOST_DIR, or give one by --log")
+    return logs[-1]
+
+
+def find(commands: Iterable[LoggedCommand], command_id: str) -> LoggedCommand:
+    """The command whose id begins with ``command_id``; raises ReplayError unless there is exactly one."""
+    found = {command.id: command for command in commands if command.id.startswith(command_id)}
+    if len(found) != 1:
+        raise ReplayError(f"{len(found) or 'no'} logged commands have an id that begins with '{command_id}'")
+    return found.popitem()[1]
+
+
+def table_row(command: LoggedCommand) -> str:
+    """One command as one line of a table; nothing in it can do anything to a terminal."""
+    return printable(
+        _COLUMNS.format(
+            command.id,
+            command.time[:19].replace("T", " "),
+            command.machine[:28],
+            command.result[:22],
+            f"{command.milliseconds} ms",
+            _size(command.stdout_bytes + command.stderr_bytes),
+            f"{command.purpose} ({command.operation})",
+        ).rstrip()
+    )
+
+
+def printable(text: str) -> str:
+    """``text`` with everything that a terminal would act upon written out: some of it comes from other machines."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
+def run_again(commands: Sequence[LoggedCommand]) -> int:
+    """Run commands that only look, and say whether each ends as it did; returns 1 if one does not.
+
+    Raises ReplayError, before anything is run, if one of them may change something or had an input.
+    """
+    for command in commands:
+        if not command.is_read_only:
+            raise ReplayError(f"{command.id} may change something, so it is not run: 'replay show {command.id}'")
+        if command.stdin_bytes:
+            raise ReplayError(f"{command.id} was given {command.stdin_bytes} bytes on stdin, which are not in the log")
+    differing = 0
+    for command in commands:
+        print(table_row(command))  # noqa: T201
+        before = str(command.exit_code) if command.exit_code is not None else command.result
+        now = _run(command)
+        differing += now != before
+        print(f"{'':8}  {'the same' if now == before else 'now otherwise'}: {before} then, {now} now")  # noqa: T201
+    return 1 if differing else 0
+
+
+def _run(command: LoggedCommand) -> str:
+    """Run the command line as it stands, by a login of its own; return its exit code, or why there is none."""
+    try:
+        done = subprocess.run(
+            command.argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_RUN_TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "TIMED_OUT"
+    except FileNotFoundError as error:
+        raise ReplayError(f"{command.argv[0]} is not installed") from error
+    for line in done.stderr.decode(errors="replace").splitlines()[-3:]:
+        print(f"{'':8}  {printable(line)}", file=sys.stderr)  # noqa: T201
+    return str(done.returncode)
+
+
+def _list(log: Path, options: argparse.Namespace) -> None:
+    def is_wanted(command: LoggedCommand) -> bool:
+        is_of_host = options.host is None or options.host in command.machine or options.host in command.host_id
+        return is_of_host and not (options.failed and command.exit_code == 0)
+
+    print(_COLUMNS.format("ID", "BEGAN (UTC)", "MACHINE", "ENDED", "TOOK", "OUTPUT", "FOR (PART OF)"))  # noqa: T201
+    wanted = [command for command in read_log(log) if is_wanted(command)]
+    for command in wanted if options.last is None else wanted[-options.last :]:
+        print(table_row(command))  # noqa: T201
+    if options.follow:
+        for command in filter(is_wanted, follow_log(log, lambda: time.sleep(_POLL_SECONDS))):
+            print(table_row(command), flush=True)  # noqa: T201
+
+
+def _size(size_bytes: int) -> str:
+    size: float = size_bytes
+    for unit in islice(("B", "kB", "MB", "GB"), 3):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""Text for a POSIX shell: the one place where anything is quoted.
+
+Three things are kept apart by type. A plain ``str`` or path is an argument: ``quoted`` makes it one word, whatever it
+holds. ``ShellText`` is text that a shell parses. A ``Secret`` is neither: it cannot be quoted, printed or logged, only
+``revealed`` on its way to somebody's stdin.
+
+Nesting needs no rules of its own: the text for an inner shell is one argument of the outer one (``shell_argv``).
+"""
+
+import shlex
+from collections.abc import Iterable
+from pathlib import PurePath
+from typing import Final
+
+__all__ = ["Secret", "ShellText", "joined", "one_line", "quoted", "shell_argv"]
+
+
+class ShellText(str):
+    """Text that a POSIX shell parses, in which everything that came from elsewhere is quoted."""
+
+    __slots__ = ()
+
+
+class Secret:
+    """A value that must not be seen: no text made of it, no argument, no log line or exception shows it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    @property
+    def revealed(self) -> str:
+        """The value itself, for stdin and nothing else."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __str__(self) -> str:
+        return "***"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __reduce__(self) -> str:
+        raise TypeError("A secret is not written down")
+
+
+def quoted(argument: str | PurePath) -> ShellText:
+    """One word of a command that stands for exactly ``argument``.
+
+    Raises ValueError for a NUL, which no argument can hold, and TypeError for a Secret: arguments can be seen by
+    everybody on the machine.
+    """
+    if not isinstance(argument, str | PurePath):
+        raise TypeError(f"{type(argument).__name__} is no argument")
+    text = str(argument)
+    if "\0" in text:
+        raise ValueError("An argument cannot hold a NUL")
+    return ShellText(shlex.quote(text))
+
+
+def joined(argv: Iterable[str | PurePath]) -> ShellText:
+    """The command that consists of these words."""
+    return ShellText(" ".join(quoted(word) for word in argv))
+
+
+def shell_argv(text: str) -> tuple[str, ...]:
+    """The program that parses ``text`` as a shell: three arguments, which can be quoted for a shell around it."""
+    return ("sh", "-c", text)
+
+
+_ESCAPED: Final = {"\n": "\\n", "\t": "\\t", "\\": "\\\\"}
+
+
+def one_line(text: str) -> ShellText:
+    """Shell text that does the same as ``text`` and is one line of printable characters.
+
+    For showing commands: pasted, a line is run as a whole or not at all, and cannot do anything to a terminal.
+    """
+    if text.isprintable():
+        return ShellText(text)
+    escaped = "".join(_escape(character) for character in text.rstrip("\n"))
+    return ShellText(f"""eval "$(printf %b {quoted(escaped)})\"""")
+
+
+def _escape(character: str) -> str:
+    if character in _ESCAPED:
+        return _ESCAPED[character]
+    if character.isprintable():
+        return character
+    return "".join(f"\\0{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))

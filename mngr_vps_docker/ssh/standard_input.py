@@ -1,0 +1,52 @@
+"""What goes to a program's standard input."""
+
+import hashlib
+from collections.abc import Iterable
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+# A file's path stands for its content. None is an empty input, which never waits.
+type StandardInput = bytes | Path | Iterable[bytes] | None
+
+_CHUNK_BYTES: Final = 1 << 16
+
+
+def chunks_of(stdin: StandardInput) -> Iterator[bytes]:
+    """The input piece by piece; a file is read as it goes."""
+    if isinstance(stdin, bytes):
+        for start in range(0, len(stdin), _CHUNK_BYTES):
+            yield stdin[start : start + _CHUNK_BYTES]
+    elif isinstance(stdin, Path):
+        with stdin.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+    elif stdin is not None:
+        yield from stdin
+
+
+def is_repeatable(stdin: StandardInput) -> bool:
+    """Whether it can be sent a second time; what comes piece by piece cannot."""
+    return stdin is None or isinstance(stdin, bytes | Path)
+
+
+class MeteredInput:
+    """An input that counts and digests what was taken of it, each time from its beginning."""
+
+    def __init__(self, stdin: StandardInput) -> None:
+        self._stdin = stdin
+        self._digest = hashlib.sha256()
+        self.byte_count = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._digest = hashlib.sha256()
+        self.byte_count = 0
+        for chunk in chunks_of(self._stdin):
+            self._digest.update(chunk)
+            self.byte_count += len(chunk)
+            yield chunk
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of what was taken, in hexadecimal."""
+        return self._digest.hexdigest()

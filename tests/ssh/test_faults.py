@@ -1,0 +1,176 @@
+"""Whatever goes wrong between here and a command has a name of its own."""
+
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.remote import run
+from support.remote import wait_for
+
+from imbue.mngr.errors import BinaryNotInstalledError
+from imbue.mngr_vps_docker.errors import RemoteCommandError
+from imbue.mngr_vps_docker.errors import SshdDownError
+from imbue.mngr_vps_docker.errors import VpsAuthenticationError
+from imbue.mngr_vps_docker.errors import VpsConnectionError
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.keys import load_or_create_key_pair
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
+from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+
+
+def test_a_refused_port_is_said_to_be_one(sshd: LoopbackSshd) -> None:
+    sshd.stop()
+    outcome = run(SshConnection(sshd.target()), "true")
+    assert (outcome.status, outcome.reason) == (OutcomeStatus.NEVER_STARTED, NotStartedReason.REFUSED)
+    assert isinstance(outcome.error(), SshdDownError)
+
+
+def test_a_refused_key_is_an_authentication_failure(sshd: LoopbackSshd, tmp_path: Path) -> None:
+    other = load_or_create_key_pair(tmp_path / "other_key")
+    outcome = run(SshConnection(sshd.target(identity_file=other.private_key_path)), "true")
+    assert outcome.reason is NotStartedReason.AUTHENTICATION
+    assert isinstance(outcome.error(), VpsAuthenticationError)
+
+
+def test_a_changed_host_key_is_refused(sshd: LoopbackSshd, tmp_path: Path) -> None:
+    sshd.stop()
+    sshd.change_host_key(is_pinned=False)
+    sshd.start()
+    outcome = run(SshConnection(sshd.target()), f"touch {tmp_path}/ran")
+    assert outcome.reason is NotStartedReason.HOST_KEY_CHANGED
+    assert not (tmp_path / "ran").exists()
+    assert isinstance(outcome.error(), VpsAuthenticationError)
+
+
+def test_an_unknown_host_key_is_refused(sshd: LoopbackSshd) -> None:
+    outcome = run(SshConnection(sshd.target(host_key_alias="stranger")), "true")
+    assert outcome.reason is NotStartedReason.HOST_KEY_UNKNOWN
+
+
+def test_an_unknown_name_is_said_to_be_one(sshd: LoopbackSshd) -> None:
+    outcome = run(SshConnection(sshd.target(host="no-such-host.invalid")), "true")
+    assert outcome.reason is NotStartedReason.UNKNOWN_NAME
+
+
+@contextmanager
+def silent_port(*, backlog: int) -> Iterator[int]:
+    """A port behind which nobody says anything; with a full backlog not even TCP does."""
+    with socket.socket() as listener, ThreadPoolExecutor(4) as pool:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(backlog)
+        address = listener.getsockname()
+        fillers = [socket.socket() for _ in range(4 if backlog == 0 else 0)]
+        for filler in fillers:
+            filler.settimeout(0.3)
+        list(pool.map(lambda filler: filler.connect_ex(address), fillers))
+        try:
+            yield address[1]
+        finally:
+            for filler in fillers:
+                filler.close()
+
+
+@pytest.mark.parametrize("backlog", [0, 5], ids=["no answer to a connection", "no greeting after it"])
+def test_a_black_hole_is_given_up_after_the_connect_timeout(sshd: LoopbackSshd, backlog: int) -> None:
+    with silent_port(backlog=backlog) as port:
+        outcome = run(SshConnection(sshd.target(port=port, connect_timeout_seconds=1)), "true", timeout_seconds=60)
+    assert outcome.reason is NotStartedReason.CONNECT_TIMEOUT
+    assert isinstance(outcome.error(), VpsConnectionError)
+    assert outcome.elapsed_seconds < 10
+
+
+def test_threads_that_wait_for_a_machine_that_is_down_share_the_failure(sshd: LoopbackSshd) -> None:
+    with silent_port(backlog=5) as port:
+        connection = SshConnection(sshd.target(port=port, connect_timeout_seconds=1))
+        started = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            outcomes = list(pool.map(lambda _: run(connection, "true"), range(8)))
+    assert {outcome.reason for outcome in outcomes} == {NotStartedReason.CONNECT_TIMEOUT}
+    assert time.monotonic() - started < 8
+
+
+def test_what_a_login_shell_prints_is_not_the_commands(tmp_path: Path) -> None:
+    noise = 'ForceCommand echo "Welcome!"; echo "Last login" >&2; eval "$SSH_ORIGINAL_COMMAND"'
+    with LoopbackSshd(tmp_path, options=(noise,)) as sshd:
+        connection = SshConnection(sshd.target())
+        outcome = run(connection, "echo out; echo err >&2; exit 7")
+        connection.close()
+    assert (outcome.exit_code, outcome.stdout, outcome.stderr) == (7, b"out\n", b"err\n")
+
+
+def test_a_killed_session_means_lost_and_a_repeatable_command_runs_again(
+    connection: SshConnection, sshd: LoopbackSshd, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    # On the machine, the shell's parent is sshd's process for this login.
+    command = f'echo x >>{runs}; [ "$(wc -l <{runs})" -gt 1 ] || kill -9 $(ps -o ppid= -p $(ps -o ppid= -p $PPID))'
+    assert run(connection, command).status is OutcomeStatus.LOST
+    assert runs.read_text() == "x\n"
+    runs.unlink()
+    outcome = run(connection, f"{command}; echo done", effect=Effect.REPEATABLE)
+    assert (outcome.status, outcome.stdout) == (OutcomeStatus.COMPLETED, b"done\n")
+    assert runs.read_text() == "x\nx\n"
+
+
+def test_sessions_that_the_server_refuses_are_waited_for_and_cost_no_login(tmp_path: Path) -> None:
+    with LoopbackSshd(tmp_path, options=("MaxSessions 2",)) as sshd:
+        connection = SshConnection(sshd.target(connect_timeout_seconds=30))
+        with ThreadPoolExecutor(8) as pool:
+            outcomes = list(pool.map(lambda number: run(connection, f"sleep 0.3; echo {number}"), range(16)))
+        logins = sshd.login_count
+        connection.close()
+    assert [outcome.text for outcome in outcomes] == [f"{number}\n" for number in range(16)]
+    assert all(outcome.stderr == b"" for outcome in outcomes)
+    assert logins == 1
+
+
+def test_sessions_that_are_refused_for_too_long_are_an_error_of_their_own(tmp_path: Path) -> None:
+    with LoopbackSshd(tmp_path, options=("MaxSessions 1",)) as sshd, ThreadPoolExecutor(1) as pool:
+        connection = SshConnection(sshd.target(connect_timeout_seconds=1))
+        holding = pool.submit(run, connection, f"touch {tmp_path}/begun; sleep 6")
+        wait_for((tmp_path / "begun").exists)
+        outcome = run(connection, "true")
+        assert outcome.reason is NotStartedReason.SESSION_REFUSED
+        assert holding.result(20).is_success
+        connection.close()
+
+
+def test_a_server_that_restarts_is_logged_in_to_again(connection: SshConnection, sshd: LoopbackSshd) -> None:
+    run(connection, "true")
+    sshd.stop()
+    assert run(connection, "true").status is OutcomeStatus.NEVER_STARTED
+    sshd.start()
+    assert run(connection, "echo back").text == "back\n"
+
+
+def test_a_full_disk_is_named(connection: SshConnection) -> None:
+    with pytest.raises(RemoteCommandError, match="No space left on device"):
+        connection.write_file("/dev/full", b"x")
+
+
+def test_a_plain_file_in_the_place_of_the_socket_is_refused_and_left_alone(sshd: LoopbackSshd) -> None:
+    connection = SshConnection(sshd.target(label="another socket", host_key_alias="loopback", user="nobody"))
+    place = connection._master.control_path
+    place.write_text("mine")
+    try:
+        with pytest.raises(VpsDockerError, match="not a socket"):
+            run(connection, "true")
+        assert place.read_text() == "mine"
+    finally:
+        place.unlink()
+
+
+def test_without_ssh_the_error_says_what_to_install(
+    sshd: LoopbackSshd, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BinaryNotInstalledError, match="ssh is required") as raised:
+        run(SshConnection(sshd.target()), "true")
+    assert "OpenSSH" in str(raised.value.user_help_text)

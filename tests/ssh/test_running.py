@@ -1,0 +1,157 @@
+"""Commands over a real sshd give exactly what they gave there, and end when they must."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.remote import processes_with
+from support.remote import run
+from support.remote import wait_for
+
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+
+
+def test_both_streams_and_the_exit_code_are_the_commands_own(connection: SshConnection) -> None:
+    outcome = run(connection, "echo out; echo err >&2; exit 3")
+    assert (outcome.status, outcome.exit_code) == (OutcomeStatus.COMPLETED, 3)
+    assert (outcome.stdout, outcome.stderr) == (b"out\n", b"err\n")
+
+
+@pytest.mark.parametrize("code", [0, 1, 124, 137, 255])
+def test_exit_codes_that_ssh_uses_itself_are_told_from_its_own(connection: SshConnection, code: int) -> None:
+    outcome = run(connection, f"exit {code}")
+    assert (outcome.status, outcome.exit_code) == (OutcomeStatus.COMPLETED, code)
+
+
+def test_a_command_that_kills_itself_has_ended(connection: SshConnection) -> None:
+    outcome = run(connection, "kill -9 $$")
+    assert (outcome.status, outcome.exit_code) == (OutcomeStatus.COMPLETED, 137)
+
+
+def test_output_without_a_last_newline_is_exact(connection: SshConnection) -> None:
+    outcome = run(connection, r"printf 'a\000b'; printf 'no end' >&2")
+    assert (outcome.stdout, outcome.stderr) == (b"a\0b", b"no end")
+
+
+def test_every_byte_survives_both_ways(connection: SshConnection) -> None:
+    data = bytes(range(256)) * 20_000
+    outcome = run(connection, "cat; cat /dev/null", stdin=data)
+    assert outcome.stdout == data
+
+
+def test_stdin_may_come_piece_by_piece_or_from_a_file(connection: SshConnection, tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"from a file")
+    assert run(connection, "cat", stdin=(part for part in (b"piece ", b"by piece"))).stdout == b"piece by piece"
+    assert run(connection, "cat", stdin=tmp_path / "data").stdout == b"from a file"
+
+
+def test_a_command_without_stdin_finds_it_empty(connection: SshConnection) -> None:
+    assert run(connection, "cat | wc -c").text.strip() == "0"
+
+
+def test_a_command_of_five_megabytes_runs(connection: SshConnection) -> None:
+    outcome = run(connection, f"printf %s {'x' * 5_000_000} | wc -c")
+    assert outcome.text.strip() == "5000000"
+
+
+def test_lines_arrive_as_they_are_printed(connection: SshConnection, tmp_path: Path) -> None:
+    lines: list[tuple[str, bool]] = []
+
+    def on_line(line: str, is_stdout: bool) -> None:
+        lines.append((line, is_stdout))
+        if line == "first":
+            (tmp_path / "go").touch()
+
+    outcome = connection.stream(
+        f"echo first; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo second >&2; printf third",
+        on_line=on_line,
+        purpose="test",
+        timeout_seconds=20,
+    )
+    assert outcome.is_success
+    assert lines == [("first", True), ("second", False), ("third", True)]
+
+
+def test_a_timeout_ends_the_command_on_the_machine_too(connection: SshConnection) -> None:
+    outcome = run(connection, "sleep 61.25", timeout_seconds=1)
+    assert outcome.status is OutcomeStatus.TIMED_OUT
+    assert outcome.exit_code is None
+    wait_for(lambda: not processes_with("sleep 61.25"))
+
+
+def test_a_timeout_holds_while_output_flows(connection: SshConnection) -> None:
+    outcome = connection.stream(
+        "while :; do echo x; sleep 0.01; done", on_line=lambda *_: None, purpose="test", timeout_seconds=1
+    )
+    assert outcome.status is OutcomeStatus.TIMED_OUT
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_first_command_is_bounded_like_any_other(
+    connection: SshConnection, sshd: LoopbackSshd, is_streamed: bool
+) -> None:
+    command = f"sleep 60.{sshd.port}"
+    if is_streamed:
+        outcome = connection.stream(command, on_line=None, purpose="test", timeout_seconds=1)
+    else:
+        outcome = run(connection, command, timeout_seconds=1)
+    assert outcome.status is OutcomeStatus.TIMED_OUT
+    assert outcome.elapsed_seconds < 5
+    wait_for(lambda: not processes_with(command), 5)
+
+
+def test_silence_for_too_long_ends_the_command_on_the_machine_too(
+    connection: SshConnection, sshd: LoopbackSshd
+) -> None:
+    silent = f"sleep 63.{sshd.port}"
+    command = f"for i in 1 2 3 4 5; do echo $i; sleep 0.3; done; {silent}"
+    outcome = run(connection, command, timeout_seconds=60, idle_timeout_seconds=1)
+    assert outcome.status is OutcomeStatus.TIMED_OUT
+    assert outcome.stdout == b"1\n2\n3\n4\n5\n"
+    assert "nothing was heard for 1 s" in str(outcome.error())
+    wait_for(lambda: not processes_with(silent), 5)
+
+
+def test_an_interruption_ends_the_command_on_the_machine_too(connection: SshConnection, sshd: LoopbackSshd) -> None:
+    def interrupt(_line: str, _is_stdout: bool) -> None:
+        raise KeyboardInterrupt
+
+    command = f"sleep 62.{sshd.port}"
+    with pytest.raises(KeyboardInterrupt):
+        connection.stream(f"echo x; {command}", on_line=interrupt, purpose="test", timeout_seconds=60)
+    wait_for(lambda: not processes_with(command), 5)
+    assert run(connection, "echo usable").text == "usable\n"
+
+
+def test_two_hundred_megabytes_flow_through_and_only_their_end_is_kept(connection: SshConnection) -> None:
+    size_bytes = 0
+
+    def count(chunk: bytes, _is_stdout: bool) -> None:
+        nonlocal size_bytes
+        size_bytes += len(chunk)
+
+    outcome = connection.stream_bytes("head -c 200000000 /dev/zero", count, purpose="test", timeout_seconds=60)
+    assert (outcome.exit_code, size_bytes) == (0, 200_000_000)
+    assert len(outcome.stdout) < 1_000_000
+
+
+def test_a_hundred_thousand_lines_on_both_streams_arrive_in_order(connection: SshConnection) -> None:
+    lines: dict[bool, list[str]] = {True: [], False: []}
+    outcome = connection.stream(
+        "seq 100000 & seq 100000 >&2; wait",
+        on_line=lambda line, is_stdout: lines[is_stdout].append(line),
+        purpose="test",
+        timeout_seconds=60,
+    )
+    expected = [str(number) for number in range(1, 100_001)]
+    assert outcome.is_success
+    assert lines[True] == expected
+    assert lines[False] == expected
+
+
+def test_the_shown_command_line_can_be_pasted(connection: SshConnection) -> None:
+    line = connection.ssh_command("echo pasted; exit 4")
+    done = subprocess.run(["sh", "-c", line], capture_output=True, check=False, timeout=20)
+    assert (done.stdout, done.returncode) == (b"pasted\n", 4)

@@ -1,0 +1,113 @@
+"""However many threads and processes there are, a machine is logged in to once."""
+
+import os
+import pickle
+import shlex
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from support.remote import master_pid
+from support.remote import run
+from support.remote import wait_for
+
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.target import standalone_argv
+from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+
+_ONE_PROCESS = """\
+import pickle, sys
+from concurrent.futures import ThreadPoolExecutor
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+
+connection = SshConnection(pickle.load(sys.stdin.buffer))
+with ThreadPoolExecutor(5) as pool:
+    outcomes = list(pool.map(lambda n: connection.run(f"echo {n}", purpose="test", timeout_seconds=60), range(5)))
+assert [outcome.stdout for outcome in outcomes] == [b"%d\\n" % n for n in range(5)], outcomes
+assert all(outcome.stderr == b"" for outcome in outcomes), outcomes
+"""
+
+
+def test_forty_threads_in_eight_processes_share_one_login_and_are_not_disturbed(
+    connection: SshConnection, sshd: LoopbackSshd
+) -> None:
+    target = pickle.dumps(sshd.target(connect_timeout_seconds=60))
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _ONE_PROCESS], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(8)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(lambda process: process.communicate(target, timeout=120)[1], processes))
+    assert said == [b""] * 8
+    assert sshd.login_count == 1
+
+
+def test_forty_threads_share_one_login(connection: SshConnection, sshd: LoopbackSshd) -> None:
+    with ThreadPoolExecutor(40) as pool:
+        outcomes = list(pool.map(lambda number: run(connection, f"echo {number}"), range(40)))
+    assert [outcome.text for outcome in outcomes] == [f"{number}\n" for number in range(40)]
+    assert all(outcome.stderr == b"" for outcome in outcomes)
+    assert sshd.login_count == 1
+
+
+def test_another_process_uses_the_login_that_is_there(connection: SshConnection, sshd: LoopbackSshd) -> None:
+    run(connection, "true")
+    assert run(SshConnection(sshd.target()), "echo again").text == "again\n"
+    assert sshd.login_count == 1
+
+
+def test_a_closed_connection_is_opened_again_when_it_is_needed(connection: SshConnection, sshd: LoopbackSshd) -> None:
+    run(connection, "true")
+    connection.close()
+    assert run(connection, "echo back").text == "back\n"
+    assert sshd.login_count == 2
+
+
+def test_a_killed_master_is_replaced(connection: SshConnection, sshd: LoopbackSshd) -> None:
+    run(connection, "true")
+    os.kill(master_pid(connection), signal.SIGKILL)
+    assert run(connection, "echo alive").text == "alive\n"
+    assert sshd.login_count == 2
+
+
+def test_a_frozen_master_is_found_and_replaced(connection: SshConnection, sshd: LoopbackSshd) -> None:
+    run(connection, "true")
+    os.kill(master_pid(connection), signal.SIGSTOP)
+    assert run(connection, "echo alive").text == "alive\n"
+    assert sshd.login_count == 2
+
+
+def test_a_master_killed_during_a_command_means_lost(connection: SshConnection, tmp_path: Path) -> None:
+    run(connection, "true")
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run, connection, f"touch {tmp_path}/begun; sleep 8")
+        wait_for((tmp_path / "begun").exists)
+        os.kill(master_pid(connection), signal.SIGKILL)
+        assert future.result(15).status is OutcomeStatus.LOST
+
+
+def test_waiting_ends_when_the_machine_comes_up(sshd: LoopbackSshd) -> None:
+    sshd.stop()
+    connection = SshConnection(sshd.target())
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(connection.wait_until_ready, 20)
+        sshd.start()
+        waiting.result(20)
+    connection.close()
+
+
+def test_a_machine_behind_another_is_reached_through_it(
+    sshd: LoopbackSshd, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with LoopbackSshd(tmp_path_factory.mktemp("jump")) as jump:
+        through = standalone_argv(jump.target(), None)
+        proxy = shlex.join(("ssh", "-W", "[%h]:%p", *through[1:]))
+        connection = SshConnection(sshd.target(options=(f"ProxyCommand={proxy}",)))
+        connection.wait_until_ready(20)
+        assert run(connection, "echo there").text == "there\n"
+        connection.close()
+        assert (jump.login_count, sshd.login_count) == (1, 1)

@@ -1,0 +1,34 @@
+"""What tests of commands over ssh share."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+
+
+def run(connection: SshConnection, command: str, *, timeout_seconds: float = 30, **options: Any) -> CommandOutcome:
+    """Run a command, of which it does not matter what it is for."""
+    return connection.run(command, purpose="test", timeout_seconds=timeout_seconds, **options)
+
+
+def processes_with(text: str) -> list[str]:
+    """The processes of this machine whose command line contains ``text``, but for ssh clients."""
+    listing = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    return [line for line in listing.splitlines() if text in line and "ssh " not in line]
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait until ``condition`` holds; fail if it does not within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.05)
+
+
+def master_pid(connection: SshConnection) -> int:
+    """The process that holds the shared login."""
+    path = connection._master.control_path
+    return int(path.with_name(f"{path.name}.pid").read_text())

@@ -1,0 +1,54 @@
+"""Quoting is done once, by type, and survives any nesting."""
+
+import copy
+import pickle
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.ssh.shell import joined
+from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.ssh.shell import shell_argv
+
+WITHOUT_NUL = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
+
+
+@given(words=st.lists(WITHOUT_NUL, min_size=1, max_size=4), depth=st.integers(0, 4))
+@settings(max_examples=60, deadline=None)
+def test_any_words_survive_any_number_of_nested_shells(words: list[str], depth: int) -> None:
+    text = joined(("printf", r"%s\0", *words))
+    for _ in range(depth):
+        text = joined(shell_argv(text))
+    done = subprocess.run(["sh", "-c", text], capture_output=True, timeout=10, check=True)
+    assert done.stdout.decode().split("\0")[:-1] == words
+
+
+def test_a_path_is_one_word() -> None:
+    assert quoted(Path("/it's here")) == """'/it'"'"'s here'"""
+
+
+def test_what_no_argument_can_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match="NUL"):
+        quoted("a\0b")
+
+
+def test_a_secret_is_shown_to_nobody() -> None:
+    secret = Secret("hunter2")
+    assert secret.revealed == "hunter2"
+    for text in (str(secret), repr(secret), f"{secret}", repr([secret]), repr({"key": secret})):
+        assert "hunter2" not in text
+    with pytest.raises(TypeError):
+        quoted(secret)  # type: ignore[arg-type]
+    for write_down in (pickle.dumps, copy.copy):
+        with pytest.raises(TypeError):
+            _call(write_down, secret)
+
+
+def _call(function: Any, argument: object) -> object:
+    return function(argument)

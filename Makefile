@@ -37,7 +37,7 @@ check: bootstrap ## lint, format, types, shell scripts, architecture, dependenci
 	$(PYTHON) -m pytest -q $(PACKAGE_TESTS)
 	$(PYTHON) scripts/check-wheel
 
-clean-local: bootstrap ## remove every local VPS with its containers, volumes, networks and images, and nothing else
+clean-local: bootstrap ## remove every local VPS with its containers, volumes, keys and networks, and nothing else; images stay
 	@if docker info >/dev/null 2>&1; then $(PYTHON) -m imbue.mngr_vps_docker.local_vps clean; \
 	else echo "No Docker engine answers, so no local VPS exists on one."; fi
 

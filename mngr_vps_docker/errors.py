@@ -48,6 +48,11 @@ class VpsApiError(VpsDockerError):
         """Whether the answer says that the thing does not exist (any more)."""
         return self.status_code in (404, 410)
 
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the answer says for certain that nothing was done; of a time-out (408) or a 5xx it is not known."""
+        return 400 <= self.status_code < 500 and self.status_code != 408
+
 
 class BuildArgumentError(VpsDockerError, UserInputError):
     """A build argument or start argument cannot be understood or is not allowed."""

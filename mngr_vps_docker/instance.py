@@ -59,7 +59,7 @@ from imbue.mngr_vps_docker.lifecycle.create import check_name_is_free
 from imbue.mngr_vps_docker.lifecycle.create import create_host
 from imbue.mngr_vps_docker.lifecycle.destroy import destroy_host
 from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
-from imbue.mngr_vps_docker.lifecycle.image import check_builder
+from imbue.mngr_vps_docker.lifecycle.image import check_tools
 from imbue.mngr_vps_docker.lifecycle.power import repair_host
 from imbue.mngr_vps_docker.lifecycle.power import start_host
 from imbue.mngr_vps_docker.lifecycle.power import stop_host
@@ -154,7 +154,7 @@ class VpsDockerProvider(BaseProviderInstance):
         """Create a host on a new VPS. Bad input is refused before anything is paid for."""
         check_host_name(name)
         build = self._parse_build_args(build_args or ())
-        check_builder(self._context, build)
+        check_tools(self._context, build)
         check_build_context(build)
         existing = self._registry.discover()
         check_name_is_free(name, existing)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import traceback
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from datetime import datetime
 from loguru import logger
 
 from imbue.mngr.errors import HostNameConflictError
+from imbue.mngr.errors import MngrError
+from imbue.mngr.errors import UserInputError
 from imbue.mngr.interfaces.data_types import ActivityConfig
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import HostId
@@ -23,6 +26,8 @@ from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.errors import RemoteCommandError
+from imbue.mngr_vps_docker.errors import VpsApiError
+from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
@@ -39,11 +44,14 @@ from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_TAG
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.destroy import delete_instance_of
 from imbue.mngr_vps_docker.lifecycle.destroy import delete_key_of
+from imbue.mngr_vps_docker.lifecycle.destroy import delete_unanswered_instance_of
 from imbue.mngr_vps_docker.lifecycle.destroy import forget_host
 from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
 from imbue.mngr_vps_docker.lifecycle.image import prepare_image
+from imbue.mngr_vps_docker.lifecycle.interruption import ending_in_order
 from imbue.mngr_vps_docker.lifecycle.steps import Step
+from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.lifecycle.steps import run_steps
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.ssh.outcome import Effect
@@ -52,6 +60,7 @@ from imbue.mngr_vps_docker.ssh.outcome import Effect
 _HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,56}[A-Za-z0-9])?")
 
 KEEP_FAILED_HOSTS_VARIABLE = "MNGR_KEEP_FAILED_HOSTS"
+HOW_TO_REMOVE = "mngr gc --all-providers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +89,9 @@ class Creation:
     image: str = ""
     container_id: str = ""
     record: VpsDockerHostRecord | None = None
-    build_log: list[str] = field(default_factory=list)
+    is_ordered: bool = False
+    failed_step: str = ""
+    leftovers: list[str] = field(default_factory=list)
 
     @property
     def address(self) -> str:
@@ -96,7 +107,8 @@ class Creation:
 
     def note(self, **changes: object) -> None:
         """Put what is now known of the host on disk, before anything else is done."""
-        self.entry = self.context.journal.write(self.entry.model_copy(update=changes))
+        self.entry = self.entry.model_copy(update=changes)
+        self.context.journal.write(self.entry)
 
 
 def check_host_name(name: HostName) -> None:
@@ -118,13 +130,31 @@ def create_host(context: ProviderContext, request: CreateRequest) -> VpsDockerHo
 
     With ``MNGR_KEEP_FAILED_HOSTS=1`` a failed host is kept, and the user is told how to get in and how to remove it.
     """
-    with context.journal.owned(request.host_id):
+    with ending_in_order(), context.journal.owned(request.host_id):
         creation = Creation(context, request, _new_entry(request))
-        run_steps(CREATE_STEPS, creation, on_failure=lambda title, error: _is_taken_back(creation, title, error))
-        creation.note(phase=HostPhase.READY, record=creation.record)
+        try:
+            run_steps(CREATE_STEPS, creation, on_failure=lambda title, error: _is_taken_back(creation, title, error))
+        # A provider package's client may raise anything, and the user gets one clear line of it.
+        except Exception as error:
+            if not isinstance(error, MngrError):
+                # Not loguru's own way, which shows the values of variables too: keys are among them.
+                logger.debug("Creating {} failed:\n{}", request.name, "".join(traceback.format_exception(error)))
+            raise _explained(creation, error) from error
     if creation.record is None:
         raise VpsProvisioningError(f"Creating {request.name} ended without a record")
     return creation.record
+
+
+def _explained(creation: Creation, error: Exception) -> MngrError:
+    """The error for the user: what was wrong with the request as it is, all else with its stage and what is left."""
+    if isinstance(error, MngrError) and not creation.leftovers and not _is_of_a_stage(error):
+        return error
+    parts = (f"{creation.failed_step} failed: {describe_error(error)}", *creation.leftovers)
+    return VpsProvisioningError(". ".join(part.rstrip(".") for part in parts))
+
+
+def _is_of_a_stage(error: MngrError) -> bool:
+    return isinstance(error, VpsDockerError) and not isinstance(error, UserInputError)
 
 
 def _new_entry(request: CreateRequest) -> JournalEntry:
@@ -139,15 +169,17 @@ def _new_entry(request: CreateRequest) -> JournalEntry:
 
 
 def _is_taken_back(creation: Creation, title: str, error: BaseException) -> bool:
-    reason = f"{title}: {error or type(error).__name__}"
+    reason = f"{title}: {describe_error(error)}"
+    creation.failed_step = title
     if os.environ.get(KEEP_FAILED_HOSTS_VARIABLE) != "1":
         logger.warning("Creating {} failed; removing what was made of it ...", creation.request.name)
         return True
     creation.note(phase=HostPhase.FAILED, failure_reason=reason)
     logger.warning(
-        "Creating {} failed and {}=1 keeps it, so its VPS goes on costing money. Remove it: mngr gc, or mngr destroy.",
+        "Creating {} failed and {}=1 keeps it, so its VPS goes on costing money. Remove it: {}",
         creation.request.name,
         KEEP_FAILED_HOSTS_VARIABLE,
+        HOW_TO_REMOVE,
     )
     if creation.entry.vps_ip is not None:
         logger.warning("Get in: {}", creation.context.vps(creation.address, creation.host_id).ssh_command())
@@ -173,15 +205,20 @@ def _order_instance(creation: Creation) -> None:
     context, request = creation.context, creation.request
     host_key = context.keys.create_vps_host_key(request.host_id)
     tags = {HOST_ID_TAG: request.host_id, PROVIDER_TAG: context.provider_name, HOST_NAME_TAG: request.name}
-    instance_id = context.client.create_instance(
-        label=f"mngr-{request.name}",
-        region=request.build.region,
-        plan=request.build.plan,
-        os_id=request.build.os_id,
-        user_data=generate_cloud_init_user_data(host_key.private_key_path.read_text(), host_key.public_key),
-        ssh_key_ids=[creation.entry.ssh_key_id or ""],
-        tags=[f"{name}={value}" for name, value in tags.items()],
-    )
+    creation.is_ordered = True
+    try:
+        instance_id = context.client.create_instance(
+            label=f"mngr-{request.name}",
+            region=request.build.region,
+            plan=request.build.plan,
+            os_id=request.build.os_id,
+            user_data=generate_cloud_init_user_data(host_key.private_key_path.read_text(), host_key.public_key),
+            ssh_key_ids=[creation.entry.ssh_key_id or ""],
+            tags=[f"{name}={value}" for name, value in tags.items()],
+        )
+    except VpsApiError as error:
+        creation.is_ordered = not error.is_refusal
+        raise
     creation.note(vps_instance_id=VpsInstanceId(instance_id))
 
 
@@ -251,7 +288,7 @@ def _write_record(creation: Creation) -> None:
     context, request, instance_id = creation.context, creation.request, creation.entry.vps_instance_id
     if instance_id is None:
         raise VpsProvisioningError("The cloud gave the new VPS no id")
-    creation.record = VpsDockerHostRecord(
+    record = VpsDockerHostRecord(
         certified_host_data=_certified_data(creation),
         vps_ip=creation.address,
         ssh_host_public_key=context.keys.vps_host_key(request.host_id).public_key,
@@ -269,7 +306,9 @@ def _write_record(creation: Creation) -> None:
             vps_ssh_key_id=creation.entry.ssh_key_id,
         ),
     )
-    context.store(context.vps(creation.address, creation.host_id)).write_host_record(creation.record)
+    context.store(context.vps(creation.address, creation.host_id)).write_host_record(record)
+    creation.record = record
+    creation.note(phase=HostPhase.READY, record=record)
 
 
 def _container_request(creation: Creation) -> ContainerRequest:
@@ -300,14 +339,38 @@ def _certified_data(creation: Creation) -> CertifiedHostData:
 
 
 def _undo(remove: Callable[[ProviderContext, JournalEntry], None]) -> Callable[[Creation], None]:
-    return lambda creation: remove(creation.context, creation.entry)
+    def undo(creation: Creation) -> None:
+        try:
+            remove(creation.context, creation.entry)
+        except Exception as error:
+            creation.leftovers.append(describe_error(error))
+            raise
+
+    return undo
+
+
+def _delete_instance(creation: Creation) -> None:
+    if creation.entry.vps_instance_id is not None:
+        _undo(delete_instance_of)(creation)
+        # Should something else be left, the host is not to count as destroyed because its VPS is.
+        creation.note(vps_instance_id=None)
+    elif creation.is_ordered:
+        _undo(delete_unanswered_instance_of)(creation)
+
+
+def _forget_unless_something_is_left(creation: Creation) -> None:
+    if not creation.leftovers:
+        forget_host(creation.context, creation.entry)
+        return
+    creation.leftovers.append(f"Try again to remove it: {HOW_TO_REMOVE}")
+    creation.note(phase=HostPhase.FAILED, failure_reason=". ".join(creation.leftovers))
 
 
 # In this order whatever is billed is undone first, and what remembers it is forgotten last.
 CREATE_STEPS: tuple[Step[Creation], ...] = (
-    Step("Claiming the name", _claim_name, _undo(forget_host)),
+    Step("Claiming the name", _claim_name, _forget_unless_something_is_left),
     Step("Giving the cloud the public key", _upload_key, _undo(delete_key_of)),
-    Step("Ordering the VPS", _order_instance, _undo(delete_instance_of)),
+    Step("Ordering the VPS", _order_instance, _delete_instance),
     Step("Waiting for the VPS to become active", _wait_until_active),
     Step("Waiting for its ssh", _wait_for_vps_ssh),
     Step("Waiting for cloud-init and Docker", _wait_for_docker),

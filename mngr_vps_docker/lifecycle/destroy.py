@@ -1,17 +1,24 @@
 """Destroying a host: everything that was made for it, in an order that keeps it findable until nothing is billed."""
 
+import time
+
 from loguru import logger
 
-from imbue.mngr_vps_docker.errors import RemoteCommandError
-from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
 from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_TAG
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+
+# Most clouds go on reporting a destroyed instance for some seconds; one that is still there after a minute is billed.
+GONE_TIMEOUT_SECONDS = 60.0
+# What a cloud's listing may lag behind its own answers.
+LISTING_LAG_SECONDS = 10.0
+_POLL_SECONDS = 0.5
 
 
 def destroy_host(context: ProviderContext, entry: JournalEntry) -> None:
@@ -26,24 +33,49 @@ def destroy_host(context: ProviderContext, entry: JournalEntry) -> None:
         for remove in (delete_instance_of, delete_key_of):
             try:
                 remove(context, entry)
-            except VpsDockerError as error:
-                problems.append(str(error))
+            # A provider package's client may raise anything, and the next thing is to be removed all the same.
+            except Exception as error:  # noqa: BLE001
+                problems.append(describe_error(error))
         if problems:
             raise VpsDockerError(f"Host {entry.host_name} is not fully destroyed, try again: {'; '.join(problems)}")
         forget_host(context, entry)
 
 
 def delete_instance_of(context: ProviderContext, entry: JournalEntry) -> None:
-    """Destroy every VPS of a host; one that the cloud no longer knows counts as destroyed.
+    """Destroy every VPS of a host, and wait until the cloud says so; one that it no longer knows counts as destroyed.
 
-    A VPS whose order was answered too late, or never, is found by its tag.
+    A VPS whose order was answered too late, or never, is found by its tag. Raises VpsDockerError naming the VPS that
+    remains.
     """
     for instance_id in _instance_ids(context, entry):
         try:
             context.client.destroy_instance(instance_id)
-        except VpsApiError as error:
-            if not error.is_gone:
-                raise VpsDockerError(f"VPS {instance_id} of host {entry.host_name} still exists: {error}") from error
+            _wait_until_gone(context, instance_id)
+        # A provider package's client may raise anything where the cloud did not answer at all.
+        except Exception as error:
+            if not _says_that_it_is_gone(error):
+                raise VpsDockerError(
+                    f"VPS {instance_id} of host {entry.host_name} may still exist and be billed:"
+                    f" {describe_error(error)}"
+                ) from error
+
+
+def delete_unanswered_instance_of(context: ProviderContext, entry: JournalEntry) -> None:
+    """Destroy the VPS that the cloud may have made of an order whose answer was lost, found by its tag.
+
+    Listings lag, so it is looked for a while. Raises VpsDockerError where the client cannot list.
+    """
+    deadline = time.monotonic() + LISTING_LAG_SECONDS
+    while (found := context.client.find_instances({HOST_ID_TAG: entry.host_id})) is not None:
+        if found:
+            return delete_instance_of(context, entry)
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(_POLL_SECONDS)
+    raise VpsDockerError(
+        f"The cloud may have made a VPS mngr-{entry.host_name} although its answer was lost, and its instances"
+        f" cannot be listed: look for the tag {HOST_ID_TAG}={entry.host_id} in its console"
+    )
 
 
 def delete_key_of(context: ProviderContext, entry: JournalEntry) -> None:
@@ -54,46 +86,45 @@ def delete_key_of(context: ProviderContext, entry: JournalEntry) -> None:
     for key_id in key_ids:
         try:
             context.client.delete_ssh_key(key_id)
-        except VpsApiError as error:
-            if not error.is_gone:
+        except Exception as error:
+            if not _says_that_it_is_gone(error):
                 raise VpsDockerError(
-                    f"Public key {key_id} of host {entry.host_name} is still there: {error}"
+                    f"Public key {key_id} of host {entry.host_name} may still be there: {describe_error(error)}"
                 ) from error
 
 
 def forget_host(context: ProviderContext, entry: JournalEntry) -> None:
     """Remove what this machine keeps of a host: its keys, its pinned host keys, its shared connections, its notes."""
-    if entry.vps_instance_id is not None and _still_exists(context, entry.vps_instance_id):
-        raise VpsDockerError(f"VPS {entry.vps_instance_id} of host {entry.host_name} still exists; it stays known")
     context.close_connections(entry.host_id)
     context.unpin(entry.host_id, entry.vps_ip)
     context.keys.forget_host(entry.host_id)
-
-
-def remove_containers(context: ProviderContext, entry: JournalEntry) -> None:
-    """Remove a host's container and volume from its VPS, as far as it can be reached."""
-    if entry.vps_ip is None or entry.record is None or entry.record.config is None:
-        return
-    docker = context.docker(entry.vps_ip, entry.host_id)
-    try:
-        docker.remove_container(entry.record.config.container_name, is_missing_ok=True)
-        docker.remove_volume(entry.record.config.volume_name, is_missing_ok=True)
-    except (VpsConnectionError, RemoteCommandError, RemoteCommandTimeoutError) as error:
-        logger.debug("The container of {} goes with its VPS: {}", entry.host_name, error)
 
 
 def _instance_ids(context: ProviderContext, entry: JournalEntry) -> tuple[VpsInstanceId, ...]:
     if entry.vps_instance_id is not None:
         return (entry.vps_instance_id,)
     found = context.client.find_instances({HOST_ID_TAG: entry.host_id})
+    if found is None:
+        logger.warning(
+            "Whether the cloud has a VPS for {} cannot be known; its tag would be {}={}",
+            entry.host_name,
+            HOST_ID_TAG,
+            entry.host_id,
+        )
     return tuple(instance.id for instance in found or ())
 
 
-def _still_exists(context: ProviderContext, instance_id: VpsInstanceId) -> bool:
-    try:
-        status = context.client.get_instance_status(instance_id)
-    except VpsApiError as error:
-        if error.is_gone:
-            return False
-        raise
-    return status not in (status.DESTROYING,)
+def _wait_until_gone(context: ProviderContext, instance_id: VpsInstanceId) -> None:
+    """Return when the cloud says that the VPS is being destroyed; raises VpsApiError 404 or 410 if it already is."""
+    deadline = time.monotonic() + GONE_TIMEOUT_SECONDS
+    while (status := context.client.get_instance_status(instance_id)) is not VpsInstanceStatus.DESTROYING:
+        if time.monotonic() >= deadline:
+            raise VpsDockerError(
+                f"the cloud took the order to destroy it and still reports it as {status} after"
+                f" {GONE_TIMEOUT_SECONDS:.0f} s"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _says_that_it_is_gone(error: Exception) -> bool:
+    return isinstance(error, VpsApiError) and error.is_gone

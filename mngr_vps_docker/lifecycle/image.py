@@ -18,6 +18,8 @@ from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.pipe import pipe
+from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.ssh.version import installed_openssh
 
 DEPOT_TOKEN_VARIABLE = "DEPOT_TOKEN"
 
@@ -30,8 +32,9 @@ class SnapshotSource:
     connection: SshConnection
 
 
-def check_builder(context: ProviderContext, build: ParsedBuildArgs) -> None:
-    """Refuse a builder that cannot work, before anything is paid for."""
+def check_tools(context: ProviderContext, build: ParsedBuildArgs) -> None:
+    """Refuse to begin without ssh, or with a builder that cannot work, before anything is paid for."""
+    installed_openssh()
     if build.is_build and context.config.builder is DockerBuilder.DEPOT and not os.environ.get(DEPOT_TOKEN_VARIABLE):
         raise BuildArgumentError(
             f"The provider's builder is DEPOT, which needs {DEPOT_TOKEN_VARIABLE} in the environment; set it, or set"
@@ -63,6 +66,7 @@ def prepare_image(
 
 def _build(context: ProviderContext, docker: DockerOverSsh, *, host_id: HostId, build: ParsedBuildArgs) -> str:
     tag = f"mngr-build:{host_id.get_uuid().hex}"
+    token = os.environ.get(DEPOT_TOKEN_VARIABLE) if context.config.builder is DockerBuilder.DEPOT else None
     with uploaded_build_context(docker.connection, build) as remote:
         docker.build(
             tag=tag,
@@ -70,7 +74,7 @@ def _build(context: ProviderContext, docker: DockerOverSsh, *, host_id: HostId, 
             dockerfile=remote.dockerfile,
             build_args=build.docker_build_args,
             builder=context.config.builder,
-            depot_token=os.environ.get(DEPOT_TOKEN_VARIABLE),
+            depot_token=None if token is None else Secret(token),
             on_line=_log_build_line,
             timeout_seconds=context.config.build_timeout_seconds,
         )

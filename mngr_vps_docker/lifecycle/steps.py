@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from loguru import logger
 
-from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr.errors import BaseMngrError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +31,40 @@ def run_steps[State](
     each step so far is undone, last first, and the error is raised again. What an undo could not do is logged as an
     error and added to the raised error as notes.
     """
-    for index, step in enumerate(steps):
-        logger.info("{} ...", step.title)
-        started = time.monotonic()
-        try:
+    begun: list[Step[State]] = []
+    # All of it is inside: Ctrl-C may come between two steps, or while one is announced.
+    try:
+        for step in steps:
+            begun.append(step)
+            logger.info("{} ...", step.title)
+            started = time.monotonic()
             step.do(state)
-        except BaseException as error:
-            if on_failure(step.title, error):
-                for problem in undo_steps(steps[: index + 1], state):
-                    error.add_note(problem)
-            raise
-        logger.info("  {:.1f} s", time.monotonic() - started)
+            logger.info("  {:.1f} s", time.monotonic() - started)
+    except BaseException as error:
+        if begun and on_failure(begun[-1].title, error):
+            for problem in undo_steps(begun, state):
+                error.add_note(problem)
+        raise
 
 
 def undo_steps[State](steps: Sequence[Step[State]], state: State) -> tuple[str, ...]:
-    """Undo ``steps``, last first, every one of them whatever happens, and return what went wrong, a line each."""
+    """Undo ``steps``, last first, every one of them whatever they raise, and return what went wrong, a line each.
+
+    Only an interruption (Ctrl-C once more) ends it before the first step is reached.
+    """
     problems: list[str] = []
     for step in reversed(steps):
         if step.undo is None:
             continue
         try:
             step.undo(state)
-        except VpsDockerError as error:
-            problems.append(f"Could not take back '{step.title}': {error}")
+        # A provider package's client may raise anything; one that fails must not keep the others from being undone.
+        except Exception as error:  # noqa: BLE001
+            problems.append(f"Could not take back '{step.title}': {describe_error(error)}")
             logger.error("{}", problems[-1])
     return tuple(problems)
+
+
+def describe_error(error: BaseException) -> str:
+    """What a user is told of ``error``: its text if it was meant for people, else with its type in front."""
+    return str(error) if isinstance(error, BaseMngrError) else f"{type(error).__name__}: {error}".rstrip(": ")

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from typing import Any
 
 from imbue.mngr_vps_docker.local_vps.clean import clean
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
+from imbue.mngr_vps_docker.local_vps.engine import lines_of
+from imbue.mngr_vps_docker.local_vps.engine import run_docker
+from imbue.mngr_vps_docker.local_vps.labels import ACCOUNT_LABEL
 
 COMMAND_TIMEOUT_SECONDS = 600.0
 DOCKERFILE = 'FROM mngr-agent:bookworm\nRUN echo "from the Dockerfile" > /etc/built\n'
@@ -70,9 +74,11 @@ class MngrCli:
         )
 
     def tear_down(self) -> None:
-        """Remove everything that this account has on the engine."""
+        """Remove everything that this account has on the engine, and what mngr's state knows of it."""
         for _ in clean(self.account):
             pass
+        for folder in self.host_dir.glob("profiles/*/providers"):
+            shutil.rmtree(folder)
 
     def __call__(self, *arguments: str, is_failure_expected: bool = False) -> str:
         """Run mngr and return its standard output; its exit code must be 0, or must not be where that is expected."""
@@ -102,6 +108,16 @@ class MngrCli:
             "MNGR_PREFIX": self.prefix,
             "MNGR_HEADLESS": "1",
         }
+
+    def leftovers(self) -> list[str]:
+        """What is left of hosts: at the cloud, on the engine, and in mngr's state on this machine."""
+        provider = self.profile / "providers" / "local-vps" / "local-vps"
+        account = f"--filter=label={ACCOUNT_LABEL}={self.account}"
+        listings = (("ps", "--all"), ("volume", "ls"), ("network", "ls"))
+        engine = (lines_of(run_docker(*listing, "--quiet", account)) for listing in listings)
+        pinned = (path.read_text().splitlines() for path in provider.glob("**/*known_hosts"))
+        folders = (str(path) for path in provider.glob("hosts/host-*"))
+        return [*(name for names in engine for name in names), *(line for lines in pinned for line in lines), *folders]
 
     def json(self, *arguments: str) -> dict[str, Any]:
         """Run mngr with ``--format json`` and return its answer."""

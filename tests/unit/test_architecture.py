@@ -16,7 +16,7 @@ LONGEST_MODULE_LINES = 450
 LAYERS = (
     ("primitives", "errors", "config", "files"),
     ("ssh",),
-    ("docker_commands", "remote_batch"),
+    ("docker_commands", "remote_batch", "replay"),
     ("docker_errors",),
     ("docker_objects", "docker_exec"),
     ("docker_over_ssh",),
@@ -98,6 +98,10 @@ def test_a_module_fits_on_a_few_screens(source: Path) -> None:
     assert len(source.read_text().splitlines()) <= LONGEST_MODULE_LINES
 
 
+# They call a provider package's client, which may raise anything, in the midst of what must be brought to its end.
+CALLERS_OF_FOREIGN_CODE = {PACKAGE / "lifecycle" / name for name in ("create.py", "destroy.py", "steps.py")}
+
+
 @every_source
 def test_every_handler_names_what_it_handles(source: Path) -> None:
     vague = [
@@ -106,7 +110,7 @@ def test_every_handler_names_what_it_handles(source: Path) -> None:
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or any(isinstance(n, ast.Name) and n.id == "Exception" for n in ast.walk(node.type)))
     ]
-    assert vague == []
+    assert vague == [] or source in CALLERS_OF_FOREIGN_CODE
 
 
 @every_source
@@ -116,6 +120,16 @@ def test_ssh_options_are_written_in_the_ssh_layer_only(source: Path) -> None:
     option = re.compile(rf"^-[FSO]$|\b({names})\b")
     written = [line for line, text in _words_written(source) if option.search(text)]
     assert written == [] or _layer(source) in {"ssh", "testing"}
+
+
+@every_source
+def test_shell_text_is_quoted_in_one_place(source: Path) -> None:
+    quoting = [
+        node.lineno
+        for node in ast.walk(ast.parse(source.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("shlex.quote", "shlex.join")
+    ]
+    assert quoting == [] or source == PACKAGE / "ssh" / "shell.py"
 
 
 # On a VPS, docker is spoken to by docker_over_ssh and the modules under it; the reference cloud is an engine on this

@@ -1,0 +1,138 @@
+"""A client that fails where a test wants it to: for provider authors, and for this package's own tests."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+from enum import Enum
+from enum import auto
+from inspect import isfunction
+
+from pydantic import ConfigDict
+from pydantic import Field
+from pydantic import PrivateAttr
+
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.primitives import VpsSnapshotId
+from imbue.mngr_vps_docker.vps_client import VpsClientInterface
+from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
+from imbue.mngr_vps_docker.vps_client import VpsSnapshotInfo
+from imbue.mngr_vps_docker.vps_client import VpsSshKeyInfo
+
+
+class FaultMoment(Enum):
+    """When a call fails: before the cloud heard of it, or after it did what it was asked and the answer was lost."""
+
+    BEFORE = auto()
+    ANSWER_LOST = auto()
+
+
+@dataclass(slots=True)
+class Fault:
+    """``error`` is raised by every call named ``call``, or by the first ``times`` of them; ``happened`` counts."""
+
+    call: str
+    error: BaseException
+    moment: FaultMoment = FaultMoment.BEFORE
+    times: int | None = None
+    happened: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.call not in CALLS:
+            raise ValueError(f"A client has no call '{self.call}'; it has {', '.join(sorted(CALLS))}")
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next such call fails."""
+        return self.times is None or self.happened < self.times
+
+
+class FaultyClient(VpsClientInterface):
+    """``real``, but for ``faults``. ``calls`` names every call in order, failed ones too.
+
+    Strict: a fault of a call that does not exist is refused, and ``check_that_all_happened`` fails for one that was
+    never met, so that a test cannot pass because it went another way.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    real: VpsClientInterface = Field(description="The client that does the work")
+    faults: tuple[Fault, ...] = Field(default=(), description="What goes wrong")
+    _calls: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def calls(self) -> tuple[str, ...]:
+        """The name of every call so far."""
+        return tuple(self._calls)
+
+    def check_that_all_happened(self) -> None:
+        """Raise AssertionError naming the faults that no call has met."""
+        unmet = [fault.call for fault in self.faults if not fault.happened]
+        assert not unmet, f"nothing called {', '.join(unmet)}; there were only {', '.join(self._calls) or 'no calls'}"
+
+    def create_instance(
+        self,
+        label: str,
+        region: str,
+        plan: str,
+        os_id: int | str,
+        user_data: str,
+        ssh_key_ids: Sequence[str],
+        tags: Sequence[str],
+    ) -> VpsInstanceId:
+        return self._call(
+            "create_instance",
+            lambda: self.real.create_instance(label, region, plan, os_id, user_data, ssh_key_ids, tags),
+        )
+
+    def destroy_instance(self, instance_id: VpsInstanceId) -> None:
+        self._call("destroy_instance", lambda: self.real.destroy_instance(instance_id))
+
+    def get_instance_status(self, instance_id: VpsInstanceId) -> VpsInstanceStatus:
+        return self._call("get_instance_status", lambda: self.real.get_instance_status(instance_id))
+
+    def get_instance_ip(self, instance_id: VpsInstanceId) -> str:
+        return self._call("get_instance_ip", lambda: self.real.get_instance_ip(instance_id))
+
+    def wait_for_instance_active(self, instance_id: VpsInstanceId, timeout_seconds: float = 300.0) -> str:
+        return self._call(
+            "wait_for_instance_active", lambda: self.real.wait_for_instance_active(instance_id, timeout_seconds)
+        )
+
+    def create_snapshot(self, instance_id: VpsInstanceId, description: str) -> VpsSnapshotId:
+        return self._call("create_snapshot", lambda: self.real.create_snapshot(instance_id, description))
+
+    def delete_snapshot(self, snapshot_id: VpsSnapshotId) -> None:
+        self._call("delete_snapshot", lambda: self.real.delete_snapshot(snapshot_id))
+
+    def list_snapshots(self) -> list[VpsSnapshotInfo]:
+        return self._call("list_snapshots", self.real.list_snapshots)
+
+    def upload_ssh_key(self, name: str, public_key: str) -> str:
+        return self._call("upload_ssh_key", lambda: self.real.upload_ssh_key(name, public_key))
+
+    def delete_ssh_key(self, key_id: str) -> None:
+        self._call("delete_ssh_key", lambda: self.real.delete_ssh_key(key_id))
+
+    def list_ssh_keys(self) -> list[VpsSshKeyInfo]:
+        return self._call("list_ssh_keys", self.real.list_ssh_keys)
+
+    def find_instances(self, tags: Mapping[str, str]) -> Sequence[VpsInstanceInfo] | None:
+        return self._call("find_instances", lambda: self.real.find_instances(tags))
+
+    def _call[Answer](self, name: str, act: Callable[[], Answer]) -> Answer:
+        self._calls.append(name)
+        fault = next((fault for fault in self.faults if fault.call == name and fault.is_due), None)
+        if fault is None:
+            return act()
+        if fault.moment is FaultMoment.ANSWER_LOST:
+            act()
+        fault.happened += 1
+        raise fault.error
+
+
+CALLS = frozenset(
+    name for name, member in vars(VpsClientInterface).items() if isfunction(member) and not name.startswith("_")
+)

@@ -1,0 +1,28 @@
+"""The local_vps provider used through its own methods, as mngr uses it, with any client in place of its own."""
+
+from pathlib import Path
+
+import pluggy
+
+from imbue.mngr.config.data_types import MngrConfig
+from imbue.mngr.config.data_types import MngrContext
+from imbue.mngr.primitives import ProviderInstanceName
+from imbue.mngr_vps_docker.local_vps.config import LocalVpsProviderConfig
+from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
+from imbue.mngr_vps_docker.vps_client import VpsClientInterface
+
+PROVIDER_NAME = ProviderInstanceName("local-vps")
+
+
+def local_provider(profile: Path, account: str, client: VpsClientInterface, **settings: object) -> LocalVpsProvider:
+    """A new provider object, as a new process would have it, on the state that lies in ``profile``."""
+    profile.mkdir(parents=True, exist_ok=True)
+    config = LocalVpsProviderConfig.model_validate({"account": account, **settings})
+    mngr_config = MngrConfig(prefix=f"{account}-", providers={PROVIDER_NAME: config})
+    return LocalVpsProvider(
+        name=PROVIDER_NAME,
+        host_dir=config.host_dir,
+        mngr_ctx=MngrContext(config=mngr_config, pm=pluggy.PluginManager("mngr"), profile_dir=profile),
+        config=config,
+        vps_client=client,
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from loguru import logger
 
 from imbue.mngr.errors import BaseMngrError
+from imbue.mngr_vps_docker.ssh.span import span
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ def run_steps[State](
             begun.append(step)
             logger.info("{} ...", step.title)
             started = time.monotonic()
-            step.do(state)
+            with span(step.title):
+                step.do(state)
             logger.info("  {:.1f} s", time.monotonic() - started)
     except BaseException as error:
         if begun and on_failure(begun[-1].title, error):

@@ -1,0 +1,106 @@
+"""What commands cost in logins and remote commands, counted by the servers and the command log."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from support.mngr_cli import MngrCli
+
+from imbue.mngr_vps_docker.local_vps.engine import run_docker
+from imbue.mngr_vps_docker.replay import main
+from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
+from imbue.mngr_vps_docker.ssh.command_log import read_log
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one command line took: logins to the VPS, logins to the container, and the remote commands it ran."""
+
+    vps_logins: int
+    container_logins: int
+    commands: list[LoggedCommand]
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Counts what command lines cost on one host."""
+
+    mngr: MngrCli
+    instance: str
+
+    def commands(self) -> list[LoggedCommand]:
+        (log,) = self.mngr.profile.glob("providers/*/*/logs/ssh.jsonl")
+        return list(read_log(log))
+
+    def vps_logins(self) -> int:
+        return run_docker("exec", self.instance, "journalctl", "-u", "ssh", "--no-pager").count("Accepted publickey")
+
+    def container_logins(self) -> int:
+        script = (
+            "cat $(docker volume inspect --format {{.Mountpoint}} $(docker volume ls -q | grep host-vol))/.sshd/log"
+        )
+        return run_docker("exec", self.instance, "sh", "-c", script).count("Accepted publickey")
+
+    def cost(self, *arguments: str) -> Cost:
+        before = self.vps_logins(), self.container_logins(), len(self.commands())
+        self.mngr(*arguments)
+        return Cost(self.vps_logins() - before[0], self.container_logins() - before[1], self.commands()[before[2] :])
+
+
+@pytest.fixture(scope="module")
+def meter(mngr: MngrCli) -> Iterator[Meter]:
+    mngr("create", "a1@h1.local-vps", "--new-host", "--type", "command", "--no-connect", "--", "sleep", "100000")
+    (instance,) = mngr.cloud.find_instances({})
+    yield Meter(mngr, instance.id)
+
+
+def test_create_logs_in_once_to_each_machine(meter: Meter) -> None:
+    # And once more to the container: that is the git of mngr, which pushes the checkout by an ssh of its own.
+    assert (meter.vps_logins(), meter.container_logins()) == (1, 2)
+
+
+@pytest.mark.parametrize("command", [("exec", "a1", "true"), ("list",), ("exec", "a1", "--outer", "true")])
+def test_a_command_logs_in_to_nothing_once_it_is_known(meter: Meter, command: tuple[str, ...]) -> None:
+    cost = meter.cost(*command)
+    assert (cost.vps_logins, cost.container_logins) == (0, 0)
+    assert all(logged.outcome == "COMPLETED" for logged in cost.commands)
+
+
+def test_what_list_shows_as_ssh_command_can_be_pasted(meter: Meter) -> None:
+    (agent,) = meter.mngr.agents()
+    command = agent["host"]["ssh"]["command"]
+    assert "StrictHostKeyChecking=yes" in command
+    done = subprocess.run(
+        ["sh", "-c", f"{command} 'readlink /mngr'"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.returncode) == ("/mngr-vol\n", 0), done.stderr
+
+
+def test_every_command_of_the_log_can_be_read_and_belongs_to_an_operation(meter: Meter) -> None:
+    (log,) = meter.mngr.profile.glob("providers/*/*/logs/ssh.jsonl")
+    assert len(log.read_text().splitlines()) == len(meter.commands())
+    operations = {logged.operation for logged in meter.commands()}
+    assert {"mngr create > Waiting for its ssh", "mngr list"} <= operations
+    assert all(json.loads(line)["parent"] for line in log.read_text().splitlines())
+
+
+def test_what_failed_is_found_in_the_log_and_what_only_looked_ends_the_same_again(
+    meter: Meter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = meter.mngr.run("exec", "a1", "--outer", "docker inspect nothing-of-that-name")
+    assert failed.returncode != 0
+    (log,) = meter.mngr.profile.glob("providers/*/*/logs/ssh.jsonl")
+    assert main(["--log", str(log), "list", "--failed", "--last", "1"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert "COMPLETED 1" in row and "docker inspect nothing" in row
+    assert main(["--log", str(log), "show", row.split()[0]]) == 0
+    done = subprocess.run(
+        ["sh", "-c", capsys.readouterr().out], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1 and "nothing-of-that-name" in done.stderr
+    meter.mngr("list")
+    looked = [logged.id for logged in meter.commands() if logged.is_read_only and not logged.stdin_bytes]
+    assert main(["--log", str(log), "run", looked[-1]]) == 0
+    assert "the same: 0 then, 0 now" in capsys.readouterr().out

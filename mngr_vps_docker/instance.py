@@ -58,12 +58,12 @@ from imbue.mngr_vps_docker.lifecycle.create import check_host_name
 from imbue.mngr_vps_docker.lifecycle.create import check_name_is_free
 from imbue.mngr_vps_docker.lifecycle.create import create_host
 from imbue.mngr_vps_docker.lifecycle.destroy import destroy_host
-from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
 from imbue.mngr_vps_docker.lifecycle.image import check_tools
 from imbue.mngr_vps_docker.lifecycle.power import repair_host
 from imbue.mngr_vps_docker.lifecycle.power import start_host
 from imbue.mngr_vps_docker.lifecycle.power import stop_host
 from imbue.mngr_vps_docker.lifecycle.registry import HostRegistry
+from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.snapshot import create_snapshot
 from imbue.mngr_vps_docker.lifecycle.snapshot import delete_snapshot
 from imbue.mngr_vps_docker.lifecycle.snapshot import find_snapshot
@@ -135,7 +135,7 @@ class VpsDockerProvider(BaseProviderInstance):
 
     def on_connection_error(self, host_id: HostId) -> None:
         """Forget what was seen of a host that could not be reached."""
-        self._registry.forget(host_id)
+        self._registry.note_unreachable(host_id)
 
     # --- create and destroy ---------------------------------------------------------------------------------------
 
@@ -228,7 +228,7 @@ class VpsDockerProvider(BaseProviderInstance):
     def get_host(self, host: HostId | HostName) -> HostInterface:
         """The host if it runs, else its offline view; never an error for one that cannot be reached."""
         sighting = self._registry.get(host)
-        return self._online_host(sighting) if sighting.is_running else self._offline_host(sighting)
+        return self._online_host(sighting) if sighting.is_online else self._offline_host(sighting)
 
     def to_offline_host(self, host_id: HostId) -> OfflineHost:
         """The offline view of a host, without any connection."""
@@ -248,7 +248,7 @@ class VpsDockerProvider(BaseProviderInstance):
     ) -> tuple[HostDetails, list[AgentDetails]]:
         """The rows of a host and its agents, by one remote command; a host that cannot be asked shows as last seen."""
         sighting = self._registry.get(host_ref.host_id)
-        host = self._online_host(sighting) if sighting.is_running else None
+        host = self._online_host(sighting) if sighting.is_online else None
         return details.describe(
             self._context, self.mngr_ctx.config, sighting, host, agent_refs, field_generators, on_error
         )
@@ -339,7 +339,7 @@ class VpsDockerProvider(BaseProviderInstance):
     def list_persisted_agent_data_for_host(self, host_id: HostId) -> list[dict[str, Any]]:
         """Data of the host's agents, from its VPS or, if that cannot be reached, as last seen."""
         try:
-            return self._registry.get(host_id).agents
+            return self._registry.agents(host_id)
         except HostNotFoundError:
             return []
 
@@ -347,11 +347,13 @@ class VpsDockerProvider(BaseProviderInstance):
         """Keep a copy of an agent's data for when the host is offline."""
         if self._registry.is_known(host_id):
             metadata.persist_agent_data(self._context, self._registry.get(host_id), agent_data)
+            self._registry.note_agent(host_id, str(agent_data.get("id")), dict(agent_data))
 
     def remove_persisted_agent_data(self, host_id: HostId, agent_id: AgentId) -> None:
         """Forget the copy of an agent's data."""
         if self._registry.is_known(host_id):
             metadata.remove_persisted_agent_data(self._context, self._registry.get(host_id), agent_id)
+            self._registry.note_agent(host_id, agent_id, None)
 
     # --- hooks for provider packages ------------------------------------------------------------------------------
 
@@ -422,19 +424,14 @@ class VpsDockerProvider(BaseProviderInstance):
 
     def _online_host(self, sighting: HostSighting) -> VpsDockerHost:
         return views.online_host(
-            self,
-            self._context,
-            sighting,
-            on_updated_host_data=self._on_updated_host_data,
-            on_sshd_down=self._on_sshd_down,
+            self, self._context, sighting, on_host_data=self._on_updated_host_data, on_sshd_down=self._on_sshd_down
         )
 
     def _offline_host(self, sighting: HostSighting) -> OfflineHost:
-        return views.offline_host(self, sighting, on_updated_host_data=self._on_updated_host_data)
+        return views.offline_host(self, sighting, on_host_data=self._on_updated_host_data)
 
     def _on_updated_host_data(self, host_id: HostId, data: CertifiedHostData) -> None:
-        sighting = self._registry.get(host_id)
-        metadata.accept_certified_data(self._context, sighting, data, is_online=sighting.is_running)
+        self._registry.note_record(metadata.accept_certified_data(self._context, self._registry.get(host_id), data))
 
     def _on_sshd_down(self, host_id: HostId) -> None:
         logger.info("The sshd of host {} does not answer; bringing it back ...", host_id)

@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 from pydantic import Field
 
 from imbue.mngr.hosts.host import Host
+from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.interfaces.data_types import CommandResult
 from imbue.mngr.interfaces.data_types import PyinfraConnector
 from imbue.mngr.interfaces.host import OuterHostInterface
@@ -206,6 +207,32 @@ class VpsDockerHost(_OverOpenSsh, Host):
         """The name that the user gave the host."""
         return Host.get_name(self)
 
+    def set_certified_data(self, data: CertifiedHostData) -> None:
+        """Have the provider save it, which knows what a copy that is out of date must not take back."""
+        if self.on_updated_host_data is None:
+            return Host.set_certified_data(self, data)
+        return self.on_updated_host_data(self.id, data.model_copy(update={"updated_at": datetime.now(UTC)}))
+
+    def execute_streaming_command(
+        self,
+        command: str,
+        on_line: Callable[[str], None],
+        *,
+        env: Mapping[str, str] | None = None,
+        timeout_seconds: float | None = None,
+    ) -> CommandResult:
+        """Run shell text and hand on each line of both its streams as it comes."""
+        stream = _OverOpenSsh.execute_streaming_command
+        return self._repairing(lambda: stream(self, command, on_line, env=env, timeout_seconds=timeout_seconds))
+
+    def read_file(self, path: Path) -> bytes:
+        """Return the content of a file; raise FileNotFoundError where there is none."""
+        return self._repairing(lambda: _OverOpenSsh.read_file(self, path))
+
+    def write_file(self, path: Path, content: bytes, mode: str | None = None, is_atomic: bool = False) -> None:
+        """Write a file and its parent folders; ``mode`` is octal text ("755"), ``is_atomic`` replaces it at once."""
+        self._repairing(lambda: _OverOpenSsh.write_file(self, path, content, mode, is_atomic))
+
     def _execute(
         self,
         command: str,
@@ -215,13 +242,18 @@ class VpsDockerHost(_OverOpenSsh, Host):
         timeout_seconds: float | None,
         effect: Effect,
     ) -> CommandResult:
+        execute = _OverOpenSsh._execute
+        return self._repairing(lambda: execute(self, command, user, cwd, env, timeout_seconds, effect))
+
+    def _repairing[Answer](self, act: Callable[[], Answer]) -> Answer:
+        """Do something, after bringing the container's sshd back if it is that which is missing."""
         try:
-            return _OverOpenSsh._execute(self, command, user, cwd, env, timeout_seconds, effect)
+            return act()
         except SshdDownError:
             if self.on_sshd_down is None:
                 raise
         self.on_sshd_down(self.id)
-        return _OverOpenSsh._execute(self, command, user, cwd, env, timeout_seconds, effect)
+        return act()
 
     def _get_file_mtime(self, path: Path) -> datetime | None:
         return _OverOpenSsh.get_file_mtime(self, path)

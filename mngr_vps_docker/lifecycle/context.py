@@ -1,6 +1,7 @@
 """What every lifecycle operation of a provider needs: its names, its settings, its cloud, and ways to its machines."""
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import PurePosixPath
@@ -10,6 +11,7 @@ from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import ProviderInstanceName
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.journal import HostJournal
 from imbue.mngr_vps_docker.keys import ProviderKeys
@@ -87,34 +89,11 @@ class ProviderContext:
 
     def vps(self, address: str, host_id: HostId | None = None) -> SshConnection:
         """The connection to root on a VPS, whose host key is pinned by host id (by address, if that is not known)."""
-        return self._connection(
-            SshTarget(
-                host=address,
-                identity_file=self.keys.vps_client_key().private_key_path,
-                known_hosts_file=self.keys.vps_known_hosts_path,
-                host_key_alias=host_id or address,
-                label=f"VPS {address}",
-                connect_timeout_seconds=self.config.ssh_connect_timeout,
-                persist_seconds=self.config.ssh_control_persist_seconds,
-                options=self.config.ssh_options,
-            )
-        )
+        return self._connection(self._vps_target(address, host_id))
 
     def container(self, address: str, host_id: HostId) -> SshConnection:
         """The connection to root in a host's container."""
-        return self._connection(
-            SshTarget(
-                host=address,
-                port=self.config.container_ssh_port,
-                identity_file=self.keys.container_client_key(host_id).private_key_path,
-                known_hosts_file=self.keys.container_known_hosts_path,
-                host_key_alias=host_id,
-                label=f"container {address}:{self.config.container_ssh_port}",
-                connect_timeout_seconds=self.config.ssh_connect_timeout,
-                persist_seconds=self.config.ssh_control_persist_seconds,
-                options=self.config.ssh_options,
-            )
-        )
+        return self._connection(self._container_target(address, host_id))
 
     def docker(self, address: str, host_id: HostId) -> DockerOverSsh:
         """Docker on the VPS of a host."""
@@ -124,13 +103,19 @@ class ProviderContext:
         """The records on the VPS that ``connection`` leads to."""
         return VpsDockerHostStore(connection, self.state_volume_name)
 
-    def close_connections(self, host_id: HostId) -> None:
-        """End the shared connections to both machines of a host."""
+    def close_connections(self, host_id: HostId, address: str | None) -> None:
+        """End the shared connections to both machines of a host, whichever process opened them."""
+        if address is None:
+            return
+        ways = [self._vps_target(address, host_id)]
+        with suppress(VpsAuthenticationError):
+            # A machine that has no key to the container has no connection to it either.
+            ways.append(self._container_target(address, host_id))
+        for target in ways:
+            self._connection(target).close()
         with self._connections_lock:
-            targets = [target for target in self._connections if target.host_key_alias == host_id]
-            connections = [self._connections.pop(target) for target in targets]
-        for connection in connections:
-            connection.close()
+            for target in ways:
+                self._connections.pop(target, None)
 
     def close(self) -> None:
         """End every shared connection that is not to outlive this process."""
@@ -141,6 +126,32 @@ class ProviderContext:
             self._connections.clear()
         for connection in connections:
             connection.close()
+
+    def _vps_target(self, address: str, host_id: HostId | None) -> SshTarget:
+        return SshTarget(
+            host=address,
+            identity_file=self.keys.vps_client_key().private_key_path,
+            known_hosts_file=self.keys.vps_known_hosts_path,
+            host_key_alias=host_id or address,
+            label=f"VPS {address}",
+            connect_timeout_seconds=self.config.ssh_connect_timeout,
+            persist_seconds=self.config.ssh_control_persist_seconds,
+            options=self.config.ssh_options,
+        )
+
+    def _container_target(self, address: str, host_id: HostId) -> SshTarget:
+        port = self.config.container_ssh_port
+        return SshTarget(
+            host=address,
+            port=port,
+            identity_file=self.keys.container_client_key(host_id).private_key_path,
+            known_hosts_file=self.keys.container_known_hosts_path,
+            host_key_alias=host_id,
+            label=f"container {address}:{port}",
+            connect_timeout_seconds=self.config.ssh_connect_timeout,
+            persist_seconds=self.config.ssh_control_persist_seconds,
+            options=self.config.ssh_options,
+        )
 
     def _connection(self, target: SshTarget) -> SshConnection:
         with self._connections_lock:

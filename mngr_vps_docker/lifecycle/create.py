@@ -46,10 +46,10 @@ from imbue.mngr_vps_docker.lifecycle.destroy import delete_instance_of
 from imbue.mngr_vps_docker.lifecycle.destroy import delete_key_of
 from imbue.mngr_vps_docker.lifecycle.destroy import delete_unanswered_instance_of
 from imbue.mngr_vps_docker.lifecycle.destroy import forget_host
-from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
 from imbue.mngr_vps_docker.lifecycle.image import prepare_image
 from imbue.mngr_vps_docker.lifecycle.interruption import ending_in_order
+from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.steps import Step
 from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.lifecycle.steps import run_steps

@@ -28,7 +28,7 @@ def destroy_host(context: ProviderContext, entry: JournalEntry) -> None:
     """
     with context.journal.owned(entry.host_id):
         entry = context.journal.write(entry.model_copy(update={"phase": HostPhase.DESTROYING}))
-        context.close_connections(entry.host_id)
+        context.close_connections(entry.host_id, entry.vps_ip)
         problems = []
         for remove in (delete_instance_of, delete_key_of):
             try:
@@ -95,7 +95,7 @@ def delete_key_of(context: ProviderContext, entry: JournalEntry) -> None:
 
 def forget_host(context: ProviderContext, entry: JournalEntry) -> None:
     """Remove what this machine keeps of a host: its keys, its pinned host keys, its shared connections, its notes."""
-    context.close_connections(entry.host_id)
+    context.close_connections(entry.host_id, entry.vps_ip)
     context.unpin(entry.host_id, entry.vps_ip)
     context.keys.forget_host(entry.host_id)
 

@@ -33,8 +33,9 @@ from imbue.mngr.primitives import SSHInfo
 from imbue.mngr.providers.listing_utils import build_listing_collection_script
 from imbue.mngr.providers.listing_utils import parse_listing_collection_output
 from imbue.mngr_vps_docker.docker_objects import ContainerInfo
+from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
-from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
+from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.snapshot import list_snapshots
 from imbue.mngr_vps_docker.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
@@ -106,7 +107,7 @@ def describe(
             listing = read_listing(
                 host.ssh, host_dir=str(context.host_dir), prefix=context.prefix, container=sighting.container
             )
-        except HostConnectionError as error:
+        except (HostConnectionError, RemoteCommandTimeoutError) as error:
             sighting = sighting.unread(error)
     row = host_details(context, sighting, listing)
     generators = field_generators or {}

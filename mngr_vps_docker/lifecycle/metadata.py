@@ -7,20 +7,27 @@ that a copy of one never overwrites what only the other had.
 
 import json
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
+from contextlib import contextmanager
 from datetime import UTC
 from datetime import datetime
+
+from loguru import logger
+from pydantic import ValidationError
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.docker_errors import NoSuchVolumeError
 from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.host_volume import HostVolumeOverSsh
 from imbue.mngr_vps_docker.lifecycle.container import certified_data_json
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
-from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
+from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 
 type CertifiedDataListener = Callable[[HostId, CertifiedHostData], None]
@@ -63,13 +70,12 @@ def change_certified_data(
         data = change(record.certified_host_data).model_copy(update={"updated_at": datetime.now(UTC)})
         return record.model_copy(update={"certified_host_data": data})
 
-    data = update_record(context, sighting, with_change).certified_host_data
-    owned = {name: value for name, value in data.model_dump(mode="json").items() if name in RECORD_OWNED_FIELDS}
-    current = sighting.reading.data_json if sighting.reading is not None else None
-    if current is not None:
-        _write_data_json(
-            context, sighting, CertifiedHostData.model_validate({**current, **owned, "stop_reason": None})
-        )
+    with _changing_data_json(context, sighting):
+        data = update_record(context, sighting, with_change).certified_host_data
+        current = _read_data_json(context, sighting)
+        if current is not None:
+            owned = {name: getattr(data, name) for name in RECORD_OWNED_FIELDS}
+            _write_data_json(context, sighting, current.model_copy(update=owned))
     return data
 
 
@@ -85,26 +91,24 @@ def change_tags(
 
 
 def accept_certified_data(
-    context: ProviderContext, sighting: HostSighting, data: CertifiedHostData, *, is_online: bool
-) -> None:
-    """Take over certified data that mngr has set on a host, except for what the record owns.
-
-    mngr has written data.json itself on a host that is online; for one that is offline it is written here.
-    """
+    context: ProviderContext, sighting: HostSighting, data: CertifiedHostData
+) -> VpsDockerHostRecord:
+    """Take over certified data that mngr sets on a host, running or not, except for what the record owns."""
 
     def with_data(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
         kept = {name: getattr(record.certified_host_data, name) for name in RECORD_OWNED_FIELDS}
         return record.model_copy(update={"certified_host_data": data.model_copy(update=kept)})
 
-    record = update_record(context, sighting, with_data)
-    if not is_online:
-        _write_data_json(context, sighting, record.certified_host_data.model_copy(update={"stop_reason": None}))
+    with _changing_data_json(context, sighting):
+        record = update_record(context, sighting, with_data)
+        _write_data_json(context, sighting, record.certified_host_data)
+    return record
 
 
 def persist_agent_data(context: ProviderContext, sighting: HostSighting, agent_data: Mapping[str, object]) -> None:
     """Keep a copy of an agent's data for when the host is offline; of a stopped host, change the original too."""
     _store(context, sighting).persist_agent_data(sighting.host_id, agent_data)
-    agent_id = AgentId(str(agent_data["id"]))
+    agent_id = str(agent_data.get("id"))
     if not sighting.is_running and _has_live_agent(sighting, agent_id):
         path = f"agents/{agent_id}/data.json"
         _write_on_volume(context, sighting, path, json.dumps(dict(agent_data), indent=2))
@@ -115,12 +119,30 @@ def remove_persisted_agent_data(context: ProviderContext, sighting: HostSighting
     _store(context, sighting).remove_persisted_agent_data(sighting.host_id, agent_id)
 
 
-def _has_live_agent(sighting: HostSighting, agent_id: AgentId) -> bool:
+def _has_live_agent(sighting: HostSighting, agent_id: str) -> bool:
     return sighting.reading is not None and any(agent.get("id") == agent_id for agent in sighting.reading.live_agents)
 
 
+@contextmanager
+def _changing_data_json(context: ProviderContext, sighting: HostSighting) -> Iterator[None]:
+    """One change at a time of all processes of this machine, record and data.json together."""
+    with locked(context.keys.hosts_folder / sighting.host_id / "data.lock"):
+        yield
+
+
+def _read_data_json(context: ProviderContext, sighting: HostSighting) -> CertifiedHostData | None:
+    """The data.json of a host as it is now; None if it has none, or one that the container has spoiled."""
+    try:
+        return CertifiedHostData.model_validate_json(host_volume(context, sighting).read_file("data.json"))
+    except (FileNotFoundError, NoSuchVolumeError, ValidationError) as error:
+        logger.debug("Host {} has no data.json that can be changed: {}", sighting.name, error)
+        return None
+
+
 def _write_data_json(context: ProviderContext, sighting: HostSighting, data: CertifiedHostData) -> None:
-    _write_on_volume(context, sighting, "data.json", certified_data_json(data))
+    # Of a host that reads it there is nothing to say about a stop.
+    running = data.model_copy(update={"stop_reason": None})
+    _write_on_volume(context, sighting, "data.json", certified_data_json(running))
 
 
 def _write_on_volume(context: ProviderContext, sighting: HostSighting, path: str, content: str) -> None:

@@ -1,5 +1,8 @@
 """Stopping and starting a host. The VPS stays up: both act on its container."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from loguru import logger
 
 from imbue.mngr.errors import MngrError
@@ -9,16 +12,18 @@ from imbue.mngr.primitives import HostState
 from imbue.mngr.primitives import SnapshotId
 from imbue.mngr_vps_docker.docker_errors import NoSuchContainerError
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsHostConfig
 from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
 from imbue.mngr_vps_docker.lifecycle.container import prepare_container
 from imbue.mngr_vps_docker.lifecycle.container import run_host_container
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
-from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
 from imbue.mngr_vps_docker.lifecycle.metadata import update_certified_data
 from imbue.mngr_vps_docker.lifecycle.metadata import update_record
+from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 
 
 def stop_host(context: ProviderContext, sighting: HostSighting, *, timeout_seconds: float) -> None:
@@ -41,24 +46,35 @@ def start_host(context: ProviderContext, sighting: HostSighting, snapshot_id: Sn
     A container that is gone is made anew from its image; its volume, and with it mngr's folder, is kept.
     """
     address, config = usable(sighting)
+    # A machine without the container's key could start it, but not prove that it can be used.
+    if sighting.problem is not None:
+        raise sighting.problem
     docker = context.docker(address, sighting.host_id)
-    if snapshot_id is not None:
-        _recreate_container(context, docker, sighting, config, image=_snapshot_image(sighting, snapshot_id))
-    elif not sighting.is_running:
-        try:
-            docker.start_container(config.container_name)
-        except NoSuchContainerError:
-            logger.warning("The container of {} is gone; making it anew from {}", sighting.name, config.image)
-            _recreate_container(context, docker, sighting, config, image=config.image or context.config.default_image)
-    prepare_container(context, address=address, host_id=sighting.host_id, container=config.container_name)
+    with _one_at_a_time(context, sighting):
+        if snapshot_id is not None:
+            _recreate_container(context, docker, sighting, config, image=_snapshot_image(sighting, snapshot_id))
+        elif not sighting.is_running:
+            try:
+                docker.start_container(config.container_name)
+            except NoSuchContainerError:
+                logger.warning("The container of {} is gone; making it anew from {}", sighting.name, config.image)
+                image = config.image or context.config.default_image
+                _recreate_container(context, docker, sighting, config, image=image)
+        prepare_container(context, address=address, host_id=sighting.host_id, container=config.container_name)
     if sighting.record is not None and sighting.record.certified_host_data.stop_reason is not None:
         update_certified_data(context, sighting, stop_reason=None)
 
 
 def repair_host(context: ProviderContext, sighting: HostSighting) -> None:
-    """Bring back the sshd and the activity watcher of a running container, if they do not run."""
+    """Bring back the sshd and the activity watcher of a running container, if they do not run.
+
+    Raises VpsConnectionError if it is the container that does not run.
+    """
     address, config = usable(sighting)
-    prepare_container(context, address=address, host_id=sighting.host_id, container=config.container_name)
+    if not sighting.is_running:
+        raise VpsConnectionError(f"Host {sighting.name} is not running; start it first")
+    with _one_at_a_time(context, sighting):
+        prepare_container(context, address=address, host_id=sighting.host_id, container=config.container_name)
 
 
 def usable(sighting: HostSighting) -> tuple[str, VpsHostConfig]:
@@ -72,6 +88,13 @@ def usable(sighting: HostSighting) -> tuple[str, VpsHostConfig]:
     if sighting.record is None or sighting.record.config is None or sighting.entry.vps_ip is None:
         raise VpsDockerError(f"Host {sighting.name} cannot be used: its record does not say where and what it is")
     return sighting.entry.vps_ip, sighting.record.config
+
+
+@contextmanager
+def _one_at_a_time(context: ProviderContext, sighting: HostSighting) -> Iterator[None]:
+    """Let one process or thread of this machine after the other set up a host's container."""
+    with locked(context.keys.hosts_folder / sighting.host_id / "power.lock"):
+        yield
 
 
 def _recreate_container(
@@ -98,6 +121,24 @@ def _recreate_container(
         )
 
     update_record(context, sighting, with_container)
+    if config.image is not None and config.image != image and _is_deleted_snapshot(sighting, config.image):
+        remove_snapshot_image(docker, config.image)
+
+
+def remove_snapshot_image(docker: DockerOverSsh, snapshot_id: str) -> None:
+    """Remove the image of a snapshot; one that is gone is no error.
+
+    By its tags, because Docker refuses to remove an image by id while later snapshots are built on it; its content
+    then goes with the last of them.
+    """
+    image = docker.inspect_image(snapshot_id)
+    for tag in () if image is None else image.tags:
+        docker.remove_image(tag, is_missing_ok=True)
+
+
+def _is_deleted_snapshot(sighting: HostSighting, image: str) -> bool:
+    is_listed = any(snapshot.id == image for snapshot in sighting.certified_data.snapshots)
+    return image.startswith("sha256:") and not is_listed
 
 
 def _snapshot_image(sighting: HostSighting, snapshot_id: SnapshotId) -> str:

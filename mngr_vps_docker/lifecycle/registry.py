@@ -1,19 +1,28 @@
 """The hosts that one process has seen, so that each is asked once per command and not once per question."""
 
+import threading
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from loguru import logger
 
 from imbue.mngr.errors import HostNotFoundError
+from imbue.mngr.errors import ProviderUnavailableError
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
+from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
+from imbue.mngr_vps_docker.errors import VpsApiError
+from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
-from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
 from imbue.mngr_vps_docker.lifecycle.discover import discover
 from imbue.mngr_vps_docker.lifecycle.discover import observe
+from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 
 
 class HostRegistry:
@@ -33,25 +42,35 @@ class HostRegistry:
         self._find_records = find_records
         self._records = records
         self._sightings: dict[HostId, HostSighting] = {}
+        self._unreachable: set[HostId] = set()
+        self._is_asking_package = False
+        self._changes = threading.Lock()
 
-    def discover(self) -> list[HostSighting]:
-        """Ask the cloud and every VPS now; raises ProviderUnavailableError if the cloud cannot be asked."""
-        self._sightings = discover(self._context, self._find_records())
+    def discover(self, just_observed: HostSighting | None = None) -> list[HostSighting]:
+        """Ask the cloud and every VPS now, but for one that was just asked.
+
+        Raises ProviderUnavailableError if the cloud cannot be asked.
+        """
+        records = self._records_of_package()
+        self._sightings = discover(self._context, records, just_observed)
         self._records.clear()
         for sighting in self._sightings.values():
-            self._note_record(sighting)
+            self._note(sighting)
         return list(self._sightings.values())
 
     def seen(self) -> list[HostSighting]:
-        """What was seen last, by asking now if nothing was seen yet."""
+        """What was seen last, by asking now if nothing was seen yet; a package that is asked itself may ask this."""
+        if self._is_asking_package:
+            return list(discover(self._context).values())
         return list(self._sightings.values()) or self.discover()
 
     def get(self, host: HostId | HostName) -> HostSighting:
         """One host as this process saw it before, or else asked for now; raises HostNotFoundError."""
         found = _match(self._sightings.values(), host)
-        if found is None and isinstance(host, HostId):
-            found = self._observe_remembered(host)
-        found = found or _match(self.discover(), host)
+        observed = self._observe_remembered(host) if found is None and isinstance(host, HostId) else None
+        if found is None and observed is not None and observed.reading is not None:
+            found = observed
+        found = found or _match(self.discover(observed), host)
         if found is None:
             raise HostNotFoundError(host)
         return found
@@ -70,6 +89,13 @@ class HostRegistry:
             raise HostNotFoundError(host_id)
         return HostSighting(entry=entry)
 
+    def agents(self, host_id: HostId) -> list[dict[str, Any]]:
+        """Data of a host's agents; of one that just could not be reached, without trying again.
+
+        Raises HostNotFoundError.
+        """
+        return (self.offline(host_id) if host_id in self._unreachable else self.get(host_id)).agents
+
     def entry(self, host_id: HostId) -> JournalEntry:
         """What this machine remembers of a host, else what can be found of it now; raises HostNotFoundError."""
         return self._context.journal.read(host_id) or self.get(host_id).entry
@@ -78,29 +104,65 @@ class HostRegistry:
         """Whether this process or this machine has heard of the host; asks nobody."""
         return host_id in self._sightings or self._context.journal.read(host_id) is not None
 
+    def note_unreachable(self, host_id: HostId) -> None:
+        """Ask again when the host is needed next, but not for what is also known without."""
+        self.forget(host_id)
+        self._unreachable.add(host_id)
+
     def forget(self, host_id: HostId) -> None:
         """Ask again when the host is needed next."""
         self._sightings.pop(host_id, None)
         self._records.pop(host_id, None)
+
+    def note_record(self, record: VpsDockerHostRecord) -> None:
+        """Remember a record that was just written."""
+        with self._changes:
+            sighting = self._sightings.get(record.host_id)
+            if sighting is not None and sighting.reading is not None:
+                reading = replace(sighting.reading, record=record)
+                self._sightings[record.host_id] = replace(sighting, reading=reading)
+                self._records[record.host_id] = record
+
+    def note_agent(self, host_id: HostId, agent_id: str, data: dict[str, Any] | None) -> None:
+        """Remember that an agent's data was kept, or with None forgotten."""
+        with self._changes:
+            sighting = self._sightings.get(host_id)
+            if sighting is not None:
+                self._sightings[host_id] = sighting = sighting.with_agent(agent_id, data)
+                self._context.journal.update(host_id, agents=tuple(sighting.agents))
 
     def clear(self) -> None:
         """Ask again for every host."""
         self._sightings = {}
         self._records.clear()
 
+    def _records_of_package(self) -> Sequence[VpsDockerHostRecord]:
+        """What the provider package finds; nothing if a VPS keeps it from telling, for here each is asked anyway."""
+        self._is_asking_package = True
+        try:
+            return self._find_records()
+        except VpsApiError as error:
+            raise ProviderUnavailableError(self._context.provider_name, str(error)) from error
+        except (VpsConnectionError, RemoteCommandTimeoutError) as error:
+            logger.warning("{}", error)
+            return ()
+        finally:
+            self._is_asking_package = False
+
     def _observe_remembered(self, host_id: HostId) -> HostSighting | None:
-        """Ask one VPS directly, without the cloud; None where that does not tell all."""
+        """Ask one VPS directly, without the cloud; None if this machine does not know where it is."""
         entry = self._context.journal.read(host_id)
-        if entry is None or entry.phase is not HostPhase.READY:
+        if entry is None or entry.phase is not HostPhase.READY or entry.vps_ip is None:
             return None
         sighting = observe(self._context, HostSighting(entry=entry))
-        if sighting.reading is None:
-            return None
-        self._sightings[host_id] = sighting
-        self._note_record(sighting)
+        if sighting.reading is not None:
+            self._sightings[host_id] = sighting
+            self._note(sighting)
         return sighting
 
-    def _note_record(self, sighting: HostSighting) -> None:
+    def _note(self, sighting: HostSighting) -> None:
+        if sighting.reading is not None:
+            self._unreachable.discard(sighting.host_id)
         if sighting.record is not None:
             self._records[sighting.host_id] = sighting.record
 

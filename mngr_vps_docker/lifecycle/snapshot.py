@@ -14,10 +14,11 @@ from imbue.mngr.primitives import SnapshotId
 from imbue.mngr.primitives import SnapshotName
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
-from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
 from imbue.mngr_vps_docker.lifecycle.metadata import change_certified_data
+from imbue.mngr_vps_docker.lifecycle.power import remove_snapshot_image
 from imbue.mngr_vps_docker.lifecycle.power import usable
+from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 
 
 def create_snapshot(context: ProviderContext, sighting: HostSighting, name: SnapshotName | None) -> SnapshotId:
@@ -54,10 +55,12 @@ def list_snapshots(sighting: HostSighting) -> list[SnapshotInfo]:
 
 def delete_snapshot(context: ProviderContext, sighting: HostSighting, snapshot_id: SnapshotId) -> None:
     """Remove a snapshot's image and its place in the record; the host itself may be stopped."""
-    address, _config = usable(sighting)
+    address, config = usable(sighting)
     if all(snapshot.id != snapshot_id for snapshot in sighting.certified_data.snapshots):
         raise SnapshotNotFoundError(snapshot_id)
-    context.docker(address, sighting.host_id).remove_image(snapshot_id, is_missing_ok=True)
+    # Docker keeps an image that a container runs from; this one goes when the container is replaced.
+    if config.image != snapshot_id:
+        remove_snapshot_image(context.docker(address, sighting.host_id), snapshot_id)
 
     def without_snapshot(data: CertifiedHostData) -> CertifiedHostData:
         return data.model_copy(update={"snapshots": [kept for kept in data.snapshots if kept.id != snapshot_id]})

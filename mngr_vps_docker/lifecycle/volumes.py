@@ -8,10 +8,10 @@ from imbue.mngr.interfaces.volume import HostVolume
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import VolumeId
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
-from imbue.mngr_vps_docker.lifecycle.discover import HostSighting
 from imbue.mngr_vps_docker.lifecycle.metadata import host_volume
 from imbue.mngr_vps_docker.lifecycle.metadata import host_volume_name
 from imbue.mngr_vps_docker.lifecycle.power import usable
+from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 
 
 def host_id_of(volume_id: VolumeId) -> HostId:
@@ -25,7 +25,7 @@ def list_volumes(context: ProviderContext, sightings: Iterable[HostSighting]) ->
     Raises MngrError if any host could not be read: mngr's gc deletes the volumes of hosts that it did not see.
     """
     sightings = list(sightings)
-    unread = [sighting.name for sighting in sightings if sighting.problem is not None]
+    unread = [sighting.name for sighting in sightings if sighting.problem is not None and sighting.reading is None]
     if unread:
         raise MngrError(f"Volumes are not listed while hosts cannot be read: {', '.join(unread)}")
     return [

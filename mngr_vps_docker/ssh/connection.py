@@ -1,6 +1,5 @@
 """Running commands on one machine over the system's ssh."""
 
-import math
 import random
 import secrets
 import threading
@@ -28,10 +27,10 @@ from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.process import OnChunk
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
-from imbue.mngr_vps_docker.ssh.process import StallCheck
 from imbue.mngr_vps_docker.ssh.process import Stop
 from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.ssh.readiness import wait_until_ready
+from imbue.mngr_vps_docker.ssh.session import run_in_session
 from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import one_line
 from imbue.mngr_vps_docker.ssh.shell import quoted
@@ -40,7 +39,6 @@ from imbue.mngr_vps_docker.ssh.standard_input import MeteredInput
 from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
 from imbue.mngr_vps_docker.ssh.standard_input import is_repeatable
 from imbue.mngr_vps_docker.ssh.target import SshTarget
-from imbue.mngr_vps_docker.ssh.target import shared_argv
 from imbue.mngr_vps_docker.ssh.target import standalone_argv
 
 __all__ = ["OnLine", "SshConnection", "StandardInput"]
@@ -49,15 +47,9 @@ type OnLine = Callable[[str, bool], None]
 
 # Below sshd's MaxSessions (10 by default): past it the server refuses sessions.
 _MAX_SESSIONS: Final = 8
-# What the end of a command may take to arrive after its deadline on the machine.
-_GRACE_SECONDS: Final = 1.5
-# A command says at its start that it has begun. If it does not for so long, the master may be wedged.
-_STALL_SECONDS: Final = 3.0
 # A command line longer than this travels on stdin: one argument holds 128 KiB, and quoting makes it longer.
 _LONGEST_COMMAND_BYTES: Final = 32_000
 _LOGIN_SECONDS: Final = 30.0
-# What ending a command takes, on a connection that just worked, while somebody waits for Ctrl-C.
-_END_TIMEOUT_SECONDS: Final = 3.0
 _MAX_REPEATS: Final = 3
 _FIRST_DELAY_SECONDS: Final = 0.2
 _LONGEST_DELAY_SECONDS: Final = 2.0
@@ -209,7 +201,7 @@ class SshConnection:
         if not is_repeatable(call.stdin):
             return False
         if outcome.status is OutcomeStatus.LOST:
-            return call.effect is not Effect.ONCE and attempt < _MAX_REPEATS
+            return call.effect is not Effect.ONCE and attempt < _MAX_REPEATS and not outcome.detail
         # Other processes use the machine's sessions too; one that is refused has done nothing.
         return outcome.reason is NotStartedReason.SESSION_REFUSED and time.monotonic() < give_up_at
 
@@ -264,14 +256,15 @@ class SshConnection:
         if failure is not None:
             status = OutcomeStatus.NEVER_STARTED
         elif exit_code is None:
-            status = OutcomeStatus.LOST if stop in (None, Stop.STALLED) else OutcomeStatus.TIMED_OUT
+            status = OutcomeStatus.TIMED_OUT if stop in (Stop.DEADLINE, Stop.IDLE) else OutcomeStatus.LOST
         elif Framing.is_time_out(exit_code, elapsed_seconds, call.timeout_seconds):
             status = OutcomeStatus.TIMED_OUT
         else:
             status = OutcomeStatus.COMPLETED
         detail = "" if failure is None else failure.detail
-        if status is OutcomeStatus.TIMED_OUT and stop is Stop.IDLE:
-            detail = f"nothing was heard for {call.idle_timeout_seconds:.0f} s"
+        if stop in (Stop.IDLE, Stop.UNANSWERED):
+            silent_seconds = call.idle_timeout_seconds if stop is Stop.IDLE else elapsed_seconds
+            detail = f"nothing was heard for {silent_seconds:.0f} s"
         return CommandOutcome(
             status=status,
             argv=argv,
@@ -293,46 +286,30 @@ class SshConnection:
         # The shared connection is nearly always there, and asking first would cost a process and a round trip. Only
         # what cannot be sent twice must not be lost to one that is gone.
         failure = None if is_repeatable(call.stdin) else self._master.open()
-        for _ in range(2):
+        for is_last in (False, True):
             if failure is not None:
                 return failure, None
-            stop = self._send(call, reader, metered)
-            if reader.has_started or stop in (Stop.DEADLINE, Stop.IDLE):
-                return None, stop
-            failure = self._master.open()
-        return failure or login_failure(reader.messages), None
-
-    def _send(self, call: "_Call", reader: OutputReader, metered: MeteredInput | None) -> Stop | None:
-        framing = Framing(secrets.token_hex(8))
-        reader.begin(framing)
-        control_path = self._master.control_path
-        if not control_path.exists():
-            return None
-        whole_seconds = math.ceil(call.timeout_seconds)
-        stop: Stop | None = None
-        is_over = False
-        try:
-            stop = self._runner(
-                shared_argv(self.target, control_path, framing.wrap(call.command, whole_seconds)),
-                timeout_seconds=whole_seconds + _GRACE_SECONDS,
-                stdin=metered,
-                on_chunk=reader,
-                stall_check=StallCheck(_STALL_SECONDS, self._master.is_alive),
+            session = run_in_session(
+                self._master,
+                self._runner,
+                call.command,
+                reader,
+                timeout_seconds=call.timeout_seconds,
                 idle_timeout_seconds=call.idle_timeout_seconds,
-            ).stop
-            is_over = stop is not Stop.IDLE
-        finally:
-            # Ending our ssh does not end the command. At its deadline the machine does that by itself.
-            if not is_over and reader.process_id is not None:
-                self._end_remotely(framing.end_command(reader.process_id))
-        reader.finish()
-        return stop
-
-    def _end_remotely(self, end_command: str) -> None:
-        """Try to end a command that is still running; if that fails, the machine does so at the command's deadline."""
-        self._runner(
-            shared_argv(self.target, self._master.control_path, end_command), timeout_seconds=_END_TIMEOUT_SECONDS
-        )
+                stdin=metered,
+            )
+            if session.may_have_begun:
+                return None, session.stop
+            if session.stop in (Stop.DEADLINE, Stop.IDLE, Stop.UNANSWERED):
+                # The master lives and the machine does not: the next command is to find that out by a login.
+                self._master.close()
+                silence = f"it has not answered for {session.elapsed_seconds:.0f} s"
+                return LoginFailure(NotStartedReason.CONNECT_TIMEOUT, silence), None
+            failure = login_failure(session.messages)
+            if is_last or failure.reason is NotStartedReason.SESSION_REFUSED or not is_repeatable(call.stdin):
+                return failure, None
+            failure = self._master.open()
+        return failure, None
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ _FAILURES: Final = (
 
 def login_failure(messages: str) -> LoginFailure:
     """Tell from ssh's own messages why a login failed; ``detail`` is the one line that says it best."""
-    lines = [line.strip() for line in messages.splitlines() if line.strip()]
+    lines = [line.strip() for line in messages.splitlines() if line.strip() and not line.startswith("debug")]
     for reason, pattern in _FAILURES:
         for line in lines:
             if re.search(pattern, line):
@@ -72,7 +72,7 @@ class SshMaster:
     """The shared connection to one target."""
 
     def __init__(self, target: SshTarget, runner: ProcessRunner) -> None:
-        self._target = target
+        self.target = target
         self._runner = runner
         self._last_failure: tuple[float, LoginFailure] | None = None
         self._failure_lock = threading.Lock()
@@ -80,7 +80,7 @@ class SshMaster:
     @property
     def control_path(self) -> Path:
         """Where its socket is, whether it is open or not."""
-        return socket_folder() / self._target.fingerprint
+        return socket_folder() / self.target.fingerprint
 
     def open(self) -> LoginFailure | None:
         """Make sure that it is open, logging in if it is not; return why, if that failed.
@@ -120,8 +120,8 @@ class SshMaster:
         with tempfile.TemporaryDirectory(prefix="mngr-vps-ssh-") as folder:
             log_file = Path(folder) / "log"
             result = self._runner(
-                master_argv(self._target, control_path, log_file),
-                timeout_seconds=self._target.connect_timeout_seconds + _LOGIN_SECONDS,
+                master_argv(self.target, control_path, log_file),
+                timeout_seconds=self.target.connect_timeout_seconds + _LOGIN_SECONDS,
             )
             messages = log_file.read_text(errors="replace") if log_file.exists() else ""
         if result.stop is not None:
@@ -137,15 +137,17 @@ class SshMaster:
     def _ask(self, request: str) -> bytes | None:
         """The master's answer to a control request, or None if it gives none."""
         result = self._runner(
-            control_argv(self._target, self.control_path, request), timeout_seconds=_CONTROL_TIMEOUT_SECONDS
+            control_argv(self.target, self.control_path, request), timeout_seconds=_CONTROL_TIMEOUT_SECONDS
         )
         return result.stdout + result.stderr if result.exit_code == 0 else None
 
     def _remove_dead(self, control_path: Path) -> None:
         """Remove what a master that does not answer has left; kill it first, if it is wedged rather than gone."""
-        if not control_path.exists():
+        try:
+            mode = control_path.lstat().st_mode
+        except FileNotFoundError:
             return
-        if not stat.S_ISSOCK(control_path.lstat().st_mode):
+        if not stat.S_ISSOCK(mode):
             raise VpsDockerError(f"{control_path} is not a socket of ssh: remove it and try again")
         with suppress(FileNotFoundError, ValueError, ProcessLookupError):
             pid = int(self._beside(".pid").read_text())

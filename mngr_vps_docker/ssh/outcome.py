@@ -109,8 +109,12 @@ class CommandOutcome:
                 return SshdDownError(f"{self.host} is up but its sshd is not ({self.purpose}): {self.detail}")
             case OutcomeStatus.NEVER_STARTED:
                 return VpsConnectionError(f"{self.host} is unreachable ({self.purpose}): {self.detail}")
+            case OutcomeStatus.LOST if self.detail:
+                return VpsConnectionError(
+                    f"{self.host} is unreachable ({self.purpose}{self.reference}): {self.detail}"
+                )
             case OutcomeStatus.LOST:
-                return VpsConnectionError(f"The connection was lost during: {where}. {self.detail}".rstrip())
+                return VpsConnectionError(f"The connection was lost during: {where}")
             case OutcomeStatus.TIMED_OUT:
                 why = f" ({self.detail})" if self.detail else ""
                 return RemoteCommandTimeoutError(f"Timed out after {self.elapsed_seconds:.0f} s{why}: {where}")

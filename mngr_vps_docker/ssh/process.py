@@ -33,6 +33,7 @@ class Stop(UpperCaseStrEnum):
     DEADLINE = auto()
     IDLE = auto()
     STALLED = auto()
+    UNANSWERED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,9 @@ class ProcessResult:
 
 @dataclass(frozen=True, slots=True)
 class StallCheck:
-    """What to do about a program that has said nothing at all for ``after_seconds``: ``is_alive`` decides, once."""
+    """What to do while a program has said nothing at all: every ``every_seconds``, ``is_alive`` decides."""
 
-    after_seconds: float
+    every_seconds: float
     is_alive: Callable[[], bool]
 
 
@@ -146,7 +147,7 @@ def _exchange(
     if process.stdin is not None:
         os.set_blocking(process.stdin.fileno(), False)
         selector.register(process.stdin, selectors.EVENT_WRITE)
-    stall_at = math.inf if stall_check is None else time.monotonic() + stall_check.after_seconds
+    stall_at = math.inf if stall_check is None else time.monotonic() + stall_check.every_seconds
     idle_seconds = math.inf if idle_timeout_seconds is None else idle_timeout_seconds
     idle_at = time.monotonic() + idle_seconds
     while any(key.events & selectors.EVENT_READ for key in selector.get_map().values()):
@@ -156,9 +157,9 @@ def _exchange(
         if now >= idle_at:
             return Stop.IDLE
         if stall_check is not None and now >= stall_at:
-            stall_at = math.inf
             if not stall_check.is_alive():
                 return Stop.STALLED
+            stall_at = time.monotonic() + stall_check.every_seconds
         ready = selector.select(min(deadline, idle_at, stall_at) - now)
         if ready:
             idle_at = time.monotonic() + idle_seconds

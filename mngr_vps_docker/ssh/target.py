@@ -8,6 +8,9 @@ from typing import Final
 
 # With persistence 0 the caller ends the shared connection; should it be killed, nobody keeps it for long.
 _SHORTEST_PERSISTENCE_SECONDS: Final = 5
+# How many keepalives in a row may stay unanswered.
+_KEEPALIVE_COUNT: Final = 4
+_LONGEST_KEEPALIVE_SECONDS: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +75,14 @@ def ssh_options(target: SshTarget) -> tuple[str, ...]:
         # ssh takes the first value that it is given for an option.
         *(word for option in target.options for word in ("-o", option)),
         "-o", f"ConnectTimeout={max(1, round(target.connect_timeout_seconds))}",
-        "-o", "ServerAliveInterval=15",
-        "-o", "ServerAliveCountMax=4",
+        "-o", f"ServerAliveInterval={_keepalive_seconds(target)}",
+        "-o", f"ServerAliveCountMax={_KEEPALIVE_COUNT}",
     )  # fmt: skip
+
+
+def _keepalive_seconds(target: SshTarget) -> int:
+    """How often a quiet machine is asked, so that one that is gone is noticed within the connect timeout."""
+    return max(1, min(_LONGEST_KEEPALIVE_SECONDS, round(target.connect_timeout_seconds / _KEEPALIVE_COUNT)))
 
 
 def standalone_argv(target: SshTarget, command: str | None) -> tuple[str, ...]:
@@ -98,14 +106,16 @@ def master_argv(target: SshTarget, control_path: Path, log_file: Path) -> tuple[
     )  # fmt: skip
 
 
-def shared_argv(target: SshTarget, control_path: Path, command: str) -> tuple[str, ...]:
+def shared_argv(target: SshTarget, control_path: Path, command: str, log_file: Path) -> tuple[str, ...]:
     """Run ``command`` over the shared connection, and over nothing else.
 
-    Without ProxyCommand=false ssh would silently log in anew where the shared connection is gone or has no session to
-    spare.
+    ssh's own words go to ``log_file``, apart from the command's, and in detail: they tell whether the machine was
+    asked at all. Without ProxyCommand=false ssh would silently log in anew where the shared connection is gone or has
+    no session to spare.
     """
     return (
-        "ssh",
+        "ssh", "-v",
+        "-E", str(log_file),
         "-o", f"ControlPath={_escaped(control_path)}",
         "-o", "ControlMaster=no",
         "-o", "ProxyCommand=false",

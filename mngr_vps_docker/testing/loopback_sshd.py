@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -103,6 +105,21 @@ class LoopbackSshd:
                     os.kill(process_id, signal.SIGTERM)
             self._process.wait(_START_SECONDS)
             self._process = None
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have the machine say nothing for a while, on any connection, as if it had lost power."""
+        if self._process is None:
+            raise RuntimeError("sshd does not run")
+        processes = (self._process.pid, *_descendants(self._process.pid))
+        for process_id in processes:
+            os.kill(process_id, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process_id in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(process_id, signal.SIGCONT)
 
     def change_host_key(self, *, is_pinned: bool) -> None:
         """Take another host key from the next start on, known to the client or not."""

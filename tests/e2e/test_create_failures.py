@@ -280,7 +280,6 @@ def test_a_create_that_was_killed_is_found_as_failed_and_can_be_destroyed(mngr: 
     destroy_what_is_known(mngr)
 
 
-@pytest.mark.xfail(reason="discovery does not yet tell gc that an unfinished host may be deleted at once")
 @pytest.mark.parametrize("line", ["Ordering the VPS", "Setting up the container"])
 def test_gc_removes_what_a_create_that_was_killed_left(mngr: MngrCli, line: str) -> None:
     try:

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from support.local_provider import local_provider
 from support.mngr_cli import MngrCli
+from support.remote import processes_with
+from support.remote import wait_for
 
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
 from imbue.mngr_vps_docker.replay import main
@@ -104,3 +107,14 @@ def test_what_failed_is_found_in_the_log_and_what_only_looked_ends_the_same_agai
     looked = [logged.id for logged in meter.commands() if logged.is_read_only and not logged.stdin_bytes]
     assert main(["--log", str(log), "run", looked[-1]]) == 0
     assert "the same: 0 then, 0 now" in capsys.readouterr().out
+
+
+def test_destroy_ends_the_connections_that_other_processes_opened(meter: Meter) -> None:
+    provider = local_provider(meter.mngr.profile, meter.mngr.account, meter.mngr.cloud)
+    (entry,) = provider._context.journal.read_all()
+    assert entry.vps_ip is not None
+    ways = (provider._context.vps, provider._context.container)
+    sockets = [way(entry.vps_ip, entry.host_id)._master.control_path for way in ways]
+    assert [processes_with(str(socket)) != [] for socket in sockets] == [True, True]
+    local_provider(meter.mngr.profile, meter.mngr.account, meter.mngr.cloud).destroy_host(entry.host_id)
+    wait_for(lambda: not any(processes_with(str(socket)) for socket in sockets))

@@ -96,6 +96,31 @@ def test_threads_that_wait_for_a_machine_that_is_down_share_the_failure(sshd: Lo
     assert time.monotonic() - started < 8
 
 
+def test_a_machine_that_stops_answering_is_found_unreachable_within_the_connect_timeout(sshd: LoopbackSshd) -> None:
+    connection = SshConnection(sshd.target(connect_timeout_seconds=2))
+    run(connection, "true")
+    with sshd.frozen():
+        outcomes = [run(connection, "true", timeout_seconds=60, effect=Effect.READS) for _ in range(2)]
+    assert [outcome.status for outcome in outcomes] == [OutcomeStatus.NEVER_STARTED] * 2
+    assert [outcome.reason for outcome in outcomes] == [NotStartedReason.CONNECT_TIMEOUT] * 2
+    assert isinstance(outcomes[0].error(), VpsConnectionError)
+    assert all(outcome.elapsed_seconds < 10 for outcome in outcomes)
+    assert run(connection, "echo back").text == "back\n"
+    connection.close()
+
+
+def test_a_command_that_may_have_begun_is_not_asked_for_again(
+    connection: SshConnection, sshd: LoopbackSshd, tmp_path: Path
+) -> None:
+    """A shell that dies before it says that it starts: nobody knows whether the command ran."""
+    noise = f"ForceCommand echo x >>{tmp_path}/runs; kill -9 $(ps -o ppid= -p $PPID)"
+    (tmp_path / "other").mkdir()
+    with LoopbackSshd(tmp_path / "other", options=(noise,)) as dying:
+        outcome = run(SshConnection(dying.target()), "true")
+    assert outcome.status is OutcomeStatus.LOST
+    assert (tmp_path / "runs").read_text() == "x\n"
+
+
 def test_what_a_login_shell_prints_is_not_the_commands(tmp_path: Path) -> None:
     noise = 'ForceCommand echo "Welcome!"; echo "Last login" >&2; eval "$SSH_ORIGINAL_COMMAND"'
     with LoopbackSshd(tmp_path, options=(noise,)) as sshd:

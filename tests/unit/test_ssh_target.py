@@ -25,7 +25,7 @@ SOCKET = Path("/run/s")
 COMMON = (
     "-F none -o BatchMode=yes -o IdentitiesOnly=yes -o IdentityAgent=none -o IdentityFile=/keys/id"
     " -o UserKnownHostsFile=/keys/known_hosts -o GlobalKnownHostsFile=/dev/null -o StrictHostKeyChecking=yes"
-    " -o UpdateHostKeys=no -o HostKeyAlias=host-1 -o ConnectTimeout=7 -o ServerAliveInterval=15"
+    " -o UpdateHostKeys=no -o HostKeyAlias=host-1 -o ConnectTimeout=7 -o ServerAliveInterval=2"
     " -o ServerAliveCountMax=4"
 )
 DESTINATION = "-p 22 -l root -- 192.0.2.7"
@@ -45,9 +45,9 @@ def test_the_shared_connection_is_opened_in_the_background() -> None:
 
 
 def test_a_command_over_the_shared_connection_never_logs_in_by_itself() -> None:
-    argv = shared_argv(TARGET, SOCKET, "true")
+    argv = shared_argv(TARGET, SOCKET, "true", Path("/log"))
     assert shlex.join(argv) == (
-        f"ssh -o ControlPath=/run/s -o ControlMaster=no -o ProxyCommand=false {COMMON} {DESTINATION} true"
+        f"ssh -v -E /log -o ControlPath=/run/s -o ControlMaster=no -o ProxyCommand=false {COMMON} {DESTINATION} true"
     )
 
 
@@ -58,7 +58,7 @@ def test_without_persistence_the_shared_connection_still_ends_by_itself() -> Non
 def test_options_of_the_user_come_after_those_that_make_a_login_trustworthy() -> None:
     argv = standalone_argv(replace(TARGET, options=("StrictHostKeyChecking=no", "ServerAliveInterval=99")), None)
     assert argv.index("StrictHostKeyChecking=yes") < argv.index("StrictHostKeyChecking=no")
-    assert argv.index("ServerAliveInterval=99") < argv.index("ServerAliveInterval=15")
+    assert argv.index("ServerAliveInterval=99") < argv.index("ServerAliveInterval=2")
 
 
 def test_asking_the_shared_connection() -> None:

@@ -1,0 +1,184 @@
+"""One host as it was found: what the cloud, its VPS and this machine say of it, and what follows for mngr."""
+
+from dataclasses import dataclass
+from dataclasses import replace
+from datetime import UTC
+from datetime import datetime
+from typing import Any
+
+from imbue.mngr.errors import HostAuthenticationError
+from imbue.mngr.interfaces.data_types import CertifiedHostData
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostState
+from imbue.mngr_vps_docker.docker_objects import ContainerInfo
+from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
+from imbue.mngr_vps_docker.journal import HostPhase
+from imbue.mngr_vps_docker.journal import JournalEntry
+from imbue.mngr_vps_docker.vps_state import HostReading
+
+_STOP_REASONS = {state.value: state for state in (HostState.STOPPED, HostState.PAUSED)}
+
+
+@dataclass(frozen=True, slots=True)
+class HostSighting:
+    """One host as it was just found.
+
+    ``entry`` is always there: made up from the instance's tags where this machine knew nothing of the host.
+    ``reading`` is what its VPS said, ``problem`` why it said nothing, or else why this machine cannot log in to the
+    container; ``is_gone`` is the cloud's word.
+    """
+
+    entry: JournalEntry
+    reading: HostReading | None = None
+    problem: Exception | None = None
+    is_gone: bool = False
+    is_being_made: bool = False
+
+    @property
+    def host_id(self) -> HostId:
+        """The host's id."""
+        return self.entry.host_id
+
+    @property
+    def record(self) -> VpsDockerHostRecord | None:
+        """The record as read now, else as last seen by this machine."""
+        return (
+            self.reading.record if self.reading is not None and self.reading.record is not None else self.entry.record
+        )
+
+    @property
+    def name(self) -> str:
+        """The user's name for the host."""
+        return self.record.certified_host_data.host_name if self.record is not None else self.entry.host_name
+
+    @property
+    def container(self) -> ContainerInfo | None:
+        """The host's container as Docker described it; None if it has none or its VPS could not be read."""
+        return None if self.reading is None else self.reading.container
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the host's container was seen running."""
+        return self.container is not None and self.container.is_running
+
+    @property
+    def is_online(self) -> bool:
+        """Whether the host runs, and this machine knows all that it takes to work on it."""
+        is_known = self.record is not None and self.record.config is not None and self.failure_reason is None
+        return self.is_running and is_known and self.problem is None
+
+    def with_agent(self, agent_id: str, data: dict[str, Any] | None) -> "HostSighting":
+        """The same host after an agent's data was kept, or with None forgotten."""
+        if self.reading is None:
+            return self
+        kept = tuple(agent for agent in self.reading.persisted_agents if agent.get("id") != agent_id)
+        live = tuple(agent for agent in self.reading.live_agents if agent.get("id") != agent_id)
+        if data is not None:
+            live = live if len(live) == len(self.reading.live_agents) else (*live, data)
+            kept = (*kept, data)
+        return replace(self, reading=replace(self.reading, persisted_agents=kept, live_agents=live))
+
+    def unread(self, problem: Exception) -> "HostSighting":
+        """The same host, now that its container turned out not to answer."""
+        return replace(self, reading=None, problem=problem)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether it is what a create or a destroy that failed, or was killed, left behind."""
+        return self.entry.phase is not HostPhase.READY and not self.is_being_made and not self.is_gone
+
+    @property
+    def agents(self) -> list[dict[str, Any]]:
+        """Data of the host's agents: the copies kept for offline use, overlaid by what its volume says now.
+
+        mngr lists and destroys agents, not hosts. So a host that costs money and has no agent, because it was never
+        finished or cannot be read, is represented by one that has the host's name.
+        """
+        found = list(self.entry.agents)
+        if self.reading is not None:
+            both = (*self.reading.persisted_agents, *self.reading.live_agents)
+            found = list({str(agent.get("id")): agent for agent in both}.values())
+        if not found and self.failure_reason is not None and not self.is_gone and not self.is_being_made:
+            return [{"id": f"agent-{self.host_id.get_uuid().hex}", "name": self.name, "type": "unfinished-host"}]
+        return found
+
+    @property
+    def state(self) -> HostState:
+        """The host's state in mngr's terms."""
+        if self.is_gone:
+            return HostState.DESTROYED
+        if self.is_being_made:
+            return HostState.BUILDING
+        if isinstance(self.problem, HostAuthenticationError):
+            return HostState.UNAUTHENTICATED
+        if self.failure_reason is not None:
+            return HostState.FAILED
+        if self.is_running:
+            return HostState.RUNNING
+        return _STOP_REASONS.get(self.stop_reason or "", HostState.CRASHED)
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the host stopped, if it stopped in an orderly way."""
+        if self.is_running:
+            return None
+        if self.reading is not None and self.reading.stop_reason in _STOP_REASONS:
+            return self.reading.stop_reason
+        return None if self.record is None else self.record.certified_host_data.stop_reason
+
+    @property
+    def failure_reason(self) -> str | None:
+        """Why the host cannot be used at all, if it was never finished."""
+        if self.record is not None and not self.is_unfinished:
+            return self.record.certified_host_data.failure_reason
+        if self.entry.failure_reason is not None:
+            return self.entry.failure_reason
+        if self.reading is not None and self.reading.is_record_unreadable:
+            return "its record on the VPS cannot be read"
+        if self.problem is not None:
+            return f"it has no record on this machine, and {self.problem}"
+        if self._is_of_another_machine:
+            return "its record is neither on this machine nor on its VPS where this profile of mngr looks for it"
+        begun = "destroying" if self.entry.phase is HostPhase.DESTROYING else "creating"
+        return f"{begun} it was never finished: remove it by `mngr gc` or `mngr destroy`"
+
+    @property
+    def _in_this_state_since(self) -> datetime:
+        """How long the host has been as it is, by which mngr's gc judges: it deletes what has been offline for long.
+
+        So it is now where that is not known, and the beginning of time for a host that was never finished, which gc
+        may delete at once.
+        """
+        if self.is_gone:
+            return self.record.certified_host_data.updated_at if self.record is not None else self.entry.created_at
+        if self.is_being_made:
+            return datetime.now(UTC)
+        if self.is_unfinished:
+            return datetime.fromtimestamp(0, UTC)
+        # Nor does a host with agents grow old: one that crashed would be deleted with all that they did.
+        if self.record is None or self.container is None or self.agents:
+            return datetime.now(UTC)
+        moments = (self.record.certified_host_data.updated_at, self.container.started_at, self.container.finished_at)
+        return max(moment for moment in moments if moment is not None)
+
+    @property
+    def _is_of_another_machine(self) -> bool:
+        """Whether only the cloud's tags tell of the host: this machine never made it, and cannot read its record."""
+        return self.record is None and self.entry.phase is HostPhase.READY
+
+    @property
+    def certified_data(self) -> CertifiedHostData:
+        """mngr's data of the host, with the state that was found; ``updated_at`` is how long it has been so."""
+        changes: dict[str, object] = {
+            "stop_reason": HostState.DESTROYED.value if self.is_gone else self.stop_reason,
+            "failure_reason": None if self.is_gone else self.failure_reason,
+            "updated_at": self._in_this_state_since,
+        }
+        if self.record is not None:
+            return self.record.certified_host_data.model_copy(update=changes)
+        return CertifiedHostData(
+            host_id=self.host_id,
+            host_name=self.name,
+            created_at=self.entry.created_at,
+            updated_at=self.entry.created_at,
+        ).model_copy(update=changes)

@@ -1,0 +1,103 @@
+"""One command over the shared connection: framed, bounded, and with proof of whether it was ever asked for."""
+
+import math
+import secrets
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from imbue.mngr_vps_docker.ssh.framing import Framing
+from imbue.mngr_vps_docker.ssh.framing import OutputReader
+from imbue.mngr_vps_docker.ssh.master import SshMaster
+from imbue.mngr_vps_docker.ssh.process import ProcessRunner
+from imbue.mngr_vps_docker.ssh.process import StallCheck
+from imbue.mngr_vps_docker.ssh.process import Stop
+from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
+from imbue.mngr_vps_docker.ssh.target import shared_argv
+
+# What the end of a command may take to arrive after its deadline on the machine.
+_GRACE_SECONDS: Final = 1.5
+# A command says at its start that it has begun. While it does not, the master may be wedged, or the machine gone.
+_STALL_SECONDS: Final = 3.0
+# What ending a command takes, on a connection that just worked, while somebody waits for Ctrl-C.
+_END_TIMEOUT_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionResult:
+    """What became of asking for one command; what it printed, and its end, are with the reader.
+
+    ``stop`` is why we ended our ssh, if we did: UNANSWERED if nothing came for the connect timeout though the master
+    lives, STALLED if the master does not. ``messages`` are ssh's own words. Unless it ``may_have_begun``, the command
+    was never asked for, and may be asked for again.
+    """
+
+    stop: Stop | None
+    may_have_begun: bool
+    messages: str
+    elapsed_seconds: float
+
+
+def run_in_session(
+    master: SshMaster,
+    runner: ProcessRunner,
+    command: str,
+    reader: OutputReader,
+    *,
+    timeout_seconds: float,
+    idle_timeout_seconds: float | None,
+    stdin: StandardInput,
+) -> SessionResult:
+    """Run shell text over the shared connection, if that is open, and hand all that comes to ``reader``.
+
+    Ending our ssh does not end the command on the machine. At the deadline the machine does that by itself; before
+    it, when this is interrupted or nothing was heard for too long, it is told to.
+    """
+    began = time.monotonic()
+    framing = Framing(secrets.token_hex(8))
+    reader.begin(framing)
+    control_path, target = master.control_path, master.target
+    if not control_path.exists():
+        return SessionResult(None, may_have_begun=False, messages="", elapsed_seconds=0.0)
+    whole_seconds = math.ceil(timeout_seconds)
+
+    is_master_alive = True
+
+    def is_worth_waiting() -> bool:
+        nonlocal is_master_alive
+        is_master_alive = master.is_alive()
+        return is_master_alive and time.monotonic() - began < target.connect_timeout_seconds
+
+    stop: Stop | None = None
+    is_over = False
+    with tempfile.NamedTemporaryFile(dir=control_path.parent, suffix=".log") as log_file:
+        log_path = Path(log_file.name)
+        try:
+            stop = runner(
+                shared_argv(target, control_path, framing.wrap(command, whole_seconds), log_path),
+                timeout_seconds=whole_seconds + _GRACE_SECONDS,
+                stdin=stdin,
+                on_chunk=reader,
+                stall_check=StallCheck(min(_STALL_SECONDS, target.connect_timeout_seconds), is_worth_waiting),
+                idle_timeout_seconds=idle_timeout_seconds,
+            ).stop
+            is_over = stop is not Stop.IDLE
+        finally:
+            if not is_over and reader.process_id is not None:
+                runner(
+                    shared_argv(target, control_path, framing.end_command(reader.process_id), log_path),
+                    timeout_seconds=_END_TIMEOUT_SECONDS,
+                )
+        messages = log_file.read().decode("utf-8", "replace")
+    reader.finish()
+    if stop is Stop.STALLED and is_master_alive:
+        stop = Stop.UNANSWERED
+    may_have_begun = reader.has_started or _has_opened_session(messages)
+    return SessionResult(stop, may_have_begun, messages, elapsed_seconds=time.monotonic() - began)
+
+
+def _has_opened_session(messages: str) -> bool:
+    """Whether ssh said (at ``-v``) that the master opened a session, which it does as it asks for the command."""
+    return "master session id" in messages

@@ -1,0 +1,110 @@
+"""Hosts made and used through the provider's own methods, by as many 'processes' and 'machines' as a test wants."""
+
+import secrets
+import subprocess
+from contextlib import ExitStack
+from dataclasses import dataclass
+from dataclasses import field
+from pathlib import Path
+
+from support.local_provider import local_provider
+from support.remote import wait_for
+
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostState
+from imbue.mngr_vps_docker.local_vps.clean import clean
+from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
+from imbue.mngr_vps_docker.local_vps.engine import lines_of
+from imbue.mngr_vps_docker.local_vps.engine import run_docker
+from imbue.mngr_vps_docker.local_vps.labels import ACCOUNT_LABEL
+from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
+from imbue.mngr_vps_docker.vps_client import VpsClientInterface
+
+BOOT_TIMEOUT_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class ProviderLab:
+    """An account of the local cloud of its own, and machines that use it: folders below ``folder``."""
+
+    folder: Path
+    account: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
+    _groups: ExitStack = field(default_factory=ExitStack)
+
+    def process(
+        self,
+        client: VpsClientInterface | None = None,
+        *,
+        machine: str = "here",
+        provider_class: type[LocalVpsProvider] = LocalVpsProvider,
+        **settings: object,
+    ) -> LocalVpsProvider:
+        """The provider as a new process on ``machine`` has it, with nothing in memory."""
+        made = local_provider(self.folder / machine, self.account, client or self.cloud, **settings)
+        self._groups.enter_context(made.mngr_ctx.concurrency_group)
+        parts = {name: getattr(made, name) for name in ("name", "host_dir", "mngr_ctx", "config", "vps_client")}
+        process = provider_class(**parts)
+        self._groups.callback(lambda: [connection.close() for connection in process._context._connections.values()])
+        return process
+
+    @property
+    def cloud(self) -> LocalVpsClient:
+        """This account of the local cloud."""
+        return LocalVpsClient(account=self.account)
+
+    def instance_of(self, host_id: HostId) -> str:
+        """The engine's name of the container that is the VPS of a host."""
+        (instance,) = self.cloud.find_instances({"mngr-host-id": host_id})
+        return instance.id
+
+    def on_vps(self, host_id: HostId, command: str) -> str:
+        """Run a command on the VPS of a host by the engine, without ssh."""
+        return run_docker("exec", self.instance_of(host_id), "sh", "-c", command)
+
+    def in_container(self, host_id: HostId, command: str) -> str:
+        """Run a command in the container of a host, without ssh."""
+        listing = f"docker ps --quiet --filter label=com.imbue.mngr.host-id={host_id}"
+        return self.on_vps(host_id, f"docker exec $({listing}) sh -c '{command}'")
+
+    def state_of(self, host_id: HostId) -> HostState | None:
+        """The state in which a new process sees a host; None if it is not listed."""
+        return states(self.process()).get(host_id)
+
+    def wait_for_vps(self, host_id: HostId) -> None:
+        """Wait until sshd and Docker of a VPS that was rebooted answer again."""
+        answers = "docker info >/dev/null 2>&1 && systemctl is-active --quiet ssh"
+
+        def is_up() -> bool:
+            argv = ("docker", "exec", self.instance_of(host_id), "sh", "-c", answers)
+            return subprocess.run(argv, capture_output=True, timeout=BOOT_TIMEOUT_SECONDS).returncode == 0
+
+        wait_for(is_up, BOOT_TIMEOUT_SECONDS)
+
+    def leftovers(self) -> list[str]:
+        """What is left of hosts: on the engine, and in the folder of the machine that made them."""
+        account = f"--filter=label={ACCOUNT_LABEL}={self.account}"
+        engine = [
+            name
+            for listing in (("ps", "--all"), ("volume", "ls"), ("network", "ls"))
+            for name in lines_of(run_docker(*listing, "--quiet", account))
+        ]
+        pinned = [
+            line for path in (self.folder / "here").rglob("*known_hosts") for line in path.read_text().splitlines()
+        ]
+        return [*engine, *pinned, *(str(path) for path in (self.folder / "here").rglob("hosts/host-*"))]
+
+    def tear_down(self) -> None:
+        """Remove everything that the account has on the engine, and end what the processes have open."""
+        try:
+            for host_id in states(self.process()):
+                self.process().destroy_host(host_id)
+        finally:
+            for _ in clean(self.account):
+                pass
+            self._groups.close()
+
+
+def states(provider: LocalVpsProvider, *, include_destroyed: bool = False) -> dict[HostId, HostState | None]:
+    """What a provider lists, by host id."""
+    hosts = provider.discover_hosts(provider.mngr_ctx.concurrency_group, include_destroyed)
+    return {host.host_id: host.host_state for host in hosts}

@@ -37,15 +37,37 @@ def write_atomically(path: Path, content: bytes, mode: int = PRIVATE_FILE_MODE) 
 def locked(path: Path, *, is_waiting: bool = True) -> Iterator[None]:
     """Hold the lock file ``path`` exclusively; the kernel frees it when this process ends, however it ends.
 
+    Who holds it may remove it.
     With ``is_waiting=False`` a lock that is held elsewhere raises BlockingIOError at once.
     """
-    make_private_folder(path.parent)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE_MODE)
+    descriptor = _acquire(path, is_waiting)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if is_waiting else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)
+
+
+def _acquire(path: Path, is_waiting: bool) -> int:
+    """Lock the file that is at ``path``, and not one that whoever held it before has removed."""
+    while True:
+        make_private_folder(path.parent)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE_MODE)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if is_waiting else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_at(path, descriptor):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one that is at ``path`` now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sync_folder(path: Path) -> None:

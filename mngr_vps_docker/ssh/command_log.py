@@ -15,6 +15,7 @@ from typing import Self
 from typing import TextIO
 
 from imbue.mngr_vps_docker.files import PRIVATE_FILE_MODE
+from imbue.mngr_vps_docker.files import is_at
 from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.files import make_private_folder
 from imbue.mngr_vps_docker.ssh.shell import joined
@@ -120,7 +121,7 @@ def follow_log(path: Path, wait: Callable[[], None]) -> Iterator[LoggedCommand]:
     while True:
         if lines is not None:
             # Asked first: what is written to a log until it is put aside is there when it is read to its end.
-            is_put_aside = not _is_at(lines, path)
+            is_put_aside = not is_at(path, lines.fileno())
             yield from _commands(lines)
             if is_put_aside:
                 lines.close()
@@ -130,13 +131,6 @@ def follow_log(path: Path, wait: Callable[[], None]) -> Iterator[LoggedCommand]:
             if lines is not None:
                 continue
         wait()
-
-
-def _is_at(lines: TextIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(lines.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _opened(path: Path) -> TextIO | None:

@@ -33,6 +33,8 @@ _CONTROL_TIMEOUT_SECONDS: Final = 2.0
 # What authentication may take after ConnectTimeout, which covers the TCP connection and the banner.
 _LOGIN_SECONDS: Final = 20.0
 
+_TRACES_KEPT_SECONDS: Final = 24 * 3600.0
+
 _PID: Final = re.compile(rb"pid=(\d+)")
 
 
@@ -114,9 +116,12 @@ class SshMaster:
         with locked(self._beside(".lock")):
             self._ask("exit")
             self._remove_dead(control_path)
+            self._beside(".pid").unlink(missing_ok=True)
+            self._beside(".lock").unlink(missing_ok=True)
 
     def _log_in(self, control_path: Path) -> LoginFailure | None:
         installed_openssh()
+        _remove_traces_of_ended_masters(control_path.parent)
         with tempfile.TemporaryDirectory(prefix="mngr-vps-ssh-") as folder:
             log_file = Path(folder) / "log"
             result = self._runner(
@@ -176,6 +181,18 @@ def socket_folder() -> Path:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise VpsDockerError(f"{folder} must be a folder of yours that nobody else can enter (0700): remove it")
     return folder
+
+
+def _remove_traces_of_ended_masters(folder: Path) -> None:
+    """Remove the files beside the sockets of masters that ended by themselves, some time after that."""
+    for lock_path in folder.glob("*.lock"):
+        with suppress(FileNotFoundError, BlockingIOError):
+            is_recent = time.time() - lock_path.stat().st_mtime < _TRACES_KEPT_SECONDS
+            if is_recent or lock_path.with_suffix("").exists():
+                continue
+            with locked(lock_path, is_waiting=False):
+                lock_path.with_suffix(".pid").unlink(missing_ok=True)
+                lock_path.unlink(missing_ok=True)
 
 
 def _has_in_command_line(pid: int, text: str) -> bool:

@@ -15,9 +15,11 @@ def run(connection: SshConnection, command: str, *, timeout_seconds: float = 30,
 
 
 def processes_with(text: str) -> list[str]:
-    """The processes of this machine whose command line contains ``text``, but for ssh clients."""
-    listing = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    return [line for line in listing.splitlines() if text in line and "ssh " not in line]
+    """The processes of this machine whose command line contains ``text``, but for ssh clients that were given it."""
+    listing = subprocess.run(
+        ["ps", "-e", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True
+    ).stdout
+    return [line for line in listing.splitlines() if text in line and "ssh -v" not in line]
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from support.local_provider import local_provider
 from support.mngr_cli import MngrCli
+from support.remote import heed_signals
 
 from imbue.mngr.errors import MngrError
 from imbue.mngr.primitives import HostName
@@ -238,6 +239,7 @@ def create_until(mngr: MngrCli, line: str, **environment: str) -> subprocess.Pop
         stderr=subprocess.STDOUT,
         text=True,
         process_group=0,
+        preexec_fn=heed_signals,
     )
     assert process.stdout is not None
     said = []

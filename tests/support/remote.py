@@ -1,5 +1,6 @@
 """What tests of commands over ssh share."""
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -20,6 +21,15 @@ def processes_with(text: str) -> list[str]:
         ["ps", "-e", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True
     ).stdout
     return [line for line in listing.splitlines() if text in line and "ssh -v" not in line]
+
+
+def heed_signals() -> None:
+    """For ``preexec_fn``: let a program be interrupted even where the tests run in the background.
+
+    A shell starts what runs there with SIGINT ignored, nohup with SIGHUP, and all that is started by it inherits that.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:

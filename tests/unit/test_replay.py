@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from support.remote import heed_signals
 
 from imbue.mngr_vps_docker.replay import main
 from imbue.mngr_vps_docker.replay import newest_log
@@ -137,6 +138,7 @@ def test_following_ends_by_ctrl_c_without_a_word(log: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     )
     watchdog = threading.Timer(30, process.kill)
     watchdog.start()

@@ -36,6 +36,8 @@ from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.host_volume import HostVolumeOverSsh
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.shell import joined
+from imbue.mngr_vps_docker.ssh.shell import shell_argv
 from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
 from imbue.mngr_vps_docker.vps_state import read_vps_state
 
@@ -171,6 +173,24 @@ def test_exec_gives_the_commands_own_outcome(real: Engine, running: str) -> None
     assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (1, b"", b"")
     long = real.docker.exec(running, f"x='{'é' * 200_000}'; echo ${{#x}}; cat", purpose="try", timeout_seconds=20)
     assert long.text.strip() in ("200000", "400000")
+
+
+def test_any_words_survive_on_their_way_through_ssh_docker_and_two_shells(real: Engine, running: str) -> None:
+    words = [
+        "-n",
+        "a 'b' \"c\"",
+        "$HOME `id` $(id)",
+        "\\",
+        "\n\nEOF\n",
+        "*",
+        "",
+        "!x; exit 9 #",
+        "\x1b[2J",
+        "e\u0301 \U0001f600",
+    ]
+    command = joined(shell_argv(joined(("printf", r"%s\0", *words))))
+    outcome = real.docker.exec(running, command, purpose="try", timeout_seconds=20)
+    assert outcome.stdout.decode().split("\0")[:-1] == words
 
 
 def test_exec_streams_lines_as_they_come(real: Engine, running: str) -> None:

@@ -12,6 +12,7 @@ from support.remote import processes_with
 from support.remote import wait_for
 
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
+from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
 from imbue.mngr_vps_docker.replay import main
 from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
 from imbue.mngr_vps_docker.ssh.command_log import read_log
@@ -45,6 +46,16 @@ class Meter:
             "cat $(docker volume inspect --format {{.Mountpoint}} $(docker volume ls -q | grep host-vol))/.sshd/log"
         )
         return run_docker("exec", self.instance, "sh", "-c", script).count("Accepted publickey")
+
+    def provider(self) -> LocalVpsProvider:
+        return local_provider(self.mngr.profile, self.mngr.account, self.mngr.cloud)
+
+    def sockets(self) -> list[str]:
+        """Where the shared connections to the host's two machines are, if they are open."""
+        context = self.provider()._context
+        (entry,) = context.journal.read_all()
+        assert entry.vps_ip is not None
+        return [str(way(entry.vps_ip, entry.host_id)._master.control_path) for way in (context.vps, context.container)]
 
     def cost(self, *arguments: str) -> Cost:
         before = self.vps_logins(), self.container_logins(), len(self.commands())
@@ -109,12 +120,21 @@ def test_what_failed_is_found_in_the_log_and_what_only_looked_ends_the_same_agai
     assert "the same: 0 then, 0 now" in capsys.readouterr().out
 
 
+def test_without_persistence_a_command_ends_the_shared_connections(meter: Meter) -> None:
+    sockets = meter.sockets()
+    meter.mngr("exec", "a1", "true")
+    assert any(processes_with(socket) for socket in sockets)
+    meter.mngr("config", "set", "--scope", "user", "providers.local-vps.ssh_control_persist_seconds", "0")
+    meter.mngr("exec", "a1", "true")
+    meter.mngr("config", "unset", "--scope", "user", "providers.local-vps.ssh_control_persist_seconds")
+    wait_for(lambda: not any(processes_with(socket) for socket in sockets))
+    meter.mngr("exec", "a1", "true")
+
+
 def test_destroy_ends_the_connections_that_other_processes_opened(meter: Meter) -> None:
-    provider = local_provider(meter.mngr.profile, meter.mngr.account, meter.mngr.cloud)
+    sockets = meter.sockets()
+    assert [processes_with(socket) != [] for socket in sockets] == [True, True]
+    provider = meter.provider()
     (entry,) = provider._context.journal.read_all()
-    assert entry.vps_ip is not None
-    ways = (provider._context.vps, provider._context.container)
-    sockets = [way(entry.vps_ip, entry.host_id)._master.control_path for way in ways]
-    assert [processes_with(str(socket)) != [] for socket in sockets] == [True, True]
-    local_provider(meter.mngr.profile, meter.mngr.account, meter.mngr.cloud).destroy_host(entry.host_id)
-    wait_for(lambda: not any(processes_with(str(socket)) for socket in sockets))
+    provider.destroy_host(entry.host_id)
+    wait_for(lambda: not any(processes_with(socket) for socket in sockets))

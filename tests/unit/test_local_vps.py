@@ -5,8 +5,11 @@ import json
 import tarfile
 
 import pytest
+from pytest_subprocess import FakeProcess
 
 from imbue.mngr_vps_docker.local_vps.engine import api_error_of
+from imbue.mngr_vps_docker.local_vps.engine import describe
+from imbue.mngr_vps_docker.local_vps.engine import run_docker
 from imbue.mngr_vps_docker.local_vps.machine import hostname_of
 from imbue.mngr_vps_docker.local_vps.machine import seed_archive
 
@@ -48,3 +51,11 @@ def test_seed_holds_the_user_data_byte_for_byte_and_the_keys() -> None:
 )
 def test_a_failed_docker_command_becomes_the_status_that_a_cloud_would_answer(stderr: str, status: int) -> None:
     assert api_error_of(["start", "x"], stderr).status_code == status
+
+
+def test_what_goes_while_it_is_being_described_is_left_out(fp: FakeProcess) -> None:
+    fp.register(["docker", "container", "inspect", "a", "b"], returncode=1, stderr="Error: No such container: b\n")
+    fp.register(["docker", "container", "inspect", "a"], stdout='[{"Id": "a"}]\n')
+    fp.register(["docker", "container", "inspect", "b"], returncode=1, stderr="Error: No such container: b\n")
+    assert describe("container", ["a", "b"]) == [{"Id": "a"}]
+    assert len(fp.calls) == 3

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes a new VPS ready for its host: sshd locked down, Docker running. cloud-init runs it once; again is harmless.
+# Makes a new VPS ready for its host: sshd locked down, Docker running, containers kept from the metadata service.
+# cloud-init runs it once; again is harmless.
 # It ends with one line in /var/lib/mngr-vps/status: "ready", or "failed: <stage>: <last words>".
 set -eu
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
@@ -17,12 +18,18 @@ sshd_settings() {
     cat <<'SETTINGS'
 # Written by mngr. One connection carries many commands at once.
 HostKey /etc/ssh/ssh_host_ed25519_key
+AuthenticationMethods publickey
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
+AllowAgentForwarding no
 X11Forwarding no
+LoginGraceTime 30
+MaxAuthTries 3
 MaxSessions 100
 MaxStartups 100:30:200
+KexAlgorithms -ecdh-sha2-nistp*,diffie-hellman-group14-*,diffie-hellman-group-exchange-*
+MACs -hmac-sha1*,umac-64*
 SETTINGS
 }
 
@@ -146,7 +153,22 @@ install_from_distribution() {
     install_packages $packages
 }
 
+# Containers outlive Docker's own restarts, and nobody restarts it unasked. What the image's maker set stays so.
+configure_docker() {
+    mkdir -p /etc/docker /etc/apt/apt.conf.d
+    echo 'Unattended-Upgrade::Package-Blacklist { "docker"; "containerd"; "runc"; };' >/etc/apt/apt.conf.d/99-mngr
+    python3 - /etc/docker/daemon.json <<'MERGE'
+import json, os, sys
+path = sys.argv[1]
+settings = json.load(open(path)) if os.path.exists(path) else {}
+with open(path + ".new", "w") as file:
+    json.dump({"live-restore": True} | settings, file, indent=2)
+os.replace(path + ".new", path)
+MERGE
+}
+
 stage_docker() {
+    configure_docker
     if docker_answers; then
         echo "Docker is there already"
     elif ! command -v dockerd >/dev/null; then
@@ -159,10 +181,46 @@ stage_docker() {
     fi
     if command -v systemctl >/dev/null; then
         systemctl enable --now docker
+        systemctl reload docker
     else
         service docker start
     fi
     wait_for_docker
+}
+
+# Drop what comes for ADDRESS from anywhere but the VPS itself: from containers, that is. The raw table comes before
+# routing and before all of Docker's rules, which leave it alone. Name service stays: some clouds have it there too.
+drop_from_containers() { # IPTABLES ADDRESS
+    for protocol in tcp udp; do
+        "$1" -w -t raw -C PREROUTING -d "$2" -p $protocol ! --dport 53 -j DROP 2>/dev/null ||
+            "$1" -w -t raw -A PREROUTING -d "$2" -p $protocol ! --dport 53 -j DROP
+    done
+}
+
+# Whoever reaches the cloud's metadata service can read the user data, and on some clouds gets credentials.
+stage_firewall() {
+    PATH=$PATH:/usr/sbin:/sbin
+    command -v iptables >/dev/null || { update_lists; install_packages iptables; }
+    # All link-local addresses; Alibaba's; Azure's.
+    for address in 169.254.0.0/16 100.100.100.200 168.63.129.16; do
+        drop_from_containers iptables "$address"
+    done
+    if [ -e /proc/net/if_inet6 ]; then
+        # OpenStack's, AWS's, Google's, Scaleway's.
+        for address in fe80::a9fe:a9fe fd00:ec2::254 fd20:ce::254 fd00:42::42; do
+            drop_from_containers ip6tables "$address"
+        done
+    fi
+    # At every boot, before Docker, which does not start without.
+    unit=/etc/systemd/system/mngr-vps-firewall.service
+    if command -v systemctl >/dev/null && [ ! -e "$unit" ]; then
+        mkdir -p /etc/systemd/system/docker.service.d
+        printf '%s\n' '[Unit]' 'Before=docker.service' '[Service]' 'Type=oneshot' 'RemainAfterExit=yes' \
+            'ExecStart=/usr/local/sbin/mngr-vps-setup firewall' >"$unit"
+        printf '%s\n' '[Unit]' 'Requires=mngr-vps-firewall.service' 'After=mngr-vps-firewall.service' \
+            >/etc/systemd/system/docker.service.d/mngr.conf
+        systemctl daemon-reload
+    fi
 }
 
 report() {
@@ -185,7 +243,7 @@ fi
 if [ -d "$(dirname "$per_boot")" ]; then
     ln -sf /usr/local/sbin/mngr-vps-setup "$per_boot"
 fi
-for stage in sshd docker; do
+for stage in sshd docker firewall; do
     # In a process of its own, where set -e holds all the way down.
     if sh -eu "$0" "$stage" >"$log" 2>&1; then
         cat "$log"

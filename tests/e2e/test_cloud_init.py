@@ -1,5 +1,6 @@
 """The user data on machines that really boot: cloud-init, sshd, apt and Docker are the real ones."""
 
+import json
 import secrets
 import shlex
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.remote import wait_for
 
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
@@ -16,8 +18,11 @@ from imbue.mngr_vps_docker.local_vps.clean import clean
 from imbue.mngr_vps_docker.local_vps.client import DEFAULT_PLAN
 from imbue.mngr_vps_docker.local_vps.client import DEFAULT_REGION
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
+from imbue.mngr_vps_docker.local_vps.engine import run_docker
+from imbue.mngr_vps_docker.local_vps.images import AGENT_IMAGE
 from imbue.mngr_vps_docker.local_vps.images import DEFAULT_OS
 from imbue.mngr_vps_docker.local_vps.images import OS_WITHOUT_DOCKER
+from imbue.mngr_vps_docker.local_vps.images import require_image
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.target import SshTarget
@@ -80,6 +85,8 @@ def test_a_vps_with_docker_gets_ready_and_is_locked_down(vps: Vps) -> None:
     assert {
         "maxsessions 100",
         "maxstartups 100:30:200",
+        "authenticationmethods publickey",
+        "allowagentforwarding no",
         "passwordauthentication no",
         "kbdinteractiveauthentication no",
         "permitrootlogin without-password",
@@ -102,6 +109,51 @@ def test_readiness_survives_a_reboot(vps: Vps, client: LocalVpsClient) -> None:
         time.sleep(0.2)
     assert vps.run("stat -c %Y /var/log/mngr-vps-setup.log /var/lib/mngr-vps/status").text == written
     assert "maxsessions 100" in vps.sshd_settings()
+
+
+@pytest.fixture
+def metadata_service(vps: Vps) -> Iterator[None]:
+    """What clouds have at this address, here on the VPS's own network: a port for user data, and one for names."""
+    (network,) = json.loads(run_docker("inspect", vps.instance_id))[0]["NetworkSettings"]["Networks"]
+    serve = "ip address add 169.254.169.254/32 dev eth0; python3 -m http.server 53 & exec python3 -m http.server 80"
+    options = ("--detach", "--cap-add=NET_ADMIN", f"--network={network}", "--entrypoint=sh", "--workdir=/srv")
+    server = run_docker("run", *options, require_image(DEFAULT_OS), "-c", serve).strip()
+    try:
+        yield
+    finally:
+        run_docker("rm", "--force", server)
+
+
+def test_only_the_vps_itself_reaches_its_metadata_service(
+    vps: Vps, client: LocalVpsClient, metadata_service: None
+) -> None:
+    assert vps.wait().is_success
+    vps.run("docker network create other").checked()
+
+    def reaches(port: int, network: str | None = None) -> bool:
+        ask = f"timeout 2 bash -c '</dev/tcp/169.254.169.254/{port}'"
+        return vps.run(
+            ask if network is None else f'docker run --rm --network={network} {AGENT_IMAGE} sh -c "{ask}"'
+        ).is_success
+
+    def check() -> None:
+        vps.run("ip route replace 169.254.169.254 dev eth0").checked()
+        wait_for(lambda: reaches(80))
+        assert (reaches(80, "bridge"), reaches(80, "other"), reaches(53, "bridge")) == (False, False, True)
+
+    check()
+    vps.run("iptables -t raw -F").checked()
+    assert reaches(80, "bridge")
+    vps.run(f"{SETUP} firewall; {SETUP} firewall").checked()
+    vps.run("systemctl restart docker").checked()
+    check()
+    vps.connection.close()
+    run_docker("restart", vps.instance_id, timeout_seconds=120)
+    vps.connection.wait_until_ready(60)
+    wait_for(lambda: vps.run("docker info").is_success, 60)
+    check()
+    assert vps.run("ip6tables -t raw -S").text.count("fd00:ec2::254") == 2
+    assert vps.run("iptables -t raw -S").text.count("169.254.0.0/16") == 2
 
 
 @pytest.mark.parametrize(

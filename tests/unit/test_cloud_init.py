@@ -1,7 +1,9 @@
 """The user data itself; and its two scripts, run on a machine made of stand-ins for apt, docker, sshd and so on."""
 
+import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +69,9 @@ class StandInMachine:
         self.put("dpkg", "echo amd64")
         self.put("curl", "exit 6")
         self.put("gpg", "false")
+        self.put("python3", f'exec {sys.executable} -I "$@"')
+        for program in ("iptables", "ip6tables"):
+            self.put(program, 'case "$*" in *" -C "*) exit 1 ;; esac')
 
     def _moved(self, script: str) -> str:
         for folder in ("/var/lib/", "/var/log/", "/etc/", "/run/"):
@@ -120,7 +125,7 @@ def test_docker_that_is_installed_is_started(machine: StandInMachine) -> None:
     machine.put("dockerd", "")
     assert machine.set_up() == 0
     assert machine.calls("apt-get") == []
-    assert machine.calls("systemctl")[-1] == "systemctl enable --now docker"
+    assert "systemctl enable --now docker" in machine.calls("systemctl")
 
 
 def test_docker_comes_from_its_own_repository_under_its_own_key(machine: StandInMachine) -> None:
@@ -178,6 +183,7 @@ def test_a_package_list_that_is_locked_is_waited_for(machine: StandInMachine) ->
         ("docker", "echo 'Cannot connect to the Docker daemon' >&2; exit 1", "failed: docker: Cannot connect"),
         ("sshd", 'echo "$0: Bad configuration option" >&2; exit 255', "failed: sshd: "),
         ("sshd", '[ "$1" = -t ] || echo "maxsessions 10"', "failed: sshd: sshd does not take over the settings"),
+        ("iptables", "echo 'can not initialize table raw' >&2; exit 3", "failed: firewall: can not initialize"),
     ],
 )
 def test_a_failure_is_marked_with_its_stage_and_last_words(
@@ -196,6 +202,23 @@ def test_a_failure_is_marked_with_its_stage_and_last_words(
         assert (machine.root / "etc/ssh/sshd_config").read_text() == "# as it was\n"
         assert list((machine.root / "etc/ssh/sshd_config.d").iterdir()) == []
         assert not [call for call in machine.calls("systemctl") if "reload" in call]
+
+
+def test_what_the_image_says_of_docker_is_kept(machine: StandInMachine) -> None:
+    settings = machine.root / "etc/docker/daemon.json"
+    settings.parent.mkdir()
+    settings.write_text('{"live-restore": false, "mtu": 1400}')
+    assert machine.set_up() == 0
+    assert json.loads(settings.read_text()) == {"live-restore": False, "mtu": 1400}
+
+
+def test_settings_of_docker_that_cannot_be_read_are_left_alone_and_named(machine: StandInMachine) -> None:
+    settings = machine.root / "etc/docker/daemon.json"
+    settings.parent.mkdir()
+    settings.write_text("{torn")
+    assert machine.set_up() == 1
+    assert settings.read_text() == "{torn"
+    assert machine.status.startswith("failed: docker: ")
 
 
 def test_sshd_is_reloaded_after_the_check_and_not_restarted(machine: StandInMachine) -> None:

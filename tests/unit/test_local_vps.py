@@ -9,7 +9,6 @@ from pytest_subprocess import FakeProcess
 
 from imbue.mngr_vps_docker.local_vps.engine import api_error_of
 from imbue.mngr_vps_docker.local_vps.engine import describe
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
 from imbue.mngr_vps_docker.local_vps.machine import hostname_of
 from imbue.mngr_vps_docker.local_vps.machine import seed_archive
 

@@ -69,6 +69,10 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
     default_start_args: tuple[str, ...] = Field(
         default=(), description="Arguments of `docker run` for every host, before those of -s"
     )
+    allowed_start_args: tuple[Annotated[str, Field(pattern=r"^--.")], ...] = Field(
+        default=(),
+        description="Dangerous arguments of `docker run` that are allowed all the same, as --option or --option=value",
+    )
     builder: Annotated[DockerBuilder, BeforeValidator(_upper)] = Field(
         default=DockerBuilder.DOCKER,
         description="DOCKER builds on the VPS; DEPOT builds there with the depot CLI and DEPOT_TOKEN",

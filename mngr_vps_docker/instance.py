@@ -71,6 +71,7 @@ from imbue.mngr_vps_docker.lifecycle.snapshot import list_snapshots
 from imbue.mngr_vps_docker.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.outer_host import VpsOuterHost
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
+from imbue.mngr_vps_docker.start_args import start_args_of
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
 
@@ -154,6 +155,7 @@ class VpsDockerProvider(BaseProviderInstance):
         """Create a host on a new VPS. Bad input is refused before anything is paid for."""
         check_host_name(name)
         build = self._parse_build_args(build_args or ())
+        run_args = start_args_of(self.config, start_args or ())
         check_tools(self._context, build)
         check_build_context(build)
         existing = self._registry.discover()
@@ -164,7 +166,7 @@ class VpsDockerProvider(BaseProviderInstance):
             build=build,
             image=str(image or self.config.default_image),
             snapshot=None if snapshot is None else find_snapshot(self._context, existing, snapshot),
-            start_args=(*self.config.default_start_args, *(start_args or ())),
+            start_args=run_args,
             tags=dict(tags or {}),
             activity=(lifecycle or HostLifecycleOptions()).to_activity_config(
                 default_idle_timeout_seconds=self.config.default_idle_timeout,

@@ -27,6 +27,14 @@ from imbue.mngr_vps_docker.ssh.shell import Secret
 
 STATE_VOLUME_PATH = PurePosixPath("/mngr-state")
 CONTAINER_SSHD_PORT = 22
+# What keeps an agent from taking the VPS down with it; start args come later, and win. `local` is a log driver whose
+# logs are bounded (100 MB); a fork bomb ends at the limit; when memory is short, the container's processes go first.
+PROTECTIVE_ARGS = (
+    "--security-opt=no-new-privileges",
+    "--log-driver=local",
+    "--pids-limit=4096",
+    "--oom-score-adj=500",
+)
 # apt on a slow mirror is the longest part of a set-up; without it the whole takes about a second.
 SETUP_TIMEOUT_SECONDS = 600.0
 
@@ -81,7 +89,7 @@ def run_host_container(context: ProviderContext, docker: DockerOverSsh, request:
             },
             volumes={context.host_volume_name(request.host_id): str(HOST_VOLUME_PATH)},
             published_ports={context.config.container_ssh_port: CONTAINER_SSHD_PORT},
-            extra_args=tuple(request.start_args),
+            extra_args=(*PROTECTIVE_ARGS, *request.start_args),
             entrypoint="sh",
             command=("-c", HOST_CONTAINER_SCRIPT),
         )

@@ -46,6 +46,8 @@ X11Forwarding no
 PrintMotd no
 MaxSessions 100
 MaxStartups 100:30:200
+KexAlgorithms -ecdh-sha2-nistp*,diffie-hellman-group14-*,diffie-hellman-group-exchange-*
+MACs -hmac-sha1*,umac-64*
 AcceptEnv LANG LC_*
 Subsystem sftp internal-sftp
 """

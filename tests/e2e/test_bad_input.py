@@ -40,6 +40,11 @@ REFUSED: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     ),
     "a missing Dockerfile": (("-b", "--file=Nofile", "-b", "."), ("Nofile does not exist", "--file=PATH")),
     "a missing context directory": (("-b", "nowhere"), ("'nowhere' does not exist",)),
+    "a start argument that opens the VPS to the agent": (
+        ("-s", "--privileged"),
+        ("'--privileged' is refused", "allowed_start_args"),
+    ),
+    "a start argument that is none": (("-s", "alpine"), ("'alpine' is no option", "--option=value")),
     "an unknown snapshot": (("--snapshot", "nothing"), ("nothing",)),
     "DEPOT without its token": (
         ("-S", "providers.local-vps.builder=depot", "-b", "."),

@@ -1,0 +1,121 @@
+"""What an agent in its container cannot do to its VPS, and what its snapshots do not give away."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+
+import pytest
+from support.provider import ProviderLab
+
+from imbue.mngr.hosts.host import Host
+from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_vps_docker.keys import KeyPair
+
+SECRET = "canary-5f1e9a"
+
+
+@pytest.fixture(scope="module")
+def lab(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderLab]:
+    lab = ProviderLab(tmp_path_factory.mktemp("lab"))
+    try:
+        yield lab
+    finally:
+        lab.tear_down()
+
+
+@pytest.fixture(scope="module")
+def host(lab: ProviderLab) -> Host:
+    """A host on a VPS with one core and 1 GiB."""
+    return lab.process().create_host(HostName("h1"), build_args=["--vps-plan=1c-1gb"])
+
+
+def test_a_container_gets_no_new_privileges_and_bounded_logs_and_processes(lab: ProviderLab, host: Host) -> None:
+    container = json.loads(lab.on_vps(host.id, "docker inspect $(docker ps -q --filter label=com.imbue.mngr.host-id)"))
+    settings = container[0]["HostConfig"]
+    assert settings["SecurityOpt"] == ["no-new-privileges"]
+    assert (settings["LogConfig"]["Type"], settings["PidsLimit"], settings["OomScoreAdj"]) == ("local", 4096, 500)
+    assert (settings["Privileged"], settings["NetworkMode"], settings["PidMode"]) == (False, "default", "")
+    # The file of control groups v2, or of v1.
+    limit = "cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null"
+    said = host.execute_idempotent_command(f"grep NoNewPrivs /proc/self/status; {limit}")
+    assert said.stdout.split() == ["NoNewPrivs:", "1", "4096"]
+
+
+def test_a_container_that_eats_all_memory_is_ended_and_its_vps_goes_on(lab: ProviderLab, host: Host) -> None:
+    eaten = host.execute_stateful_command("tail /dev/zero", timeout_seconds=120)
+    assert not eaten.success
+    assert (
+        lab.on_vps(host.id, "docker info --format {{.ContainersRunning}}; pgrep -x sshd | head -1").split()[0] == "2"
+    )
+    with lab.process().outer_host_for(host.id) as outer:
+        assert outer is not None
+        assert outer.execute_idempotent_command("echo alive").stdout == "alive"
+    assert host.execute_idempotent_command("echo alive").stdout == "alive"
+
+
+@pytest.mark.parametrize("port", [22, 2222], ids=["VPS", "container"])
+def test_an_audit_finds_nothing_wrong_with_sshd(lab: ProviderLab, host: Host, port: int) -> None:
+    info = host.get_ssh_connection_info()
+    assert info is not None
+    audit = subprocess.run(
+        [sys.executable, "-m", "ssh_audit.ssh_audit", "--skip-rate-test", "--json", "-p", str(port), info[1]],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    report = json.loads(audit.stdout)
+    failures = [
+        (kind, algorithm["algorithm"], algorithm["notes"]["fail"])
+        for kind in ("kex", "key", "enc", "mac")
+        for algorithm in report[kind]
+        if algorithm["notes"].get("fail")
+    ]
+    assert (failures, report["cves"]) == ([], [])
+    assert [key["algorithm"] for key in report["key"]] == ["ssh-ed25519"]
+
+
+def test_a_snapshot_holds_no_key_and_no_secret(lab: ProviderLab, host: Host) -> None:
+    """Every byte of every layer, and what docker says of the image."""
+    host.execute_stateful_command("cat >/dev/null", env={"TOKEN": SECRET})
+    provider = lab.process()
+    snapshot = provider.create_snapshot(host.id, SnapshotName("s1"))
+    keys = provider._context.keys
+    held = content_of_image(lab, host, snapshot)
+    pairs: list[KeyPair] = [
+        keys.container_host_key(host.id),
+        keys.container_client_key(host.id),
+        keys.vps_client_key(),
+        keys.vps_host_key(host.id),
+    ]
+    for pair in pairs:
+        lines = pair.private_key_path.read_text().splitlines()[1:-1]
+        assert [line for line in lines if line.encode() in held] == []
+        assert pair.public_key.split()[1].encode() not in held
+    assert SECRET.encode() not in held
+
+
+def content_of_image(lab: ProviderLab, host: Host, image: str) -> bytes:
+    """All files of all layers of an image, one after the other."""
+    done = subprocess.run(
+        ["docker", "exec", lab.instance_of(host.id), "docker", "save", image], capture_output=True, check=True
+    )
+    parts = [lab.on_vps(host.id, f"docker inspect {image}").encode()]
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        for member in archive:
+            file = archive.extractfile(member)
+            content = b"" if file is None else file.read()
+            if member.name.endswith("layer.tar"):
+                parts += _files(content)
+            else:
+                parts.append(content)
+    return b"\n".join(parts)
+
+
+def _files(layer: bytes) -> Iterator[bytes]:
+    with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.isreg() else None
+            if file is not None:
+                yield file.read()

@@ -87,16 +87,34 @@ class VpsDockerHostStore:
         """Write a record, whatever was there. ``update_host_record`` changes one without losing another's change."""
         self._write(host_record.host_id, host_record, unless_changed_from=None)
 
+    def replace_unreadable_host_record(self, host_record: VpsDockerHostRecord) -> None:
+        """Write a record in the place of one that cannot be read, which is kept beside it, ``.unreadable``.
+
+        Only once: where that has been done, whoever did it knew as much as we do, and may have changed it since.
+        """
+        path = record_path(host_record.host_id)
+        aside = f"[ -e {path}.unreadable ] && exit {CHANGED}\nmv -T {path} {path}.unreadable || exit 1\n"
+        purpose = f"replace the unreadable record of {host_record.host_id}"
+        outcome = self._replace(path, encode_record(host_record), condition=aside, purpose=purpose)
+        if outcome.exit_code != CHANGED:
+            self._checked(outcome)
+
     def update_host_record(
-        self, host_id: HostId, change: Callable[[VpsDockerHostRecord], VpsDockerHostRecord]
+        self,
+        host_id: HostId,
+        change: Callable[[VpsDockerHostRecord], VpsDockerHostRecord],
+        *,
+        expected: VpsDockerHostRecord | None = None,
     ) -> VpsDockerHostRecord:
         """Read a record, change it and write it back as one step, and return what was written.
 
-        ``change`` may be called again, with a newer record, when another process wrote meanwhile. Raises
-        HostNotFoundError if there is no record.
+        ``change`` may be called again, with a newer record, when another process wrote meanwhile. ``expected`` is what
+        the record probably is, which then need not be read. Raises HostNotFoundError if there is no record.
         """
         with self._lock:
             current = self._cache.get(host_id)
+        if current is None and expected is not None:
+            current = expected, hashlib.sha256(encode_record(expected)).hexdigest()
         for attempt in range(_MAX_UPDATE_ATTEMPTS):
             if current is None:
                 current = self._read(host_id)
@@ -120,7 +138,7 @@ class VpsDockerHostStore:
             enter_volume(self.volume_name)
             + "[ -d host_state ] || exit 0\n"
             + lock("host_state")
-            + f"rm -rf {path.removesuffix('.json')} && rm -f {path} && sync host_state"
+            + f"rm -rf {path.removesuffix('.json')} && rm -f {path} {path}.unreadable && sync host_state"
         )
         self._checked(self._run(script, purpose=f"delete the record of {host_id}", effect=Effect.REPEATABLE))
         with self._lock:

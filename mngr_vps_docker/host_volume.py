@@ -26,9 +26,11 @@ from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.volume_scripts import ABSENT
+from imbue.mngr_vps_docker.volume_scripts import CHANGED
 from imbue.mngr_vps_docker.volume_scripts import ESCAPES
 from imbue.mngr_vps_docker.volume_scripts import WRONG_TYPE
 from imbue.mngr_vps_docker.volume_scripts import enter_volume
+from imbue.mngr_vps_docker.volume_scripts import lock
 from imbue.mngr_vps_docker.volume_scripts import receive
 
 _TIMEOUT_SECONDS: Final = 600.0
@@ -51,6 +53,10 @@ go() {{
 
 class UnsafeVolumePathError(VpsDockerError, ValueError):
     """A path leaves its volume: it has ``..`` in it, or goes through a link that leads out."""
+
+
+class _ChangedError(Exception):
+    """A file is not what it was expected to be."""
 
 
 class HostVolumeOverSsh(BaseVolume):
@@ -106,6 +112,23 @@ class HostVolumeOverSsh(BaseVolume):
         """Write files, each of them whole or not at all, in one round trip; missing directories are made."""
         write_volume_files(self.connection, self.volume_name, file_contents_by_path)
 
+    def replace_file(self, path: str, content: bytes, *, expected: bytes) -> bool:
+        """Write a file if its content still is ``expected`` (empty: or there is none), and say whether it was."""
+        *directories, name = _file_parts(path)
+        # What the container put there may be a pipe, which would be waited for.
+        read = f"dd if={quoted(f'./{name}')} iflag=nofollow,nonblock,fullblock bs=1M status=none 2>/dev/null"
+        condition = (
+            # The lock lies beside the volume's content, out of the container's reach.
+            lock('"$root/.."')
+            + f"old=$({_go_line('make', directories)}{read} | sha256sum)\n"
+            + f'[ "$old" = "{hashlib.sha256(expected).hexdigest()}  -" ] || exit {CHANGED}\n'
+        )
+        try:
+            write_volume_files(self.connection, self.volume_name, {path: content}, condition=condition)
+        except _ChangedError:
+            return False
+        return True
+
     def _run(self, script: str, purpose: str, path: str) -> CommandOutcome:
         outcome = self.connection.run(
             enter_volume(self.volume_name) + script, purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS
@@ -114,12 +137,18 @@ class HostVolumeOverSsh(BaseVolume):
 
 
 def write_volume_files(
-    connection: SshConnection, volume: str, contents: Mapping[str, bytes], mode: int = _FILE_MODE
+    connection: SshConnection,
+    volume: str,
+    contents: Mapping[str, bytes],
+    mode: int = _FILE_MODE,
+    *,
+    condition: str = "",
 ) -> None:
     """Write files of a Docker volume as files of the VPS, owned by root, in one round trip.
 
     All of them have arrived and are on the disk before the first is put in its place by a rename, so none is ever seen
-    half-written. Raises what HostVolumeOverSsh raises, and DiskFullError.
+    half-written; just before that, the shell text ``condition`` may end the whole. Raises what HostVolumeOverSsh
+    raises, and DiskFullError.
     """
     if not contents:
         return
@@ -139,6 +168,7 @@ def write_volume_files(
         + receive(len(data), hashlib.sha256(data).hexdigest(), '"$stage/tar"')
         # Names without directories, extracted where we are: nothing in the container can send them elsewhere.
         + '(cd -P "$stage" && tar -xpf ./tar --no-same-owner && rm ./tar && sync ./*) || exit 1\n'
+        + condition
         + moves
     )
     purpose = f"write {', '.join(contents)} of volume {volume}"
@@ -152,6 +182,8 @@ def _checked(outcome: CommandOutcome, path: str) -> CommandOutcome:
     if outcome.status is not OutcomeStatus.COMPLETED:
         raise outcome.error()
     match outcome.exit_code:
+        case code if code == CHANGED:
+            raise _ChangedError
         case code if code == ABSENT:
             raise FileNotFoundError(f"{path} is not there (could not {outcome.purpose} on {outcome.host})")
         case code if code == ESCAPES:

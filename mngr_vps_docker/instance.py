@@ -20,7 +20,6 @@ from imbue.mngr.errors import HostNotFoundError
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.hosts.offline_host import OfflineHost
 from imbue.mngr.interfaces.data_types import AgentDetails
-from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.interfaces.data_types import HostDetails
 from imbue.mngr.interfaces.data_types import HostLifecycleOptions
 from imbue.mngr.interfaces.data_types import HostResources
@@ -42,6 +41,7 @@ from imbue.mngr.providers.base_provider import BaseProviderInstance
 from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
 from imbue.mngr_vps_docker.build_args import parse_build_args
 from imbue.mngr_vps_docker.build_context import check_build_context
+from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
@@ -200,16 +200,17 @@ class VpsDockerProvider(BaseProviderInstance):
         self, host: HostInterface | HostId, create_snapshot: bool = True, timeout_seconds: float = 60.0
     ) -> None:
         """Stop the host's container, after a snapshot if wanted. A stopped host is left as it is."""
-        sighting = self._registry.fresh(_host_id(host))
-        if create_snapshot and sighting.is_running:
-            self.create_snapshot(sighting.host_id)
-        stop_host(self._context, sighting, timeout_seconds=timeout_seconds)
-        self._registry.forget(sighting.host_id)
+        host_id = _host_id(host)
+        if create_snapshot and self._registry.fresh(host_id).is_running:
+            self.create_snapshot(host_id)
+        with self._registry.alone(host_id) as sighting:
+            stop_host(self._context, sighting, timeout_seconds=timeout_seconds)
+        self._registry.forget(host_id)
 
     def start_host(self, host: HostInterface | HostId, snapshot_id: SnapshotId | None = None) -> Host:
         """Start the host's container, from a snapshot of it if given. A running host is returned as it is."""
-        sighting = self._registry.fresh(_host_id(host))
-        start_host(self._context, sighting, snapshot_id)
+        with self._registry.alone(_host_id(host)) as sighting:
+            start_host(self._context, sighting, snapshot_id)
         return self._online_host(self._registry.fresh(sighting.host_id))
 
     # --- discovery ------------------------------------------------------------------------------------------------
@@ -259,8 +260,8 @@ class VpsDockerProvider(BaseProviderInstance):
 
     def create_snapshot(self, host: HostInterface | HostId, name: SnapshotName | None = None) -> SnapshotId:
         """Keep the container's present content as an image on the VPS. The host's volume is not part of it."""
-        sighting = self._registry.fresh(_host_id(host))
-        snapshot_id = create_snapshot(self._context, sighting, name)
+        with self._registry.alone(_host_id(host)) as sighting:
+            snapshot_id = create_snapshot(self._context, sighting, name)
         self._registry.forget(sighting.host_id)
         return snapshot_id
 
@@ -270,8 +271,8 @@ class VpsDockerProvider(BaseProviderInstance):
 
     def delete_snapshot(self, host: HostInterface | HostId, snapshot_id: SnapshotId) -> None:
         """Remove a snapshot's image and its place in the record."""
-        sighting = self._registry.fresh(_host_id(host))
-        delete_snapshot(self._context, sighting, snapshot_id)
+        with self._registry.alone(_host_id(host)) as sighting:
+            delete_snapshot(self._context, sighting, snapshot_id)
         self._registry.forget(sighting.host_id)
 
     # --- volumes --------------------------------------------------------------------------------------------------
@@ -426,23 +427,23 @@ class VpsDockerProvider(BaseProviderInstance):
 
     def _online_host(self, sighting: HostSighting) -> VpsDockerHost:
         return views.online_host(
-            self, self._context, sighting, on_host_data=self._on_updated_host_data, on_sshd_down=self._on_sshd_down
+            self, self._context, sighting, on_host_data=self._on_host_data, on_sshd_down=self._on_sshd_down
         )
 
     def _offline_host(self, sighting: HostSighting) -> OfflineHost:
-        return views.offline_host(self, sighting, on_host_data=self._on_updated_host_data)
+        return views.offline_host(self, sighting, on_host_data=self._on_host_data)
 
-    def _on_updated_host_data(self, host_id: HostId, data: CertifiedHostData) -> None:
-        self._registry.note_record(metadata.accept_certified_data(self._context, self._registry.get(host_id), data))
+    def _on_host_data(self, host_id: HostId, change: CertifiedDataChange) -> None:
+        self._registry.note_record(metadata.accept_certified_data(self._context, self._registry.get(host_id), change))
 
     def _on_sshd_down(self, host_id: HostId) -> None:
         logger.info("The sshd of host {} does not answer; bringing it back ...", host_id)
-        repair_host(self._context, self._registry.fresh(host_id))
+        with self._registry.alone(host_id) as sighting:
+            repair_host(self._context, sighting)
 
     def _change_tags(self, host: HostInterface | HostId, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
-        host_id = _host_id(host)
-        metadata.change_tags(self._context, self._registry.fresh(host_id), change)
-        self._registry.forget(host_id)
+        sighting = self._registry.get(_host_id(host))
+        self._registry.note_record(metadata.change_tags(self._context, sighting, change))
 
 
 def _host_id(host: HostInterface | HostId) -> HostId:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict
 from pydantic import Field
+from pydantic import PrivateAttr
 
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.interfaces.data_types import CertifiedHostData
@@ -19,6 +20,8 @@ from imbue.mngr.interfaces.host import OuterHostInterface
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.providers.ssh_utils import create_pyinfra_host
+from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
+from imbue.mngr_vps_docker.certified_changes import change_between
 from imbue.mngr_vps_docker.errors import SshdDownError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
@@ -59,6 +62,7 @@ def _with_environment(text: str, env: Mapping[str, str] | None) -> tuple[str, by
 
 
 type SshdRepair = Callable[[HostId], None]
+type HostDataListener = Callable[[HostId, CertifiedDataChange], None]
 
 
 class _OverOpenSsh(OuterHostInterface):
@@ -194,9 +198,18 @@ class VpsDockerHost(_OverOpenSsh, Host):
     # pydantic takes the settings of the last base class, which is mngr's.
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
+    on_host_data: HostDataListener = Field(
+        frozen=True,
+        exclude=True,
+        repr=False,
+        description="Has the provider make a change to the host's certified data",
+    )
     on_sshd_down: SshdRepair | None = Field(
         default=None, frozen=True, exclude=True, repr=False, description="Brings the container's sshd back"
     )
+
+    # Every version of the certified data that was read, by when it was written.
+    _seen_data: dict[datetime, CertifiedHostData] = PrivateAttr(default_factory=dict)
 
     @contextmanager
     def _notify_on_connection_error(self) -> Iterator[None]:
@@ -207,11 +220,16 @@ class VpsDockerHost(_OverOpenSsh, Host):
         """The name that the user gave the host."""
         return Host.get_name(self)
 
+    def get_certified_data(self) -> CertifiedHostData:
+        """The content of data.json."""
+        data = Host.get_certified_data(self)
+        self._seen_data[data.updated_at] = data
+        return data
+
     def set_certified_data(self, data: CertifiedHostData) -> None:
-        """Have the provider save it, which knows what a copy that is out of date must not take back."""
-        if self.on_updated_host_data is None:
-            return Host.set_certified_data(self, data)
-        return self.on_updated_host_data(self.id, data.model_copy(update={"updated_at": datetime.now(UTC)}))
+        """Have the provider change what differs from the version that ``data`` was made of; all of it, if unknown."""
+        before = self._seen_data.get(data.updated_at)
+        self.on_host_data(self.id, (lambda _current: data) if before is None else change_between(before, data))
 
     def execute_streaming_command(
         self,

@@ -3,6 +3,9 @@
 A fact has one owner. The record owns who the host is and what was made of it (name, tags, snapshots, failure);
 data.json owns how it behaves (idle settings, plugin data, folders that mngr made). Each is changed field by field, so
 that a copy of one never overwrites what only the other had.
+
+data.json is replaced only if it still is what was read, and the record is read after it. So of two writers, on
+whatever machines, the later one has seen what the earlier one wrote.
 """
 
 import json
@@ -10,15 +13,18 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC
 from datetime import datetime
+from functools import partial
+from typing import Final
 
 from loguru import logger
 from pydantic import ValidationError
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
 from imbue.mngr_vps_docker.docker_errors import NoSuchVolumeError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.files import locked
@@ -30,8 +36,7 @@ from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 
-type CertifiedDataListener = Callable[[HostId, CertifiedHostData], None]
-
+_MOST_ATTEMPTS: Final = 20
 RECORD_OWNED_FIELDS = frozenset(
     {
         "host_id",
@@ -50,20 +55,28 @@ RECORD_OWNED_FIELDS = frozenset(
 def update_record(
     context: ProviderContext, sighting: HostSighting, change: Callable[[VpsDockerHostRecord], VpsDockerHostRecord]
 ) -> VpsDockerHostRecord:
-    """Change the record of a host in one atomic read-modify-write, and this machine's copy of it."""
-    record = _store(context, sighting).update_host_record(sighting.host_id, change)
+    """Change the record of a host in one atomic read-modify-write, and this machine's copy of it.
+
+    In the place of one that cannot be read goes this machine's copy first.
+    """
+    if sighting.reading is not None and sighting.reading.is_record_unreadable and sighting.entry.record is not None:
+        logger.warning("The record of {} cannot be read; going on from this machine's copy of it", sighting.name)
+        _store(context, sighting).replace_unreadable_host_record(sighting.entry.record)
+    entry = context.journal.read(sighting.host_id)
+    expected = None if entry is None else entry.record
+    record = _store(context, sighting).update_host_record(sighting.host_id, change, expected=expected)
     context.journal.update(sighting.host_id, record=record, host_name=record.certified_host_data.host_name)
     return record
 
 
-def update_certified_data(context: ProviderContext, sighting: HostSighting, **changes: object) -> CertifiedHostData:
+def update_certified_data(context: ProviderContext, sighting: HostSighting, **changes: object) -> VpsDockerHostRecord:
     """Set record-owned fields of a host's certified data, in the record and in data.json."""
     return change_certified_data(context, sighting, lambda data: data.model_copy(update=changes))
 
 
 def change_certified_data(
-    context: ProviderContext, sighting: HostSighting, change: Callable[[CertifiedHostData], CertifiedHostData]
-) -> CertifiedHostData:
+    context: ProviderContext, sighting: HostSighting, change: CertifiedDataChange
+) -> VpsDockerHostRecord:
     """Let ``change`` compute new record-owned fields from the current ones, in the record and in data.json."""
 
     def with_change(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
@@ -71,37 +84,58 @@ def change_certified_data(
         return record.model_copy(update={"certified_host_data": data})
 
     with _changing_data_json(context, sighting):
-        data = update_record(context, sighting, with_change).certified_host_data
-        current = _read_data_json(context, sighting)
-        if current is not None:
-            owned = {name: getattr(data, name) for name in RECORD_OWNED_FIELDS}
-            _write_data_json(context, sighting, current.model_copy(update=owned))
-    return data
+        for attempt in range(_MOST_ATTEMPTS):
+            found = _read_data_json(context, sighting)
+            record = update_record(context, sighting, _as_it_is if attempt else with_change)
+            if found.data is None:
+                return record
+            data = _with_owned_fields(found.data, record.certified_host_data)
+            if _replace_data_json(context, sighting, found, data):
+                return record
+    raise _changed_by_others(sighting)
 
 
 def change_tags(
     context: ProviderContext, sighting: HostSighting, change: Callable[[dict[str, str]], dict[str, str]]
-) -> None:
+) -> VpsDockerHostRecord:
     """Let ``change`` compute a host's new tags from its current ones."""
 
     def with_tags(data: CertifiedHostData) -> CertifiedHostData:
         return data.model_copy(update={"user_tags": change(dict(data.user_tags))})
 
-    change_certified_data(context, sighting, with_tags)
+    return change_certified_data(context, sighting, with_tags)
 
 
 def accept_certified_data(
-    context: ProviderContext, sighting: HostSighting, data: CertifiedHostData
+    context: ProviderContext, sighting: HostSighting, change: CertifiedDataChange
 ) -> VpsDockerHostRecord:
-    """Take over certified data that mngr sets on a host, running or not, except for what the record owns."""
-
-    def with_data(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
-        kept = {name: getattr(record.certified_host_data, name) for name in RECORD_OWNED_FIELDS}
-        return record.model_copy(update={"certified_host_data": data.model_copy(update=kept)})
-
+    """Make a change that mngr makes to a host, running or not, except to what the record owns."""
     with _changing_data_json(context, sighting):
-        record = update_record(context, sighting, with_data)
-        _write_data_json(context, sighting, record.certified_host_data)
+        for _attempt in range(_MOST_ATTEMPTS):
+            found = _read_data_json(context, sighting)
+            record = update_record(context, sighting, partial(_with_change, change, found.data))
+            if _replace_data_json(context, sighting, found, record.certified_host_data):
+                return record
+    raise _changed_by_others(sighting)
+
+
+def _with_change(
+    change: CertifiedDataChange, data_json: CertifiedHostData | None, record: VpsDockerHostRecord
+) -> VpsDockerHostRecord:
+    owner = record.certified_host_data
+    changed = change(data_json or owner).model_copy(update={"updated_at": datetime.now(UTC)})
+    return record.model_copy(update={"certified_host_data": _with_owned_fields(changed, owner)})
+
+
+def _with_owned_fields(data: CertifiedHostData, owner: CertifiedHostData) -> CertifiedHostData:
+    return data.model_copy(update={name: getattr(owner, name) for name in RECORD_OWNED_FIELDS})
+
+
+def _changed_by_others(sighting: HostSighting) -> VpsDockerError:
+    return VpsDockerError(f"data.json of {sighting.name} was changed by others {_MOST_ATTEMPTS} times in a row")
+
+
+def _as_it_is(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
     return record
 
 
@@ -130,19 +164,31 @@ def _changing_data_json(context: ProviderContext, sighting: HostSighting) -> Ite
         yield
 
 
-def _read_data_json(context: ProviderContext, sighting: HostSighting) -> CertifiedHostData | None:
-    """The data.json of a host as it is now; None if it has none, or one that the container has spoiled."""
+@dataclass(frozen=True, slots=True)
+class _DataJson:
+    """A host's data.json; ``data`` is None if there is none, or one that the container has spoiled."""
+
+    content: bytes
+    data: CertifiedHostData | None
+
+
+def _read_data_json(context: ProviderContext, sighting: HostSighting) -> _DataJson:
+    content = b""
     try:
-        return CertifiedHostData.model_validate_json(host_volume(context, sighting).read_file("data.json"))
+        content = host_volume(context, sighting).read_file("data.json")
+        return _DataJson(content, CertifiedHostData.model_validate_json(content))
     except (FileNotFoundError, NoSuchVolumeError, ValidationError) as error:
         logger.debug("Host {} has no data.json that can be changed: {}", sighting.name, error)
-        return None
+        return _DataJson(content, None)
 
 
-def _write_data_json(context: ProviderContext, sighting: HostSighting, data: CertifiedHostData) -> None:
+def _replace_data_json(
+    context: ProviderContext, sighting: HostSighting, found: _DataJson, data: CertifiedHostData
+) -> bool:
+    """Write data.json unless it was changed since it was ``found``, and say whether it was written."""
     # Of a host that reads it there is nothing to say about a stop.
-    running = data.model_copy(update={"stop_reason": None})
-    _write_on_volume(context, sighting, "data.json", certified_data_json(running))
+    content = certified_data_json(data.model_copy(update={"stop_reason": None})).encode()
+    return host_volume(context, sighting).replace_file("data.json", content, expected=found.content)
 
 
 def _write_on_volume(context: ProviderContext, sighting: HostSighting, path: str, content: str) -> None:

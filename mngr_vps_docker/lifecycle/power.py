@@ -1,7 +1,7 @@
-"""Stopping and starting a host. The VPS stays up: both act on its container."""
+"""Stopping and starting a host. The VPS stays up: both act on its container.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+Of the processes of a machine, one at a time does any of this, on a sighting that is not older: see HostRegistry.alone.
+"""
 
 from loguru import logger
 
@@ -12,9 +12,10 @@ from imbue.mngr.primitives import HostState
 from imbue.mngr.primitives import SnapshotId
 from imbue.mngr_vps_docker.docker_errors import NoSuchContainerError
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.errors import RemoteCommandError
+from imbue.mngr_vps_docker.errors import SshdDownError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsHostConfig
 from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
@@ -50,17 +51,24 @@ def start_host(context: ProviderContext, sighting: HostSighting, snapshot_id: Sn
     if sighting.problem is not None:
         raise sighting.problem
     docker = context.docker(address, sighting.host_id)
-    with _one_at_a_time(context, sighting):
-        if snapshot_id is not None:
-            _recreate_container(context, docker, sighting, config, image=_snapshot_image(sighting, snapshot_id))
-        elif not sighting.is_running:
-            try:
-                docker.start_container(config.container_name)
-            except NoSuchContainerError:
-                logger.warning("The container of {} is gone; making it anew from {}", sighting.name, config.image)
-                image = config.image or context.config.default_image
-                _recreate_container(context, docker, sighting, config, image=image)
-        prepare_container(context, address=address, host_id=sighting.host_id, container=config.container_name)
+    if snapshot_id is not None:
+        _recreate_container(context, docker, sighting, config, image=_snapshot_image(sighting, snapshot_id))
+    elif not sighting.is_running:
+        try:
+            docker.start_container(config.container_name)
+        except NoSuchContainerError:
+            logger.warning("The container of {} is gone; making it anew from {}", sighting.name, config.image)
+            image = config.image or context.config.default_image
+            _recreate_container(context, docker, sighting, config, image=image)
+    try:
+        _prepare(context, sighting, address, config)
+    except (RemoteCommandError, SshdDownError):
+        container = docker.inspect_container(config.container_name)
+        if container is None or container.is_running:
+            raise
+        # It stopped itself meanwhile, for being idle.
+        docker.start_container(config.container_name)
+        _prepare(context, sighting, address, config)
     if sighting.record is not None and sighting.record.certified_host_data.stop_reason is not None:
         update_certified_data(context, sighting, stop_reason=None)
 
@@ -73,8 +81,7 @@ def repair_host(context: ProviderContext, sighting: HostSighting) -> None:
     address, config = usable(sighting)
     if not sighting.is_running:
         raise VpsConnectionError(f"Host {sighting.name} is not running; start it first")
-    with _one_at_a_time(context, sighting):
-        prepare_container(context, address=address, host_id=sighting.host_id, container=config.container_name)
+    _prepare(context, sighting, address, config)
 
 
 def usable(sighting: HostSighting) -> tuple[str, VpsHostConfig]:
@@ -90,11 +97,8 @@ def usable(sighting: HostSighting) -> tuple[str, VpsHostConfig]:
     return sighting.entry.vps_ip, sighting.record.config
 
 
-@contextmanager
-def _one_at_a_time(context: ProviderContext, sighting: HostSighting) -> Iterator[None]:
-    """Let one process or thread of this machine after the other set up a host's container."""
-    with locked(context.keys.hosts_folder / sighting.host_id / "power.lock"):
-        yield
+def _prepare(context: ProviderContext, sighting: HostSighting, address: str, config: VpsHostConfig) -> None:
+    prepare_container(context, address=address, host_id=sighting.host_id, container=config.container_name)
 
 
 def _recreate_container(

@@ -3,7 +3,9 @@
 import threading
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +18,7 @@ from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
+from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
@@ -80,6 +83,17 @@ class HostRegistry:
         self.forget(host_id)
         return self.get(host_id)
 
+    @contextmanager
+    def alone(self, host_id: HostId) -> Iterator[HostSighting]:
+        """One host as it is now, while no other process or thread of this machine starts, stops or snapshots it.
+
+        Raises HostNotFoundError.
+        """
+        # What does not exist leaves no lock behind.
+        self.get(host_id)
+        with locked(self._context.keys.hosts_folder / host_id / "power.lock"):
+            yield self.fresh(host_id)
+
     def offline(self, host_id: HostId) -> HostSighting:
         """One host as last seen by this process or this machine, without any connection; raises HostNotFoundError."""
         if host_id in self._sightings:
@@ -117,7 +131,7 @@ class HostRegistry:
     def note_record(self, record: VpsDockerHostRecord) -> None:
         """Remember a record that was just written."""
         with self._changes:
-            sighting = self._sightings.get(record.host_id)
+            sighting = self._sightings.pop(record.host_id, None)
             if sighting is not None and sighting.reading is not None:
                 reading = replace(sighting.reading, record=record)
                 self._sightings[record.host_id] = replace(sighting, reading=reading)

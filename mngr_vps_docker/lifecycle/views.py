@@ -7,10 +7,11 @@ from imbue.mngr.primitives import DiscoveredHost
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.providers.base_provider import BaseProviderInstance
+from imbue.mngr_vps_docker.certified_changes import change_between
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
-from imbue.mngr_vps_docker.lifecycle.metadata import CertifiedDataListener
 from imbue.mngr_vps_docker.lifecycle.power import usable
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+from imbue.mngr_vps_docker.outer_host import HostDataListener
 from imbue.mngr_vps_docker.outer_host import SshdRepair
 from imbue.mngr_vps_docker.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.outer_host import VpsOuterHost
@@ -38,7 +39,7 @@ def online_host(
     context: ProviderContext,
     sighting: HostSighting,
     *,
-    on_host_data: CertifiedDataListener,
+    on_host_data: HostDataListener,
     on_sshd_down: SshdRepair,
 ) -> VpsDockerHost:
     """The host as mngr works on it while its container runs; nothing is connected yet."""
@@ -53,21 +54,22 @@ def online_host(
         ssh=connection,
         provider_instance=provider,
         mngr_ctx=provider.mngr_ctx,
-        on_updated_host_data=on_host_data,
+        on_host_data=on_host_data,
         on_sshd_down=on_sshd_down,
     )
 
 
 def offline_host(
-    provider: BaseProviderInstance, sighting: HostSighting, *, on_host_data: CertifiedDataListener
+    provider: BaseProviderInstance, sighting: HostSighting, *, on_host_data: HostDataListener
 ) -> OfflineHost:
     """The host as mngr knows it while its container is stopped or out of reach."""
+    seen = sighting.certified_data
     return OfflineHost(
         id=sighting.host_id,
-        certified_host_data=sighting.certified_data,
+        certified_host_data=seen,
         provider_instance=provider,
         mngr_ctx=provider.mngr_ctx,
-        on_updated_host_data=on_host_data,
+        on_updated_host_data=lambda host_id, data: on_host_data(host_id, change_between(seen, data)),
     )
 
 

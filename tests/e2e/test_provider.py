@@ -1,7 +1,6 @@
 """What the provider promises to whoever calls its methods, on real VPSes of the local cloud."""
 
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.provider import ProviderLab
+from support.provider import copy_keys_of_vps
 from support.provider import states
 from support.remote import wait_for
 
@@ -603,15 +603,6 @@ def test_a_cloud_that_cannot_be_asked_is_said_to_be_unavailable(lab: ProviderLab
 
 
 # --- the end of hosts, and so of this file
-
-
-def copy_keys_of_vps(lab: ProviderLab, machine: str, *others: str) -> None:
-    """Give another machine what logs in to the VPSes, but no host's own keys and no notes."""
-    here = lab.folder / "here"
-    for path in (*here.glob("providers/*/*/keys/*"), *(here / other for other in others)):
-        copy = lab.folder / machine / path.relative_to(here)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, copy)
 
 
 def test_a_machine_with_the_keys_of_the_vps_only_is_told_so(lab: ProviderLab, running: Host) -> None:

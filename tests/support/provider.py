@@ -1,6 +1,7 @@
 """Hosts made and used through the provider's own methods, by as many 'processes' and 'machines' as a test wants."""
 
 import secrets
+import shutil
 import subprocess
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ from pathlib import Path
 from support.local_provider import local_provider
 from support.remote import wait_for
 
+from imbue.mngr.api.data_types import GcResult
+from imbue.mngr.api.gc import gc_machines
+from imbue.mngr.api.gc import gc_volumes
+from imbue.mngr.primitives import ErrorBehavior
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostState
 from imbue.mngr_vps_docker.local_vps.clean import clean
@@ -40,10 +45,9 @@ class ProviderLab:
         **settings: object,
     ) -> LocalVpsProvider:
         """The provider as a new process on ``machine`` has it, with nothing in memory."""
-        made = local_provider(self.folder / machine, self.account, client or self.cloud, **settings)
-        self._groups.enter_context(made.mngr_ctx.concurrency_group)
-        parts = {name: getattr(made, name) for name in ("name", "host_dir", "mngr_ctx", "config", "vps_client")}
-        process = provider_class(**parts)
+        folder, cloud = self.folder / machine, client or self.cloud
+        process = local_provider(folder, self.account, cloud, provider_class=provider_class, **settings)
+        self._groups.enter_context(process.mngr_ctx.concurrency_group)
         self._groups.callback(lambda: [connection.close() for connection in process._context._connections.values()])
         return process
 
@@ -104,7 +108,26 @@ class ProviderLab:
             self._groups.close()
 
 
+def collect_garbage(provider: LocalVpsProvider) -> None:
+    """What `mngr gc` does about machines and volumes."""
+    context = provider.mngr_ctx
+    hosts = [(provider, provider.discover_hosts(context.concurrency_group, include_destroyed=True))]
+    gc_machines(context, hosts, dry_run=False, error_behavior=ErrorBehavior.ABORT, result=GcResult())
+    provider.reset_caches()
+    hosts = [(provider, provider.discover_hosts(context.concurrency_group, include_destroyed=True))]
+    gc_volumes(hosts, dry_run=False, error_behavior=ErrorBehavior.ABORT, result=GcResult())
+
+
 def states(provider: LocalVpsProvider, *, include_destroyed: bool = False) -> dict[HostId, HostState | None]:
     """What a provider lists, by host id."""
     hosts = provider.discover_hosts(provider.mngr_ctx.concurrency_group, include_destroyed)
     return {host.host_id: host.host_state for host in hosts}
+
+
+def copy_keys_of_vps(lab: ProviderLab, machine: str, *others: str) -> None:
+    """Give another machine what logs in to the VPSes, but no host's own keys and no notes."""
+    here = lab.folder / "here"
+    for path in (*here.glob("providers/*/*/keys/*"), *(here / other for other in others)):
+        copy = lab.folder / machine / path.relative_to(here)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)

@@ -1,4 +1,5 @@
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,28 @@ def test_a_failed_write_leaves_nothing_and_changes_nothing(volume: HostVolumeOve
         volume.write_files({"file/below": b"1", "f": b"new"})
     assert (files / "f").read_text() == "old"
     assert sorted(path.name for path in files.iterdir()) == ["f", "file"]
+
+
+def test_a_file_is_replaced_only_while_it_is_what_was_expected(volume: HostVolumeOverSsh, files: Path) -> None:
+    assert volume.replace_file("d/f", b"first", expected=b"")
+    assert not volume.replace_file("d/f", b"second", expected=b"")
+    assert (files / "d" / "f").read_bytes() == b"first"
+    assert volume.replace_file("d/f", b"second", expected=b"first")
+    assert (files / "d" / "f").read_bytes() == b"second"
+    (files / "d" / "f").unlink()
+    os.mkfifo(files / "d" / "f")
+    assert not volume.replace_file("d/f", b"third", expected=b"second")
+    assert sorted(path.name for path in files.rglob("*")) == ["d", "f"]
+
+
+def test_replacements_at_once_lose_nothing(volume: HostVolumeOverSsh, files: Path) -> None:
+    def add_five_lines(name: int) -> None:
+        left = 5
+        while left:
+            found = (files / "f").read_bytes()
+            left -= volume.replace_file("f", found + b"%d\n" % name, expected=found)
+
+    volume.write_files({"f": b""})
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(add_five_lines, range(3)))
+    assert sorted((files / "f").read_text().split()) == ["0"] * 5 + ["1"] * 5 + ["2"] * 5

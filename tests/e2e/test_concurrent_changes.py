@@ -1,0 +1,108 @@
+"""Changes that several processes make to one host at once, each of which must last."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import changes
+from support.provider import ProviderLab
+from support.provider import states
+
+from imbue.mngr.hosts.host import Host
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostState
+
+TIMEOUT_SECONDS = 300.0
+
+
+@pytest.fixture(scope="module")
+def lab(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderLab]:
+    lab = ProviderLab(tmp_path_factory.mktemp("lab"))
+    try:
+        yield lab
+    finally:
+        lab.tear_down()
+    assert lab.leftovers() == []
+
+
+@pytest.fixture(scope="module")
+def host_id(lab: ProviderLab) -> HostId:
+    return lab.process().create_host(HostName("shared")).id
+
+
+@pytest.fixture
+def host(lab: ProviderLab, host_id: HostId) -> Iterator[Host]:
+    """The host, running, with nothing that an earlier test gave it."""
+    provider = lab.process()
+    host = provider.start_host(host_id)
+    yield host
+    for snapshot in provider.list_snapshots(provider.start_host(host_id)):
+        provider.delete_snapshot(host_id, snapshot.id)
+    provider.set_host_tags(host_id, {})
+    for agent in provider.list_persisted_agent_data_for_host(host_id):
+        provider.remove_persisted_agent_data(host_id, agent["id"])
+
+
+def change_at_once(
+    lab: ProviderLab, host_id: HostId, workers: list[tuple[str, int, list[str]]]
+) -> list[dict[str, Any]]:
+    """Let as many processes, on the machines that are named, make so many changes each; return what each has made."""
+    programs = [
+        subprocess.Popen(
+            [
+                *(sys.executable, changes.__file__, str(lab.folder / machine), lab.account, host_id),
+                *(f"w{number}", str(count), *options),
+            ],
+            env=os.environ | {"PYTHONPATH": str(Path(changes.__file__).parents[1])},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, (machine, count, options) in enumerate(workers)
+    ]
+    try:
+        for program in programs:
+            assert program.stdout is not None
+            program.stdout.readline()
+        with ThreadPoolExecutor(len(programs)) as pool:
+            ends = list(pool.map(lambda program: program.communicate("go\n", timeout=TIMEOUT_SECONDS), programs))
+    finally:
+        for program in programs:
+            program.kill()
+            program.communicate()
+    assert [program.returncode for program in programs] == [0] * len(programs), "\n".join(end[1] for end in ends)
+    return [json.loads(end[0]) for end in ends]
+
+
+def assert_all_is_there(lab: ProviderLab, host: Host, made: list[dict[str, Any]]) -> None:
+    """What the processes made is in the record and in data.json, as a new process reads them, and nothing else."""
+    process = lab.process()
+    assert states(process) == {host.id: HostState.RUNNING}
+    fresh = process.get_host(host.id)
+    assert isinstance(fresh, Host)
+    for data in (fresh.get_certified_data(), process.to_offline_host(host.id).get_certified_data()):
+        assert data.user_tags == {key: value for one in made for key, value in one["tags"].items()}
+        assert sorted(snapshot.name for snapshot in data.snapshots) == sorted(
+            name for one in made for name in one["snapshots"]
+        )
+        assert set(data.generated_work_dirs) >= {folder for one in made for folder in one["work_dirs"]}
+        assert data.plugin.items() >= {name: value for one in made for name, value in one["plugins"].items()}.items()
+    agents = process.list_persisted_agent_data_for_host(host.id)
+    by_id = sorted((agent for one in made for agent in one["agents"]), key=lambda agent: str(agent["id"]))
+    assert sorted(agents, key=lambda agent: str(agent["id"])) == by_id
+    images = lab.on_vps(host.id, "docker images --no-trunc --quiet mngr-snapshot").split()
+    assert {snapshot.id for snapshot in process.list_snapshots(host.id)} == set(images)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_fifty_changes_by_each_of_several_processes_all_last(lab: ProviderLab, host: Host, count: int) -> None:
+    made = change_at_once(lab, host.id, [("here", 50, [])] * count)
+    assert_all_is_there(lab, host, made)

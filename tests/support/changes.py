@@ -1,0 +1,116 @@
+"""Many changes to one host, one after the other, in a process of its own; prints what must be there afterwards."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from support.local_provider import local_provider
+
+from imbue.mngr.interfaces.data_types import CertifiedHostData
+from imbue.mngr.primitives import AgentId
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_vps_docker.errors import VpsConnectionError
+from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
+from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
+
+_MOST_ATTEMPTS = 30
+
+
+class Changes:
+    """One process's own tags, agents, plugin data, work folders and snapshots of a host that others change, too."""
+
+    def __init__(self, provider: LocalVpsProvider, host_id: HostId, worker: str) -> None:
+        self.provider = provider
+        self.host_id = host_id
+        self.worker = worker
+        self.tags: dict[str, str] = {}
+        self.agents: list[dict[str, Any]] = []
+        self.plugins: dict[str, dict[str, int]] = {}
+        self.work_dirs: list[str] = []
+        self.snapshots: list[str] = []
+
+    def set_tag(self, number: int) -> None:
+        self.tags[f"{self.worker}-{number}"] = "é'\n"
+        self.provider.add_tags_to_host(self.host_id, {f"{self.worker}-{number}": "é'\n"})
+
+    def remove_tag(self, number: int) -> None:
+        key = self.tags.popitem()[0]
+        self.provider.remove_tags_from_host(self.host_id, [key])
+
+    def keep_agent(self, number: int) -> None:
+        data = {"id": AgentId.generate(), "name": f"{self.worker}-{number}", "type": "command", "work_dir": "/"}
+        self.agents.append(data)
+        self.provider.persist_agent_data(self.host_id, data)
+
+    def forget_agent(self, number: int) -> None:
+        self.provider.remove_persisted_agent_data(self.host_id, self.agents.pop()["id"])
+
+    def set_plugin_data(self, number: int) -> None:
+        self.plugins[f"{self.worker}-{number}"] = {"number": number}
+
+        def with_plugin(data: CertifiedHostData) -> CertifiedHostData:
+            return data.model_copy(update={"plugin": {**data.plugin, f"{self.worker}-{number}": {"number": number}}})
+
+        self._change(with_plugin)
+
+    def add_work_dir(self, number: int) -> None:
+        folder = f"/{self.worker}/{number}"
+        self.work_dirs.append(folder)
+        self._change(lambda data: data.model_copy(update={"generated_work_dirs": (*data.generated_work_dirs, folder)}))
+
+    def take_snapshot(self, number: int) -> None:
+        self.snapshots.append(f"{self.worker}-{number}")
+        self.provider.create_snapshot(self.host_id, SnapshotName(f"{self.worker}-{number}"))
+
+    def stop_and_start(self, number: int) -> None:
+        self.provider.stop_host(self.host_id, create_snapshot=False)
+        self.provider.start_host(self.host_id)
+
+    def _change(self, change: Callable[[CertifiedHostData], CertifiedHostData]) -> None:
+        """As mngr does it: on the host, which is started if it does not run."""
+        for _ in range(_MOST_ATTEMPTS):
+            host = self.provider.get_host(self.host_id)
+            try:
+                return host.set_certified_data(change(host.get_certified_data()))
+            except VpsConnectionError:
+                self.provider.start_host(self.host_id)
+        raise AssertionError("the host was stopped each time before it could be changed")
+
+
+ON_THE_VPS = (Changes.set_tag, *([Changes.keep_agent] * 3), Changes.set_tag, Changes.remove_tag, Changes.forget_agent)
+EVERYWHERE = (*ON_THE_VPS, Changes.set_plugin_data, Changes.keep_agent, Changes.add_work_dir)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="the profile of mngr")
+    parser.add_argument("account", help="the account of the local cloud")
+    parser.add_argument("host", type=HostId)
+    parser.add_argument("worker", help="the name of this process")
+    parser.add_argument("count", type=int, help="how many changes to make")
+    parser.add_argument("--vps-only", action="store_true", help="use no keys of the container")
+    options = parser.parse_args()
+    provider = local_provider(options.folder, options.account, LocalVpsClient(account=options.account))
+    with provider.mngr_ctx.concurrency_group:
+        changes = Changes(provider, options.host, options.worker)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        sys.stdin.readline()
+        kinds = list(ON_THE_VPS if options.vps_only else EVERYWHERE)
+        for number in range(options.count):
+            change = kinds[number % len(kinds)]
+            if number == options.count // 3:
+                change = Changes.take_snapshot
+            elif number == options.count // 2 and not options.vps_only:
+                change = Changes.stop_and_start
+            change(changes, number)
+    result = {name: value for name, value in vars(changes).items() if isinstance(value, list | dict)}
+    sys.stdout.write(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

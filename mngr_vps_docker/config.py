@@ -19,6 +19,9 @@ from imbue.mngr.primitives import DockerBuilder
 from imbue.mngr.primitives import IdleMode
 from imbue.mngr.primitives import ProviderBackendName
 
+# apt on a slow mirror is the longest part of setting up a container; without it the whole takes about a second.
+CONTAINER_SETUP_TIMEOUT_SECONDS = 600.0
+
 
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
@@ -84,6 +87,17 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
         default=(),
         description="More options of ssh, each Name=value, such as one that leads through another machine",
     )
+
+    @property
+    def longest_create_seconds(self) -> float:
+        """What creating a host takes at most, all its time-outs together."""
+        return (
+            2 * self.vps_boot_timeout
+            + self.docker_install_timeout
+            + self.build_timeout_seconds
+            + CONTAINER_SETUP_TIMEOUT_SECONDS
+            + self.ssh_connect_timeout
+        )
 
     @classmethod
     def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:

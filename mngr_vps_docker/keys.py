@@ -8,7 +8,7 @@
     │       container_known_hosts
     │       host_key, container_host_key,   one pair for all hosts, of hosts that version 0.1.0 made
     │       container_ssh_key
-    └── hosts/<host id>/vps_host_key        identifies one host's VPS
+    └── hosts/<host id>/vps_host_key        identifies one host's VPS until it has made a key of its own
                         container_host_key  identifies its container
                         container_ssh_key   logs in to its container
 
@@ -100,11 +100,11 @@ class ProviderKeys:
         return load_or_create_key_pair(self._shared_folder / "vps_ssh_key", comment="mngr-vps")
 
     def create_vps_host_key(self, host_id: HostId) -> KeyPair:
-        """Give a new host an identity: the key that its VPS shows. The host's other keys follow at their first use."""
+        """Make the key that a new host's VPS shows at first. The host's other keys follow at their first use."""
         return load_or_create_key_pair(self._vps_host_key_path(host_id), comment=host_id)
 
     def vps_host_key(self, host_id: HostId) -> KeyPair:
-        """The key that a host's VPS shows; VpsAuthenticationError if this machine has none of that host."""
+        """The key that a host's VPS shows at first; VpsAuthenticationError if this machine has none of that host."""
         return self._host_key_pair(host_id, "vps_host_key", "host_key")
 
     def container_host_key(self, host_id: HostId) -> KeyPair:

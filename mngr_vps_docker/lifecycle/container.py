@@ -11,6 +11,7 @@ from loguru import logger
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
+from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
 from imbue.mngr_vps_docker.docker_over_ssh import ContainerSpec
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.lifecycle.container_setup import HOST_CONTAINER_SCRIPT
@@ -35,8 +36,6 @@ PROTECTIVE_ARGS = (
     "--pids-limit=4096",
     "--oom-score-adj=500",
 )
-# apt on a slow mirror is the longest part of a set-up; without it the whole takes about a second.
-SETUP_TIMEOUT_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ def prepare_container(
         container,
         "sh -s",
         purpose="set up the container",
-        timeout_seconds=SETUP_TIMEOUT_SECONDS,
+        timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS,
         stdin=setup_script(setup).revealed.encode(),
     )
     for line in outcome.checked().text.splitlines():

@@ -19,6 +19,8 @@ from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.known_hosts import KnownHostsFile
 from imbue.mngr_vps_docker.ssh.known_hosts import address_name
+from imbue.mngr_vps_docker.ssh.process import ProcessRunner
+from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
@@ -45,6 +47,7 @@ class ProviderContext:
     keys: ProviderKeys
     journal: HostJournal
     command_log: CommandLog | None
+    runner: ProcessRunner = run_process
     _connections: dict[SshTarget, SshConnection] = field(default_factory=dict, init=False, repr=False)
     _connections_lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -72,9 +75,9 @@ class ProviderContext:
         """The pinned host keys of this provider's containers, by host id and by address and port."""
         return KnownHostsFile(self.keys.container_known_hosts_path)
 
-    def pin_vps(self, host_id: HostId, address: str, public_key: str) -> None:
-        """Trust ``public_key`` and no other from the VPS of a host."""
-        self.vps_known_hosts.pin((host_id, address), public_key)
+    def pin_vps(self, host_id: HostId, address: str, *public_keys: str) -> None:
+        """Trust ``public_keys`` and no other from the VPS of a host."""
+        self.vps_known_hosts.pin((host_id, address), *public_keys)
 
     def pin_container(self, host_id: HostId, address: str, public_key: str) -> None:
         """Trust ``public_key`` and no other from the container of a host."""
@@ -156,5 +159,5 @@ class ProviderContext:
     def _connection(self, target: SshTarget) -> SshConnection:
         with self._connections_lock:
             if target not in self._connections:
-                self._connections[target] = SshConnection(target, log=self.command_log)
+                self._connections[target] = SshConnection(target, log=self.command_log, runner=self.runner)
             return self._connections[target]

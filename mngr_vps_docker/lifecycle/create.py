@@ -53,8 +53,11 @@ from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.steps import Step
 from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.lifecycle.steps import run_steps
+from imbue.mngr_vps_docker.lifecycle.uploaded_keys import key_name
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.vps_identity import make_host_key
+from imbue.mngr_vps_docker.vps_identity import take_host_key
 
 # The instance's label is "mngr-<name>" and becomes its host name: 63 letters, digits and hyphens by RFC 1123.
 _HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,56}[A-Za-z0-9])?")
@@ -86,6 +89,7 @@ class Creation:
     context: ProviderContext
     request: CreateRequest
     entry: JournalEntry
+    vps_public_key: str = ""
     image: str = ""
     container_id: str = ""
     record: VpsDockerHostRecord | None = None
@@ -158,13 +162,14 @@ def _is_of_a_stage(error: MngrError) -> bool:
 
 
 def _new_entry(request: CreateRequest) -> JournalEntry:
+    created_at = datetime.now(UTC)
     return JournalEntry(
         host_id=request.host_id,
         host_name=request.name,
         phase=HostPhase.CREATING,
-        created_at=datetime.now(UTC),
+        created_at=created_at,
         region=request.build.region,
-        ssh_key_name=f"mngr-{request.host_id}",
+        ssh_key_name=key_name(request.host_id, created_at),
     )
 
 
@@ -253,6 +258,15 @@ def _wait_for_docker(creation: Creation) -> None:
         ) from error
 
 
+def _give_own_host_key(creation: Creation) -> None:
+    context, host_id = creation.context, creation.host_id
+    vps, injected = context.vps(creation.address, host_id), context.keys.vps_host_key(host_id).public_key
+    creation.vps_public_key = make_host_key(vps)
+    context.pin_vps(host_id, creation.address, injected, creation.vps_public_key)
+    take_host_key(vps, creation.vps_public_key)
+    context.pin_vps(host_id, creation.address, creation.vps_public_key)
+
+
 def _prepare_image(creation: Creation) -> None:
     request = creation.request
     creation.image = prepare_image(
@@ -284,6 +298,12 @@ def _set_up_container(creation: Creation) -> None:
     )
 
 
+def _take_key_back(creation: Creation) -> None:
+    """The VPS has the public key; that the cloud has it no more says to other machines that the host is finished."""
+    delete_key_of(creation.context, creation.entry)
+    creation.note(ssh_key_id=None, ssh_key_name=None)
+
+
 def _write_record(creation: Creation) -> None:
     context, request, instance_id = creation.context, creation.request, creation.entry.vps_instance_id
     if instance_id is None:
@@ -291,7 +311,7 @@ def _write_record(creation: Creation) -> None:
     record = VpsDockerHostRecord(
         certified_host_data=_certified_data(creation),
         vps_ip=creation.address,
-        ssh_host_public_key=context.keys.vps_host_key(request.host_id).public_key,
+        ssh_host_public_key=creation.vps_public_key,
         container_ssh_host_public_key=context.keys.container_host_key(request.host_id).public_key,
         container_id=creation.container_id,
         config=VpsHostConfig(
@@ -303,7 +323,6 @@ def _write_record(creation: Creation) -> None:
             image=creation.image,
             container_name=context.container_name(request.name),
             volume_name=context.host_volume_name(request.host_id),
-            vps_ssh_key_id=creation.entry.ssh_key_id,
         ),
     )
     context.store(context.vps(creation.address, creation.host_id)).write_host_record(record)
@@ -374,8 +393,10 @@ CREATE_STEPS: tuple[Step[Creation], ...] = (
     Step("Waiting for the VPS to become active", _wait_until_active),
     Step("Waiting for its ssh", _wait_for_vps_ssh),
     Step("Waiting for cloud-init and Docker", _wait_for_docker),
+    Step("Replacing the host key that the cloud knows", _give_own_host_key),
     Step("Preparing the image", _prepare_image),
     Step("Starting the container", _start_container),
     Step("Setting up the container", _set_up_container),
+    Step("Taking the public key back from the cloud", _take_key_back),
     Step("Writing the host record", _write_record),
 )

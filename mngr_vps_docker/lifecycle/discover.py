@@ -4,12 +4,16 @@ Nothing is concluded from silence. A VPS that cannot be read keeps its host in t
 reason; only the cloud's own word that an instance does not exist makes a host count as gone.
 """
 
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC
+from datetime import datetime
+from datetime import timedelta
 
 from loguru import logger
 
@@ -27,6 +31,8 @@ from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_TAG
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.steps import describe_error
+from imbue.mngr_vps_docker.lifecycle.uploaded_keys import UploadedKey
+from imbue.mngr_vps_docker.lifecycle.uploaded_keys import uploaded_keys
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
 from imbue.mngr_vps_docker.vps_state import read_vps_state
@@ -54,16 +60,20 @@ def discover(
         return replace(sighting, reading=known.reading, problem=known.problem)
 
     entries = {entry.host_id: entry for entry in context.journal.read_all()}
-    with _asking_the_cloud(context):
-        instances = context.client.find_instances({PROVIDER_TAG: context.provider_name})
-    sightings = [
-        *_sightings_of_instances(context, entries, instances or ()),
-        *_sightings_of_records(entries, known_records or ()),
-    ]
-    seen = {sighting.host_id for sighting in sightings}
-    unseen = [entry for host_id, entry in entries.items() if host_id not in seen]
     with ThreadPoolExecutor(MAX_PARALLEL_READINGS) as pool:
+        asked_for_keys = pool.submit(uploaded_keys, context)
+        with _asking_the_cloud(context):
+            instances = context.client.find_instances({PROVIDER_TAG: context.provider_name})
+        keys = asked_for_keys.result()
+        sightings = [
+            *_sightings_of_instances(context, entries, instances or (), keys),
+            *_sightings_of_records(entries, known_records or ()),
+        ]
+        seen = {sighting.host_id for sighting in sightings}
+        unseen = [entry for host_id, entry in entries.items() if host_id not in seen]
         sightings += pool.map(lambda entry: _sighting_of_unlisted(context, entry), unseen)
+        if instances is not None:
+            sightings += _sightings_of_lone_keys(context, keys, seen | entries.keys())
         return {sighting.host_id: sighting for sighting in pool.map(observed, sightings)}
 
 
@@ -107,7 +117,10 @@ def _remember(context: ProviderContext, found: HostSighting) -> JournalEntry:
 
 
 def _sightings_of_instances(
-    context: ProviderContext, entries: Mapping[HostId, JournalEntry], instances: Iterable[VpsInstanceInfo]
+    context: ProviderContext,
+    entries: Mapping[HostId, JournalEntry],
+    instances: Iterable[VpsInstanceInfo],
+    keys: Mapping[HostId, UploadedKey],
 ) -> list[HostSighting]:
     sightings = []
     for instance in instances:
@@ -116,26 +129,58 @@ def _sightings_of_instances(
         except ValueError as error:
             logger.warning("Ignored VPS {}, whose {} tag is not a host id: {}", instance.id, HOST_ID_TAG, error)
             continue
-        entry = entries.get(host_id) or _entry_from_tags(host_id, instance)
+        entry = entries.get(host_id) or _entry_from_tags(host_id, instance, keys.get(host_id))
         # The cloud knows the address best: some give a machine a new one.
         current = entry.model_copy(update={"vps_instance_id": instance.id, "vps_ip": instance.address or entry.vps_ip})
         sightings.append(
             HostSighting(
                 entry=current,
-                is_being_made=entry.phase is HostPhase.CREATING and context.journal.has_live_owner(host_id),
+                is_being_made=entry.phase is HostPhase.CREATING
+                and (
+                    context.journal.has_live_owner(host_id)
+                    if host_id in entries
+                    else _may_be_under_way(context, entry.created_at)
+                ),
             )
         )
     return sightings
 
 
-def _entry_from_tags(host_id: HostId, instance: VpsInstanceInfo) -> JournalEntry:
+def _entry_from_tags(host_id: HostId, instance: VpsInstanceInfo, key: UploadedKey | None) -> JournalEntry:
+    """What the cloud alone tells of a host that another machine made, or is making as long as its key is there."""
     return JournalEntry(
         host_id=host_id,
         host_name=instance.tags.get(HOST_NAME_TAG) or host_id,
-        phase=HostPhase.READY,
+        phase=HostPhase.READY if key is None else HostPhase.CREATING,
         created_at=instance.created_at,
-        ssh_key_name=f"mngr-{host_id}",
+        ssh_key_name=None if key is None else key.name,
+        ssh_key_id=None if key is None else key.id,
     )
+
+
+def _sightings_of_lone_keys(
+    context: ProviderContext, keys: Mapping[HostId, UploadedKey], known: Collection[HostId]
+) -> list[HostSighting]:
+    """What is left of a create that another machine ended before it ordered a VPS."""
+    return [
+        HostSighting(
+            JournalEntry(
+                host_id=host_id,
+                host_name=host_id,
+                phase=HostPhase.CREATING,
+                created_at=key.created_at,
+                ssh_key_name=key.name,
+                ssh_key_id=key.id,
+            )
+        )
+        for host_id, key in keys.items()
+        if host_id not in known and not _may_be_under_way(context, key.created_at)
+    ]
+
+
+def _may_be_under_way(context: ProviderContext, begun_at: datetime) -> bool:
+    """Whether a create that another machine began, of which only the cloud tells, can still be going on."""
+    return datetime.now(UTC) - begun_at < timedelta(seconds=context.config.longest_create_seconds)
 
 
 def _sightings_of_records(

@@ -129,6 +129,8 @@ class HostSighting:
     @property
     def failure_reason(self) -> str | None:
         """Why the host cannot be used at all, if it was never finished."""
+        if self.is_being_made:
+            return None
         if self.record is not None and not self.is_unfinished:
             return self.record.certified_host_data.failure_reason
         if self.entry.failure_reason is not None:
@@ -146,17 +148,17 @@ class HostSighting:
     def _in_this_state_since(self) -> datetime:
         """How long the host has been as it is, by which mngr's gc judges: it deletes what has been offline for long.
 
-        So it is now where that is not known, and the beginning of time for a host that was never finished, which gc
-        may delete at once.
+        So it is now where that is not known, and the beginning of time for what a create or a destroy that was never
+        finished left, which gc may delete at once.
         """
-        if self.is_gone:
-            return self.record.certified_host_data.updated_at if self.record is not None else self.entry.created_at
         if self.is_being_made:
             return datetime.now(UTC)
-        if self.is_unfinished:
+        if self.entry.phase is not HostPhase.READY:
             return datetime.fromtimestamp(0, UTC)
+        if self.is_gone:
+            return self.record.certified_host_data.updated_at if self.record is not None else self.entry.created_at
         # Nor does a host with agents grow old: one that crashed would be deleted with all that they did.
-        if self.record is None or self.container is None or self.agents:
+        if self.record is None or self.container is None or self.problem is not None or self.agents:
             return datetime.now(UTC)
         moments = (self.record.certified_host_data.updated_at, self.container.started_at, self.container.finished_at)
         return max(moment for moment in moments if moment is not None)

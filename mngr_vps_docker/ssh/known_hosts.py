@@ -16,13 +16,14 @@ class KnownHostsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def pin(self, names: Iterable[str], public_key: str) -> None:
-        """Make ``public_key`` ("ssh-ed25519 AAAA…") the only key of each of ``names``, replacing older ones."""
-        key_type, key = public_key.split()[:2]
-        wanted = [f"{name} {key_type} {key}" for name in dict.fromkeys(names)]
+    def pin(self, names: Iterable[str], *public_keys: str) -> None:
+        """Make ``public_keys`` ("ssh-ed25519 AAAA…") the only keys of each of ``names``, replacing older ones."""
+        keys = [" ".join(key.split()[:2]) for key in public_keys]
+        names = set(names)
+        wanted = [f"{name} {key}" for name in sorted(names) for key in keys]
         # Reading alone tells whether there is anything to do, which there hardly ever is.
-        if not set(wanted) <= set(self._lines()):
-            self._rewrite(remove={line.split()[0] for line in wanted}, add=wanted)
+        if sorted(wanted) != sorted(line for line in self._lines() if line.split(" ")[0] in names):
+            self._rewrite(remove=names, add=wanted)
 
     def unpin(self, names: Iterable[str]) -> None:
         """Forget each of ``names``; a name that is not there is no error."""

@@ -58,6 +58,17 @@ _FAILURES: Final = (
     (NotStartedReason.SESSION_REFUSED, r"Session open refused by peer|Channel open failed"),
     (NotStartedReason.CLOSED_BY_PEER, r"Connection closed|Connection reset|kex_exchange_identification|Broken pipe"),
 )
+# Where ssh's own words do not say what it means here.
+_EXPLANATIONS: Final = {
+    NotStartedReason.HOST_KEY_CHANGED: (
+        "it shows another host key than the pinned one, and was sent nothing. Either somebody answers in its place, or"
+        " it was installed anew: if you know that it was, destroy the host"
+    ),
+    NotStartedReason.HOST_KEY_UNKNOWN: (
+        "its host key is not pinned on this machine, and it was sent nothing. Use the machine that made it, or a copy"
+        " of that one's profile"
+    ),
+}
 
 
 def login_failure(messages: str) -> LoginFailure:
@@ -66,7 +77,7 @@ def login_failure(messages: str) -> LoginFailure:
     for reason, pattern in _FAILURES:
         for line in lines:
             if re.search(pattern, line):
-                return LoginFailure(reason, line.strip("@ "))
+                return LoginFailure(reason, _EXPLANATIONS.get(reason, line.strip("@ ")))
     return LoginFailure(NotStartedReason.OTHER, lines[-1] if lines else "ssh gave no reason")
 
 

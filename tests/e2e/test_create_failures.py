@@ -6,20 +6,26 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from collections.abc import Sequence
+from datetime import UTC
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import yaml
 from support.local_provider import local_provider
 from support.mngr_cli import MngrCli
+from support.provider import collect_garbage
+from support.provider import states
 from support.remote import heed_signals
 
 from imbue.mngr.errors import MngrError
+from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.lifecycle import destroy
+from imbue.mngr_vps_docker.lifecycle.uploaded_keys import key_name
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
@@ -65,7 +71,7 @@ def state_and_reason(mngr: MngrCli) -> tuple[HostState | None, str]:
 
 def destroy_what_is_known(mngr: MngrCli, client: VpsClientInterface | None = None) -> None:
     provider = provider_of(mngr, client or mngr.cloud)
-    for host in provider.discover_hosts(provider.mngr_ctx.concurrency_group):
+    for host in provider.discover_hosts(provider.mngr_ctx.concurrency_group, include_destroyed=True):
         provider.destroy_host(host.host_id)
 
 
@@ -291,6 +297,43 @@ def test_gc_removes_what_a_create_that_was_killed_left(mngr: MngrCli, line: str)
         assert mngr.leftovers() == []
     finally:
         mngr.tear_down()
+
+
+# --- seen from another machine, which has only the cloud's credentials
+
+
+def test_another_machine_leaves_a_create_alone_until_it_must_have_ended(
+    mngr: MngrCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with create_until(mngr, "Setting up the container") as process:
+        process.kill()
+    provider = local_provider(tmp_path, mngr.account, mngr.cloud)
+    with provider.mngr_ctx.concurrency_group:
+        assert list(states(provider).values()) == [HostState.BUILDING]
+        collect_garbage(provider)
+        assert len(mngr.cloud.find_instances({})) == 1
+        monkeypatch.setattr(type(provider.config), "longest_create_seconds", 0.0)
+        assert list(states(provider).values()) == [HostState.FAILED]
+        collect_garbage(provider)
+        assert (states(provider), mngr.cloud.find_instances({}), mngr.cloud.list_ssh_keys()) == ({}, [], [])
+    destroy_what_is_known(mngr)
+
+
+def test_a_key_without_a_machine_is_found_and_removed_from_anywhere(mngr: MngrCli, tmp_path: Path) -> None:
+    public_key = provider_of(mngr, mngr.cloud)._context.keys.vps_client_key().public_key
+    now, long_ago = datetime.now(UTC), datetime(2020, 1, 1, tzinfo=UTC)
+    lone, fresh = HostId.generate(), HostId.generate()
+    for name in (key_name(lone, long_ago), key_name(fresh, now), "somebody-else", f"mngr-{lone}"):
+        mngr.cloud.upload_ssh_key(name, public_key)
+    provider = local_provider(tmp_path, mngr.account, mngr.cloud)
+    with provider.mngr_ctx.concurrency_group:
+        assert states(provider) == {lone: HostState.FAILED}
+        collect_garbage(provider)
+        assert states(provider) == {}
+    left = mngr.cloud.list_ssh_keys()
+    assert {key.name for key in left} == {key_name(fresh, now), "somebody-else", f"mngr-{lone}"}
+    for key in left:
+        mngr.cloud.delete_ssh_key(key.id)
 
 
 def test_a_failed_host_is_kept_on_demand_and_says_how_to_get_in_and_how_to_remove_it(mngr: MngrCli) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -9,11 +10,15 @@ from collections.abc import Iterator
 
 import pytest
 from support.provider import ProviderLab
+from support.provider import states
 
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostState
 from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.keys import KeyPair
+from imbue.mngr_vps_docker.local_vps.engine import run_docker
 
 SECRET = "canary-5f1e9a"
 
@@ -55,6 +60,52 @@ def test_a_container_that_eats_all_memory_is_ended_and_its_vps_goes_on(lab: Prov
         assert outer is not None
         assert outer.execute_idempotent_command("echo alive").stdout == "alive"
     assert host.execute_idempotent_command("echo alive").stdout == "alive"
+
+
+def shown_host_key(lab: ProviderLab, host: Host) -> str:
+    """The one that the VPS shows to whoever asks."""
+    return lab.on_vps(host.id, "ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | cut -d ' ' -f 2,3").strip()
+
+
+def test_the_host_key_that_the_cloud_knows_is_worth_nothing(lab: ProviderLab, host: Host) -> None:
+    provider = lab.process()
+    injected, shown = provider._context.keys.vps_host_key(host.id), shown_host_key(lab, host)
+    assert shown.startswith("ssh-ed25519 ") and shown != injected.public_key
+    pinned = provider._context.vps_known_hosts.path.read_text()
+    assert {line.split(" ", 1)[1] for line in pinned.splitlines()} == {shown}
+    record = provider._find_host_record(host.id)
+    assert record is not None and record.ssh_host_public_key == shown
+    secret = injected.private_key_path.read_text().splitlines()[2]
+    found = lab.on_vps(host.id, f"grep -rlF -e '{secret}' /var/lib/cloud /run /etc /root /usr/local /var/log || true")
+    assert found == ""
+
+
+def test_whoever_stole_the_key_from_the_user_data_is_refused(lab: ProviderLab, host: Host) -> None:
+    injected = lab.process()._context.keys.vps_host_key(host.id).private_key_path.read_text()
+    key = "/etc/ssh/ssh_host_ed25519_key"
+    sent = "/root/sent"
+    lab.on_vps(host.id, f"cp -p {key} {key}.own && printf %s {shlex.quote(injected)} >{key} && systemctl reload ssh")
+    try:
+        provider = lab.process()
+        provider._context.close_connections(host.id, provider._registry.entry(host.id).vps_ip)
+        assert states(provider) == {host.id: HostState.UNAUTHENTICATED}
+        with provider.outer_host_for(host.id) as outer:
+            assert outer is not None
+            with pytest.raises(VpsAuthenticationError, match="host key"):
+                outer.execute_idempotent_command(f"touch {sent}")
+    finally:
+        lab.on_vps(host.id, f"mv {key}.own {key} && systemctl reload ssh")
+    assert lab.on_vps(host.id, f"ls {sent} 2>/dev/null || true") == ""
+    assert states(lab.process()) == {host.id: HostState.RUNNING}
+
+
+def test_after_a_reboot_a_vps_shows_its_own_key_and_has_no_copy_of_the_other(lab: ProviderLab, host: Host) -> None:
+    shown = shown_host_key(lab, host)
+    run_docker("restart", lab.instance_of(host.id), timeout_seconds=120)
+    lab.wait_for_vps(host.id)
+    assert shown_host_key(lab, host) == shown
+    assert lab.on_vps(host.id, "grep -rl -e 'PRIVATE KEY-----' /var/lib/cloud /run/cloud-init || true") == ""
+    assert lab.process().start_host(host.id).execute_idempotent_command("echo up").stdout == "up"
 
 
 @pytest.mark.parametrize("port", [22, 2222], ids=["VPS", "container"])

@@ -1,0 +1,53 @@
+"""The public keys that the cloud holds for us: each from the beginning of a create until just before its end.
+
+So a key that is there says, to any machine that has only the cloud's credentials, that its host was never finished;
+and its name says whose it is and since when, which a cloud need not tell.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from datetime import datetime
+from typing import Final
+
+from loguru import logger
+
+from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.steps import describe_error
+
+_NAME: Final = re.compile(r"mngr-(host-[0-9a-f]{32})-(\d{10,11})")
+
+
+@dataclass(frozen=True, slots=True)
+class UploadedKey:
+    """One of our public keys at the cloud."""
+
+    id: str
+    name: str
+    created_at: datetime
+
+
+def key_name(host_id: HostId, created_at: datetime) -> str:
+    """Under which name the cloud gets the public key for a host whose creation began at ``created_at``."""
+    return f"mngr-{host_id}-{int(created_at.timestamp())}"
+
+
+def uploaded_keys(context: ProviderContext) -> Mapping[HostId, UploadedKey]:
+    """The keys of hosts that are being made, or were never finished, by host.
+
+    A cloud that does not tell leaves every host the benefit of the doubt: it counts as finished.
+    """
+    try:
+        listed = context.client.list_ssh_keys()
+    # A provider package's client may raise anything, and what exists can be shown all the same.
+    except Exception as error:  # noqa: BLE001
+        logger.warning("Whether hosts were left unfinished by other machines is unknown: {}", describe_error(error))
+        return {}
+    named = ((key, _NAME.fullmatch(key.name)) for key in listed)
+    return {
+        HostId(name.group(1)): UploadedKey(key.id, key.name, datetime.fromtimestamp(int(name.group(2)), UTC))
+        for key, name in named
+        if name is not None
+    }

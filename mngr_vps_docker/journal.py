@@ -6,6 +6,7 @@ truth: the truth of a finished host is the record on its VPS, and the truth of w
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import suppress
 from datetime import datetime
 from enum import auto
 from pathlib import Path
@@ -64,7 +65,11 @@ class HostJournal:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            logger.warning("Ignored an unreadable local note of a host, {}: {}", path, error)
+            aside = path.with_suffix(".unreadable")
+            problem = error.errors(include_url=False, include_input=False)[0]["msg"]
+            logger.warning("Put a local note of a host aside that cannot be read, as {}: {}", aside, problem)
+            with suppress(FileNotFoundError):
+                path.replace(aside)
             return None
 
     def read_all(self) -> list[JournalEntry]:

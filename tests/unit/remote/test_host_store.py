@@ -1,4 +1,5 @@
 import json
+import random
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.docker_errors import DaemonNotRunningError
 from imbue.mngr_vps_docker.errors import HostRecordError
+from imbue.mngr_vps_docker.host_record import encode_agent_data
+from imbue.mngr_vps_docker.host_record import encode_record
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
@@ -178,23 +181,18 @@ def test_data_that_did_not_all_arrive_is_not_written(
     assert _other(store).read_host_record(record.host_id) == record
 
 
-def test_a_full_disk_is_named_and_leaves_the_old_record(store: VpsDockerHostStore, volume: Path) -> None:
+def test_an_unreadable_record_is_replaced_once_and_kept_beside(store: VpsDockerHostStore, volume: Path) -> None:
     record = _record()
+    path = volume / "host_state" / f"{record.host_id}.json"
     store.write_host_record(record)
-    # A limit on the size of files stands for the disk: the same write fails in the same place.
-    connection = store.connection
-    assert isinstance(connection, LocalMachine)
-    run = connection.run
-
-    def full(command: str, **rest: Any) -> Any:
-        return run(command.replace('cat >"$new"', 'cat >/dev/full && : >"$new"'), **rest)
-
-    connection.run = full  # type: ignore[method-assign]
-    with pytest.raises(HostRecordError, match=r"disk is full.*No space left on device"):
-        store.write_host_record(_with_tag(record, "k"))
-    connection.run = run  # type: ignore[method-assign]
-    assert _other(store).read_host_record(record.host_id) == record
-    assert not list((volume / "host_state").glob(".new*"))
+    path.write_bytes(b"torn")
+    store.replace_unreadable_host_record(record)
+    changed = store.update_host_record(record.host_id, lambda old: _with_tag(old, "k"))
+    _other(store).replace_unreadable_host_record(record)
+    assert _other(store).list_all_host_records() == [changed]
+    assert path.with_name(f"{path.name}.unreadable").read_bytes() == b"torn"
+    store.delete_host_record(record.host_id)
+    assert [found.name for found in path.parent.iterdir()] == [".lock"]
 
 
 def test_an_update_loses_no_others_change(store: VpsDockerHostStore) -> None:
@@ -255,17 +253,77 @@ def test_records_of_any_size(store: VpsDockerHostStore, size: int) -> None:
     assert _other(store).read_host_record(record.host_id) == record
 
 
-def test_one_corrupt_record_among_many_loses_exactly_one(store: VpsDockerHostStore, volume: Path) -> None:
+def test_ten_thousand_records_and_agents_of_any_content_are_read_back_exactly(
+    store: VpsDockerHostStore, volume: Path
+) -> None:
+    fuzz = random.Random(1)
+    pieces = [
+        *_NASTY.split(" "),
+        " ",
+        "\r\n",
+        "\x1b[2J",
+        "'",
+        '"',
+        "\u2028",
+        "\U0010ffff",
+        "é",
+        "{}",
+        "\t",
+        "mngr-batch-1",
+    ]
+
+    def text() -> str:
+        return "".join(fuzz.choices(pieces, k=fuzz.randrange(12)))
+
+    (volume / "host_state").mkdir()
+    records = [_record(host_name=text() or "x", user_tags={text(): text()}) for _ in range(2_000)]
+    agents = {
+        record.host_id: [{"id": AgentId(), text(): [text(), {text(): fuzz.random()}]} for _ in range(4)]
+        for record in records
+    }
+    for number, record in enumerate(records):
+        folder = volume / "host_state" / record.host_id
+        if number < 20:
+            store.write_host_record(record)
+            for agent in agents[record.host_id]:
+                store.persist_agent_data(record.host_id, agent)
+            continue
+        folder.mkdir()
+        folder.with_name(f"{folder.name}.json").write_bytes(encode_record(record))
+        for agent in agents[record.host_id]:
+            (folder / f"{agent['id']}.json").write_bytes(encode_agent_data(agent))
+    read_records, read_agents = _other(store).list_all_host_records_with_agents()
+    assert {record.host_id: record for record in read_records} == {record.host_id: record for record in records}
+    by_id = {host_id: {agent["id"]: agent for agent in found} for host_id, found in read_agents.items()}
+    assert by_id == {host_id: {agent["id"]: agent for agent in made} for host_id, made in agents.items()}
+
+
+def test_one_corrupt_record_among_a_thousand_loses_exactly_one(store: VpsDockerHostStore, volume: Path) -> None:
     record = _record()
     store.write_host_record(record)
     template = (volume / "host_state" / f"{record.host_id}.json").read_text()
-    ids = {HostId() for _ in range(300)}
+    ids = {HostId() for _ in range(999)}
     for host_id in ids:
         (volume / "host_state" / f"{host_id}.json").write_text(template.replace(record.host_id, host_id))
     bad = next(iter(ids))
     (volume / "host_state" / f"{bad}.json").write_bytes(b"\0\xff")
     assert {found.host_id for found in store.list_all_host_records()} == (ids | {record.host_id}) - {bad}
     assert store.unreadable_host_ids == (bad,)
+
+
+def test_a_record_of_version_0_is_read_and_upgraded_by_the_first_change(
+    store: VpsDockerHostStore, volume: Path
+) -> None:
+    record = _record()
+    store.write_host_record(record)
+    path = volume / "host_state" / f"{record.host_id}.json"
+    old = json.loads(path.read_text())
+    del old["schema_version"]
+    path.write_text(json.dumps(old))
+    other = _other(store)
+    assert [found.host_id for found in other.list_all_host_records()] == [record.host_id]
+    other.update_host_record(record.host_id, lambda found: _with_tag(found, "k"))
+    assert json.loads(path.read_text())["schema_version"] == 1
 
 
 def test_records_are_plain_json_that_other_versions_read(store: VpsDockerHostStore, volume: Path) -> None:

@@ -1,8 +1,9 @@
 # Every target prepares what it needs: .venv and, where containers are involved, a Docker engine.
 
 PYTHON := .venv/bin/python
-# Tests mostly wait for machines, so more of them than processors run at once; each module stays in one process.
-PYTEST := $(PYTHON) -m pytest -n 4 --dist loadscope
+# Tests mostly wait for machines, so more of them than processors run at once. Each module stays in one process, and
+# those that take long, which come first by name, begin first.
+PYTEST := $(PYTHON) -m pytest -n 4 --dist loadscope --no-loadscope-reorder
 PACKAGE_TESTS := tests/unit/test_architecture.py tests/unit/test_dependencies.py tests/unit/test_imports.py
 PYTHON_SCRIPTS := scripts/demo scripts/check-wheel
 SHELL_SCRIPTS = $(shell find .ci scripts mngr_vps_docker -type f \
@@ -10,7 +11,7 @@ SHELL_SCRIPTS = $(shell find .ci scripts mngr_vps_docker -type f \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-fast check clean-local bootstrap
+.PHONY: help demo test test-fast test-faults check clean-local bootstrap
 
 help: ## show this list
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +26,10 @@ test: bootstrap ## run every test; end-to-end ones on local VPSes, skipped where
 
 test-fast: bootstrap ## run the unit tests and the ssh tests (a loopback sshd; no root, no Docker)
 	@$(PYTEST) tests/unit tests/ssh
+
+test-faults: bootstrap ## cut every operation short at every point, in every way (`make test` does a few of them)
+	@scripts/ensure-engine
+	@MNGR_FAULTS=all $(PYTHON) -m pytest -n 4 --dist load tests/e2e/faults
 
 check: bootstrap ## lint, format, types, shell scripts, architecture, dependencies and the built wheel
 	$(PYTHON) -m ruff check . $(PYTHON_SCRIPTS)

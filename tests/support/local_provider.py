@@ -14,12 +14,21 @@ from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 PROVIDER_NAME = ProviderInstanceName("local-vps")
 
 
-def local_provider(profile: Path, account: str, client: VpsClientInterface, **settings: object) -> LocalVpsProvider:
+def local_provider(
+    profile: Path,
+    account: str,
+    client: VpsClientInterface,
+    *,
+    provider_class: type[LocalVpsProvider] = LocalVpsProvider,
+    **settings: object,
+) -> LocalVpsProvider:
     """A new provider object, as a new process would have it, on the state that lies in ``profile``."""
     profile.mkdir(parents=True, exist_ok=True)
     config = LocalVpsProviderConfig.model_validate({"account": account, **settings})
-    mngr_config = MngrConfig(prefix=f"{account}-", providers={PROVIDER_NAME: config})
-    return LocalVpsProvider(
+    mngr_config = MngrConfig(
+        prefix=f"{account}-", providers={PROVIDER_NAME: config}, default_host_dir=profile / "mngr"
+    )
+    return provider_class(
         name=PROVIDER_NAME,
         host_dir=config.host_dir,
         mngr_ctx=MngrContext(config=mngr_config, pm=pluggy.PluginManager("mngr"), profile_dir=profile),

@@ -1,0 +1,186 @@
+"""Whatever an operation is at when it is killed, interrupted or fails: nothing is lost, and nothing is leaked.
+
+Each run is a real process with one fault at one point. Afterwards a new one lists, collects garbage and destroys, and
+a host that had nothing to do with it is what it was. `make test` runs a share of them that changes daily, and
+`make test-faults` all.
+"""
+
+import datetime
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.provider import ProviderLab
+from support.provider import collect_garbage
+from support.provider import states
+from support.remote import heed_signals
+
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostState
+from imbue.mngr_vps_docker.lifecycle.uploaded_keys import uploaded_keys
+from imbue.mngr_vps_docker.testing.fault_points import FaultKind
+
+DRIVER = Path(__file__).with_name("drive.py")
+FAULTS = os.environ.get("MNGR_FAULTS")
+POINTS_FILE = Path(__file__).with_name("points.json")
+POINTS: dict[str, list[str]] = json.loads(POINTS_FILE.read_text())
+RUNS = [(operation, point, kind) for operation, points in POINTS.items() for point in points for kind in FaultKind]
+# A VPS that is ordered and then unknown is what costs most.
+ALWAYS = [("create", "Ordering the VPS: after create_instance", FaultKind.KILL)]
+RUNS_PER_DAY = 4
+DEADLINE_SECONDS = 240.0
+NOTES = Path("/mngr/notes.txt")
+PASSING, LASTING = HostName("passing"), HostName("lasting")
+# Hosts have no agents here, and gc removes one that has had none for long.
+PATIENT = {"min_online_host_age_seconds": 86_400.0}
+# The operations at whose end a host is there, or is not.
+ENDING = ("create", "destroy")
+
+
+def chosen_runs() -> list[tuple[str, str, FaultKind]]:
+    """Every run where MNGR_FAULTS=all, else some of today's."""
+    if FAULTS == "all":
+        return RUNS
+    today = random.Random(datetime.date.today().toordinal())
+    return ALWAYS + today.sample(RUNS, RUNS_PER_DAY)
+
+
+@pytest.fixture(scope="module")
+def labs(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], ProviderLab]]:
+    """Accounts of the local cloud, each seeing its own hosts alone, of which nothing is left at the end."""
+    made: list[ProviderLab] = []
+
+    def make() -> ProviderLab:
+        made.append(ProviderLab(tmp_path_factory.mktemp("lab")))
+        return made[-1]
+
+    yield make
+    for lab in made:
+        lab.tear_down()
+    assert [lab.leftovers() for lab in made] == [[] for _ in made]
+
+
+@pytest.fixture(scope="module")
+def lab(labs: Callable[[], ProviderLab]) -> ProviderLab:
+    """Where hosts come and go, beside one that no operation is about."""
+    lab = labs()
+    lab.process().create_host(HostName("bystander"))
+    return lab
+
+
+@pytest.fixture(scope="module")
+def lasting(labs: Callable[[], ProviderLab]) -> tuple[ProviderLab, HostId]:
+    """Where one host is stopped, started and kept as a snapshot again and again."""
+    lab = labs()
+    host = lab.process().create_host(LASTING, tags={"kept": "yes"})
+    host.write_file(NOTES, b"kept")
+    return lab, host.id
+
+
+def drive(lab: ProviderLab, operation: str, name: HostName, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, DRIVER, operation, name, lab.folder / "here", lab.account, *options],
+        env=os.environ | {"PYTHONPATH": str(DRIVER.parents[2])},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+        preexec_fn=heed_signals,
+    )
+
+
+def check_points(lab: ProviderLab, operation: str, name: HostName) -> None:
+    """The operation meets the points of the list, which MNGR_FAULTS=record brings up to date."""
+    done = drive(lab, operation, name)
+    assert done.returncode == 0, done.stderr
+    met = json.loads(done.stdout)
+    if FAULTS == "record":
+        POINTS_FILE.write_text(json.dumps(json.loads(POINTS_FILE.read_text()) | {operation: met}, indent=2) + "\n")
+    else:
+        assert sorted(met) == sorted(POINTS[operation]), operation
+
+
+def drive_into(lab: ProviderLab, operation: str, name: HostName, point: str, kind: FaultKind) -> None:
+    """Have the operation meet its fault; it may survive an error, but neither a kill nor an interruption."""
+    done = drive(lab, operation, name, "--point", point, "--kind", kind)
+    said = f"{done.returncode}: {done.stdout}\n{done.stderr}"
+    assert done.returncode in {FaultKind.KILL: (-9,), FaultKind.INTERRUPT: (130,), FaultKind.ERROR: (0, 1)}[kind], said
+    assert "Traceback" not in done.stderr, said
+
+
+def account_now(lab: ProviderLab) -> dict[HostId, HostState | None]:
+    """What a new process lists; every VPS and key that the cloud has must be of a host in it."""
+    listed = states(lab.process())
+    billed = {HostId(instance.tags["mngr-host-id"]) for instance in lab.cloud.find_instances({})}
+    assert billed | uploaded_keys(lab.process()._context).keys() <= listed.keys()
+    return listed
+
+
+def check_that_all_of_it_is_gone(lab: ProviderLab, remaining: Collection[HostId]) -> None:
+    """Nothing is listed, billed or kept on this machine but what is of the ``remaining`` hosts."""
+    assert account_now(lab) == dict.fromkeys(remaining, HostState.RUNNING)
+    context = lab.process()._context
+    ids = sorted(remaining)
+    assert sorted(instance.tags["mngr-host-id"] for instance in lab.cloud.find_instances({})) == ids
+    assert lab.cloud.list_ssh_keys() == []
+    assert sorted(path.name for path in context.keys.hosts_folder.glob("host-*")) == ids
+    for known_hosts in (context.vps_known_hosts, context.container_known_hosts):
+        # By host id and by address.
+        assert len(known_hosts.path.read_text().splitlines()) == 2 * len(ids)
+
+
+def test_the_points_are_those_that_create_and_destroy_meet(lab: ProviderLab) -> None:
+    for operation in ENDING:
+        check_points(lab, operation, PASSING)
+
+
+def test_the_points_are_those_that_a_lasting_host_meets(lasting: tuple[ProviderLab, HostId]) -> None:
+    for operation in ("snapshot", "stop", "start"):
+        check_points(lasting[0], operation, LASTING)
+
+
+@pytest.mark.parametrize(("operation", "point", "kind"), [run for run in chosen_runs() if run[0] in ENDING])
+def test_a_host_is_whole_or_gone(lab: ProviderLab, operation: str, point: str, kind: FaultKind) -> None:
+    others = account_now(lab).keys()
+    if operation == "destroy":
+        lab.process().create_host(PASSING)
+    drive_into(lab, operation, PASSING, point, kind)
+    listed = account_now(lab)
+    collect_garbage(lab.process(**PATIENT))
+    kept = account_now(lab)
+    for host_id in listed.keys() - others:
+        # A finished host is no garbage, and all else is.
+        assert (host_id in kept) == (listed[host_id] is HostState.RUNNING), listed[host_id]
+    for host_id in kept.keys() - others:
+        assert lab.process().start_host(host_id).execute_idempotent_command("true").success
+        lab.process().destroy_host(host_id)
+    check_that_all_of_it_is_gone(lab, others)
+
+
+@pytest.mark.parametrize(("operation", "point", "kind"), [run for run in chosen_runs() if run[0] not in ENDING])
+def test_a_host_has_all_that_it_had_and_starts(
+    lasting: tuple[ProviderLab, HostId], operation: str, point: str, kind: FaultKind
+) -> None:
+    lab, host_id = lasting
+    if operation == "start":
+        lab.process().stop_host(host_id, create_snapshot=False)
+    drive_into(lab, operation, LASTING, point, kind)
+    collect_garbage(lab.process(**PATIENT))
+    assert account_now(lab).keys() == {host_id}
+    provider = lab.process()
+    host = provider.start_host(host_id)
+    assert host.read_file(NOTES) == b"kept"
+    assert provider.get_host_tags(host_id) == host.get_certified_data().user_tags == {"kept": "yes"}
+    for snapshot in provider.list_snapshots(host_id):
+        assert lab.on_vps(host_id, f"docker image inspect {snapshot.id}")
+        provider.delete_snapshot(host_id, snapshot.id)
+    assert account_now(lab) == {host_id: HostState.RUNNING}

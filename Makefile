@@ -27,9 +27,9 @@ test: bootstrap ## run every test; end-to-end ones on local VPSes, skipped where
 test-fast: bootstrap ## run the unit tests and the ssh tests (a loopback sshd; no root, no Docker)
 	@$(PYTEST) tests/unit tests/ssh
 
-test-faults: bootstrap ## cut every operation short at every point, in every way (`make test` does a few of them)
+test-faults: bootstrap ## cut every operation short at every point, in every way (`make test` does some of it)
 	@scripts/ensure-engine
-	@MNGR_FAULTS=all $(PYTHON) -m pytest -n 4 --dist load tests/e2e/faults
+	@MNGR_FAULTS=all $(PYTHON) -m pytest -n 4 --dist load tests/e2e/faults tests/e2e/test_concurrent_changes.py
 
 check: bootstrap ## lint, format, types, shell scripts, architecture, dependencies and the built wheel
 	$(PYTHON) -m ruff check . $(PYTHON_SCRIPTS)

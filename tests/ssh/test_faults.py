@@ -157,11 +157,13 @@ def test_sessions_that_the_server_refuses_are_waited_for_and_cost_no_login(tmp_p
 
 
 def test_sessions_that_are_refused_for_too_long_are_an_error_of_their_own(tmp_path: Path) -> None:
+    begun, over = tmp_path / "begun", tmp_path / "over"
     with LoopbackSshd(tmp_path, options=("MaxSessions 1",)) as sshd, ThreadPoolExecutor(1) as pool:
-        connection = SshConnection(sshd.target(connect_timeout_seconds=1))
-        holding = pool.submit(run, connection, f"touch {tmp_path}/begun; sleep 6")
-        wait_for((tmp_path / "begun").exists)
+        connection = SshConnection(sshd.target(connect_timeout_seconds=3))
+        holding = pool.submit(run, connection, f"touch {begun}; until [ -e {over} ]; do sleep 0.1; done")
+        wait_for(begun.exists, 30)
         outcome = run(connection, "true")
+        over.touch()
         assert outcome.reason is NotStartedReason.SESSION_REFUSED
         assert holding.result(20).is_success
         connection.close()

@@ -25,11 +25,12 @@ test: bootstrap ## run every test; end-to-end ones on local VPSes, skipped where
 	@$(PYTEST)
 
 test-fast: bootstrap ## run the unit tests and the ssh tests (a loopback sshd; no root, no Docker)
-	@$(PYTEST) tests/unit tests/ssh
+	@$(PYTEST) --dist worksteal tests/ssh tests/unit
 
 test-faults: bootstrap ## cut every operation short at every point, in every way (`make test` does some of it)
 	@scripts/ensure-engine
-	@MNGR_FAULTS=all $(PYTHON) -m pytest -n 4 --dist load tests/e2e/faults tests/e2e/test_concurrent_changes.py
+	@MNGR_FAULTS=all $(PYTHON) -m pytest -n 4 --dist load tests/e2e/faults tests/e2e/test_concurrent_changes.py \
+		tests/e2e/test_cycles.py
 
 check: bootstrap ## lint, format, types, shell scripts, architecture, dependencies and the built wheel
 	$(PYTHON) -m ruff check . $(PYTHON_SCRIPTS)

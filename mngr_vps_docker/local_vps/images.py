@@ -3,7 +3,8 @@
 Four images are made: ``base`` (Debian 12 as ``debian:bookworm-slim``), ``agent`` (base plus what mngr needs in every
 agent container) and the two operating systems a VPS may have, ``debian-12`` (with a Docker engine) and
 ``debian-12-no-docker`` (cloud-init has to install one). Both hold ``base`` and ``agent`` as a tar that their inner
-engine loads, where they are called ``debian:bookworm-slim`` and ``mngr-agent:bookworm``.
+engine loads, where they are called ``debian:bookworm-slim`` and ``mngr-agent:bookworm``. Loading takes an engine
+seconds, so ``debian-12`` also holds what one stores that has loaded them, and lays it down at the birth of a VPS.
 """
 
 import hashlib
@@ -28,11 +29,12 @@ from imbue.mngr_vps_docker.local_vps.engine import run_docker
 from imbue.mngr_vps_docker.local_vps.labels import DIGEST_LABEL
 from imbue.mngr_vps_docker.local_vps.labels import NAME_PREFIX
 from imbue.mngr_vps_docker.local_vps.labels import label_arguments
+from imbue.mngr_vps_docker.local_vps.machine import MACHINE_OPTIONS
 
 DEFAULT_OS: Final = "debian-12"
 OS_WITHOUT_DOCKER: Final = "debian-12-no-docker"
 
-_STAGE_OF_OS: Final = {DEFAULT_OS: "with-docker", OS_WITHOUT_DOCKER: "without-docker"}
+_STAGE_OF_OS: Final = {DEFAULT_OS: "with-images", OS_WITHOUT_DOCKER: "without-docker"}
 OPERATING_SYSTEMS: Final = tuple(_STAGE_OF_OS)
 
 # Inside a VPS: the image for agents that already has what mngr needs in a container.
@@ -42,6 +44,7 @@ _SOURCE: Final = Path(__file__).parent / "image"
 _OFFICIAL_BASE: Final = "debian:bookworm-slim"
 _BASE: Final = f"{NAME_PREFIX}:base"
 _AGENT: Final = f"{NAME_PREFIX}:agent"
+_ENGINE: Final = f"{NAME_PREFIX}:engine"
 _PULL_TIMEOUT_SECONDS: Final = 120.0
 _STEP_TIMEOUT_SECONDS: Final = 900.0
 _PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
@@ -87,9 +90,20 @@ def ensure_images(report: Report) -> None:
                 run_docker("save", "--output", str(archive), _BASE, _AGENT, timeout_seconds=_STEP_TIMEOUT_SECONDS)
                 # The build copies the file with its mode, and docker save makes it readable to its owner only.
                 archive.chmod(0o644)
+            _build("an engine for VPSes", _ENGINE, context, digest, report, "--target", "with-docker")
+            with _step("having it load both", report), (context / "stored.tar").open("wb") as archive_file:
+                _run_logged(
+                    [
+                        *("docker", "run", "--rm", *MACHINE_OPTIONS, "--volume=/var/lib/docker"),
+                        *("--entrypoint=sh", _ENGINE, "/usr/local/lib/local-vps/store-images"),
+                    ],
+                    "loading the images into an engine",
+                    stdout=archive_file.fileno(),
+                )
             for os_id in reversed(OPERATING_SYSTEMS):
                 stage = ("--target", _STAGE_OF_OS[os_id])
                 _build(f"the VPS image {os_id}", image_of_os(os_id), context, digest, report, *stage)
+            run_docker("image", "rm", "--no-prune", _ENGINE)
 
 
 def _digest_of_source() -> str:

@@ -35,7 +35,7 @@ POINTS: dict[str, list[str]] = json.loads(POINTS_FILE.read_text())
 RUNS = [(operation, point, kind) for operation, points in POINTS.items() for point in points for kind in FaultKind]
 # A VPS that is ordered and then unknown is what costs most.
 ALWAYS = [("create", "Ordering the VPS: after create_instance", FaultKind.KILL)]
-RUNS_PER_DAY = 4
+RUNS_PER_DAY = 3
 DEADLINE_SECONDS = 240.0
 NOTES = Path("/mngr/notes.txt")
 PASSING, LASTING = HostName("passing"), HostName("lasting")

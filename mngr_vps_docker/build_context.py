@@ -38,7 +38,6 @@ from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.shell import quoted
 
-UPLOAD_TIMEOUT_SECONDS = 1800.0
 REMOVAL_TIMEOUT_SECONDS = 120.0
 
 _CHUNK_BYTES = 256 * 1024
@@ -57,7 +56,7 @@ class RemoteContext:
 
 @contextmanager
 def uploaded_build_context(
-    connection: SshConnection, build: ParsedBuildArgs, *, timeout_seconds: float = UPLOAD_TIMEOUT_SECONDS
+    connection: SshConnection, build: ParsedBuildArgs, *, timeout_seconds: float
 ) -> Iterator[RemoteContext]:
     """Have a build context on a VPS for as long as the ``with`` block lasts; nothing of it stays on either side.
 

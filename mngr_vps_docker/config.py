@@ -21,6 +21,8 @@ from imbue.mngr.primitives import ProviderBackendName
 
 # apt on a slow mirror is the longest part of setting up a container; without it the whole takes about a second.
 CONTAINER_SETUP_TIMEOUT_SECONDS = 600.0
+# More than all that create does besides may take: calls of the cloud, new host keys, files, small docker commands.
+_SMALL_STEPS_SECONDS = 900.0
 
 
 def _upper(value: object) -> object:
@@ -59,7 +61,7 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
         default=300.0, description="Seconds for cloud-init to finish and Docker to answer on a new VPS"
     )
     build_timeout_seconds: PositiveFloat = Field(
-        default=1800.0, description="Seconds for pulling or building an image"
+        default=1800.0, description="Seconds for pulling or building an image, and again for sending its context"
     )
     container_ssh_port: int = Field(
         default=2222, ge=1, le=65535, description="Port on the VPS's public address that leads to the container's sshd"
@@ -90,13 +92,15 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
 
     @property
     def longest_create_seconds(self) -> float:
-        """What creating a host takes at most, all its time-outs together."""
+        """What creating a host takes at most, all its time-outs together: older, it is not going on any more."""
         return (
             2 * self.vps_boot_timeout
             + self.docker_install_timeout
-            + self.build_timeout_seconds
-            + CONTAINER_SETUP_TIMEOUT_SECONDS
+            + 2 * self.build_timeout_seconds
+            # Two containers are started, and one of them is set up.
+            + 3 * CONTAINER_SETUP_TIMEOUT_SECONDS
             + self.ssh_connect_timeout
+            + _SMALL_STEPS_SECONDS
         )
 
     @classmethod

@@ -53,6 +53,16 @@ __all__ = ["VpsDockerHostRecord", "VpsDockerHostStore", "VpsHostConfig"]
 
 _TIMEOUT_SECONDS: Final = 120.0
 _MAX_UPDATE_ATTEMPTS: Final = 100
+# What a writer that was killed has left; no writer takes as long.
+_REMOVE_ABANDONED: Final = "find host_state -maxdepth 1 -name '.new.*' -mmin +60 -exec rm -f {} +\n"
+
+
+class _UnreadableRecordError(HostRecordError):
+    """A record is there and cannot be read; ``sha256`` is that of its content."""
+
+    def __init__(self, message: str, sha256: str) -> None:
+        super().__init__(message)
+        self.sha256 = sha256
 
 
 class VpsDockerHostStore:
@@ -87,43 +97,39 @@ class VpsDockerHostStore:
         """Write a record, whatever was there. ``update_host_record`` changes one without losing another's change."""
         self._write(host_record.host_id, host_record, unless_changed_from=None)
 
-    def replace_unreadable_host_record(self, host_record: VpsDockerHostRecord) -> None:
-        """Write a record in the place of one that cannot be read, which is kept beside it, ``.unreadable``.
-
-        Only once: where that has been done, whoever did it knew as much as we do, and may have changed it since.
-        """
-        path = record_path(host_record.host_id)
-        aside = f"[ -e {path}.unreadable ] && exit {CHANGED}\nmv -T {path} {path}.unreadable || exit 1\n"
-        purpose = f"replace the unreadable record of {host_record.host_id}"
-        outcome = self._replace(path, encode_record(host_record), condition=aside, purpose=purpose)
-        if outcome.exit_code != CHANGED:
-            self._checked(outcome)
-
     def update_host_record(
         self,
         host_id: HostId,
         change: Callable[[VpsDockerHostRecord], VpsDockerHostRecord],
         *,
-        expected: VpsDockerHostRecord | None = None,
+        last_seen: VpsDockerHostRecord | None = None,
     ) -> VpsDockerHostRecord:
         """Read a record, change it and write it back as one step, and return what was written.
 
-        ``change`` may be called again, with a newer record, when another process wrote meanwhile. ``expected`` is what
-        the record probably is, which then need not be read. Raises HostNotFoundError if there is no record.
+        ``change`` may be called again, with a newer record, when another process wrote meanwhile. ``last_seen`` is
+        what the record probably is, which then need not be read; and what stands in for one that cannot be read,
+        which is kept beside it, ``.unreadable``. Raises HostNotFoundError if there is no record.
         """
         with self._lock:
             current = self._cache.get(host_id)
-        if current is None and expected is not None:
-            current = expected, hashlib.sha256(encode_record(expected)).hexdigest()
+        if current is None and last_seen is not None:
+            current = last_seen, hashlib.sha256(encode_record(last_seen)).hexdigest()
         for attempt in range(_MAX_UPDATE_ATTEMPTS):
+            is_unreadable = False
             if current is None:
-                current = self._read(host_id)
+                try:
+                    current = self._read(host_id)
+                except _UnreadableRecordError as error:
+                    if last_seen is None:
+                        raise
+                    logger.warning("{}; this machine's copy takes its place, and it is kept beside", error)
+                    current, is_unreadable = (last_seen, error.sha256), True
             if current is None:
                 raise HostNotFoundError(host_id)
             changed = change(current[0])
             if changed.host_id != host_id:
                 raise HostRecordError(f"The record of {host_id} cannot become that of {changed.host_id}")
-            written = self._write(host_id, changed, unless_changed_from=current[1])
+            written = self._write(host_id, changed, unless_changed_from=current[1], is_old_kept=is_unreadable)
             if written is not None:
                 return written
             current = None
@@ -215,11 +221,17 @@ class VpsDockerHostStore:
         try:
             record = decode_record(result.stdout, host_id)
         except HostRecordError as error:
-            raise HostRecordError(f"{path} on {self._where} cannot be read: {error}") from error
+            sha256 = hashlib.sha256(result.stdout).hexdigest()
+            raise _UnreadableRecordError(f"{path} on {self._where} cannot be read: {error}", sha256) from error
         return self._remember(host_id, record, result.stdout)
 
     def _write(
-        self, host_id: HostId, record: VpsDockerHostRecord, *, unless_changed_from: str | None
+        self,
+        host_id: HostId,
+        record: VpsDockerHostRecord,
+        *,
+        unless_changed_from: str | None,
+        is_old_kept: bool = False,
     ) -> VpsDockerHostRecord | None:
         """Write a record and return it; None if a digest was given and the current file has another."""
         path = record_path(host_id)
@@ -227,6 +239,8 @@ class VpsDockerHostStore:
         condition = ""
         if unless_changed_from is not None:
             condition = f'[ "$(sha256sum <{path})" = "{unless_changed_from}  -" ] || exit {CHANGED}\n'
+        if is_old_kept:
+            condition += f"ln -fT {path} {path}.unreadable || exit 1\n"
         purpose = f"write the record of {host_id}"
         outcome = self._replace(path, content, condition=condition, purpose=purpose)
         if unless_changed_from is not None and outcome.exit_code == CHANGED:
@@ -252,6 +266,7 @@ class VpsDockerHostStore:
             + receive(len(content), hashlib.sha256(content).hexdigest(), '"$new"')
             + 'sync "$new" || exit 1\n'
             + lock("host_state")
+            + _REMOVE_ABANDONED
             + condition
             + f'mkdir -p {directory} && mv -T "$new" {path} && sync {directory} host_state .'
         )

@@ -159,7 +159,6 @@ class VpsDockerProvider(BaseProviderInstance):
         check_tools(self._context, build)
         check_build_context(build)
         existing = self._registry.discover()
-        check_name_is_free(name, existing)
         request = CreateRequest(
             host_id=HostId.generate(),
             name=name,
@@ -173,6 +172,7 @@ class VpsDockerProvider(BaseProviderInstance):
                 default_idle_mode=self.config.default_idle_mode,
                 default_activity_sources=self.config.default_activity_sources,
             ),
+            others=existing,
             authorized_keys=tuple(authorized_keys or ()),
             known_hosts=tuple(known_hosts or ()),
         )

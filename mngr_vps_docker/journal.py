@@ -4,13 +4,15 @@ One folder per host (shared with its keys, see ``keys``), one JSON file in it. I
 truth: the truth of a finished host is the record on its VPS, and the truth of what is billed is the cloud's.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextlib import suppress
+from datetime import UTC
 from datetime import datetime
 from enum import auto
 from pathlib import Path
 from typing import Any
+from typing import Final
 
 from loguru import logger
 from pydantic import Field
@@ -23,6 +25,8 @@ from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.files import write_atomically
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
+
+_HOST_ID: Final = re.compile(r"host-[0-9a-f]{32}")
 
 
 class HostPhase(UpperCaseStrEnum):
@@ -65,29 +69,39 @@ class HostJournal:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            aside = path.with_suffix(".unreadable")
             problem = error.errors(include_url=False, include_input=False)[0]["msg"]
-            logger.warning("Put a local note of a host aside that cannot be read, as {}: {}", aside, problem)
-            with suppress(FileNotFoundError):
-                path.replace(aside)
+            logger.warning("The local note {} of a host cannot be read: {}", path, problem)
             return None
 
     def read_all(self) -> list[JournalEntry]:
         """Return every readable entry, oldest first."""
-        host_ids = (path.parent.name for path in self._hosts_folder.glob("host-*/host.json"))
-        entries = (self.read(HostId(host_id)) for host_id in host_ids)
+        entries = (self.read(host_id) for host_id in self._host_ids())
         return sorted((entry for entry in entries if entry is not None), key=lambda entry: entry.created_at)
 
+    def stand_ins(self) -> list[JournalEntry]:
+        """Return what can still be said of the hosts whose entry cannot be read: that they are there."""
+        return [
+            JournalEntry(
+                host_id=host_id,
+                host_name=host_id,
+                phase=HostPhase.READY,
+                created_at=datetime.fromtimestamp(self._path(host_id).stat().st_mtime, UTC),
+                failure_reason=f"the local note {self._path(host_id)} of it cannot be read",
+            )
+            for host_id in self._host_ids()
+            if self._unreadable_content(host_id) is not None
+        ]
+
     def write(self, entry: JournalEntry) -> JournalEntry:
-        """Put ``entry`` on disk (fsync) and return it."""
-        write_atomically(self._path(entry.host_id), entry.model_dump_json(indent=2).encode())
-        return entry
+        """Put ``entry`` on disk (fsync) and return it. What was there and could not be read is kept beside it."""
+        with self._changing(entry.host_id):
+            return self._put(entry)
 
     def update(self, host_id: HostId, **changes: object) -> JournalEntry | None:
-        """Change some fields of an entry under its lock; None where there is no entry to change."""
-        with locked(self._hosts_folder / host_id / "host.lock"):
+        """Change some fields of an entry; None where there is no entry to change."""
+        with self._changing(host_id):
             entry = self.read(host_id)
-            return None if entry is None else self.write(entry.model_copy(update=changes))
+            return None if entry is None else self._put(entry.model_copy(update=changes))
 
     @contextmanager
     def owned(self, host_id: HostId) -> Iterator[None]:
@@ -102,6 +116,34 @@ class HostJournal:
                 return False
         except BlockingIOError:
             return True
+
+    @contextmanager
+    def _changing(self, host_id: HostId) -> Iterator[None]:
+        with locked(self._hosts_folder / host_id / "host.lock"):
+            yield
+
+    def _put(self, entry: JournalEntry) -> JournalEntry:
+        unreadable = self._unreadable_content(entry.host_id)
+        if unreadable is not None:
+            write_atomically(self._path(entry.host_id).with_suffix(".unreadable"), unreadable)
+        write_atomically(self._path(entry.host_id), entry.model_dump_json(indent=2).encode())
+        return entry
+
+    def _unreadable_content(self, host_id: HostId) -> bytes | None:
+        """What is in the place of an entry and is none."""
+        content = b""
+        try:
+            content = self._path(host_id).read_bytes()
+            JournalEntry.model_validate_json(content)
+        except FileNotFoundError:
+            return None
+        except ValidationError:
+            return content
+        return None
+
+    def _host_ids(self) -> list[HostId]:
+        names = (path.parent.name for path in self._hosts_folder.glob("host-*/host.json"))
+        return [HostId(name) for name in names if _HOST_ID.fullmatch(name)]
 
     def _path(self, host_id: HostId) -> Path:
         return self._hosts_folder / host_id / "host.json"

@@ -67,7 +67,8 @@ def run_state_container(context: ProviderContext, docker: DockerOverSsh, *, imag
             restart_policy="unless-stopped",
             entrypoint="sh",
             command=("-c", STATE_CONTAINER_SCRIPT),
-        )
+        ),
+        timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS,
     )
 
 
@@ -91,7 +92,8 @@ def run_host_container(context: ProviderContext, docker: DockerOverSsh, request:
             extra_args=(*PROTECTIVE_ARGS, *request.start_args),
             entrypoint="sh",
             command=("-c", HOST_CONTAINER_SCRIPT),
-        )
+        ),
+        timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS,
     )
 
 

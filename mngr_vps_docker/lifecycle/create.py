@@ -68,7 +68,7 @@ HOW_TO_REMOVE = "mngr gc --all-providers"
 
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
-    """A host that was asked for, everything about it already checked."""
+    """A host that was asked for, everything about it already checked but that none of ``others`` has its name."""
 
     host_id: HostId
     name: HostName
@@ -78,6 +78,7 @@ class CreateRequest:
     start_args: Sequence[str]
     tags: Mapping[str, str]
     activity: ActivityConfig
+    others: Sequence[HostSighting]
     authorized_keys: Sequence[str] = ()
     known_hosts: Sequence[str] = ()
 
@@ -134,6 +135,7 @@ def create_host(context: ProviderContext, request: CreateRequest) -> VpsDockerHo
 
     With ``MNGR_KEEP_FAILED_HOSTS=1`` a failed host is kept, and the user is told how to get in and how to remove it.
     """
+    check_name_is_free(request.name, request.others)
     with ending_in_order(), context.journal.owned(request.host_id):
         creation = Creation(context, request, _new_entry(request))
         try:
@@ -194,8 +196,9 @@ def _is_taken_back(creation: Creation, title: str, error: BaseException) -> bool
 def _claim_name(creation: Creation) -> None:
     """Write the host down before the cloud hears of it, unless another process has taken its name meanwhile."""
     journal, entry = creation.context.journal, creation.entry
+    gone = {other.host_id for other in creation.request.others if other.is_gone}
     with locked(creation.context.keys.hosts_folder / "names.lock"):
-        if any(other.host_name == entry.host_name for other in journal.read_all()):
+        if any(other.host_name == entry.host_name and other.host_id not in gone for other in journal.read_all()):
             raise HostNameConflictError(creation.request.name)
         journal.write(entry)
 

@@ -70,10 +70,10 @@ def discover(
             *_sightings_of_records(entries, known_records or ()),
         ]
         seen = {sighting.host_id for sighting in sightings}
-        unseen = [entry for host_id, entry in entries.items() if host_id not in seen]
+        unseen = [entry for entry in (*entries.values(), *context.journal.stand_ins()) if entry.host_id not in seen]
         sightings += pool.map(lambda entry: _sighting_of_unlisted(context, entry), unseen)
         if instances is not None:
-            sightings += _sightings_of_lone_keys(context, keys, seen | entries.keys())
+            sightings += _sightings_of_lone_keys(context, keys, {sighting.host_id for sighting in sightings})
         return {sighting.host_id: sighting for sighting in pool.map(observed, sightings)}
 
 
@@ -112,8 +112,14 @@ def observe(context: ProviderContext, sighting: HostSighting) -> HostSighting:
 
 
 def _remember(context: ProviderContext, found: HostSighting) -> JournalEntry:
-    fresh = found.entry.model_copy(update={"record": found.record, "agents": tuple(found.agents)})
-    return found.entry if fresh == found.entry else context.journal.write(fresh)
+    """Note what was seen of a host, and nothing else: another process may be destroying it."""
+    entry = found.entry
+    seen = {"record": found.record, "agents": tuple(found.agents)}
+    fresh = entry.model_copy(update=seen)
+    where = {"vps_ip": entry.vps_ip, "vps_instance_id": entry.vps_instance_id}
+    if fresh != entry and context.journal.update(entry.host_id, **seen, **where) is None:
+        context.journal.write(fresh)
+    return fresh
 
 
 def _sightings_of_instances(
@@ -162,20 +168,27 @@ def _sightings_of_lone_keys(
     context: ProviderContext, keys: Mapping[HostId, UploadedKey], known: Collection[HostId]
 ) -> list[HostSighting]:
     """What is left of a create that another machine ended before it ordered a VPS."""
-    return [
-        HostSighting(
-            JournalEntry(
-                host_id=host_id,
-                host_name=host_id,
-                phase=HostPhase.CREATING,
-                created_at=key.created_at,
-                ssh_key_name=key.name,
-                ssh_key_id=key.id,
-            )
-        )
+    alone = [
+        (host_id, key)
         for host_id, key in keys.items()
         if host_id not in known and not _may_be_under_way(context, key.created_at)
     ]
+    with _asking_the_cloud(context):
+        return [
+            HostSighting(
+                JournalEntry(
+                    host_id=host_id,
+                    host_name=host_id,
+                    phase=HostPhase.CREATING,
+                    created_at=key.created_at,
+                    ssh_key_name=key.name,
+                    ssh_key_id=key.id,
+                )
+            )
+            for host_id, key in alone
+            # Another provider of the same account may have a VPS that this key is for.
+            if not context.client.find_instances({HOST_ID_TAG: host_id})
+        ]
 
 
 def _may_be_under_way(context: ProviderContext, begun_at: datetime) -> bool:

@@ -67,7 +67,8 @@ def prepare_image(
 def _build(context: ProviderContext, docker: DockerOverSsh, *, host_id: HostId, build: ParsedBuildArgs) -> str:
     tag = f"mngr-build:{host_id.get_uuid().hex}"
     token = os.environ.get(DEPOT_TOKEN_VARIABLE) if context.config.builder is DockerBuilder.DEPOT else None
-    with uploaded_build_context(docker.connection, build) as remote:
+    timeout_seconds = context.config.build_timeout_seconds
+    with uploaded_build_context(docker.connection, build, timeout_seconds=timeout_seconds) as remote:
         docker.build(
             tag=tag,
             context_dir=remote.context_dir,
@@ -76,7 +77,7 @@ def _build(context: ProviderContext, docker: DockerOverSsh, *, host_id: HostId, 
             builder=context.config.builder,
             depot_token=None if token is None else Secret(token),
             on_line=_log_build_line,
-            timeout_seconds=context.config.build_timeout_seconds,
+            timeout_seconds=timeout_seconds,
         )
     return tag
 

@@ -57,14 +57,10 @@ def update_record(
 ) -> VpsDockerHostRecord:
     """Change the record of a host in one atomic read-modify-write, and this machine's copy of it.
 
-    In the place of one that cannot be read goes this machine's copy first.
+    In the place of one that cannot be read goes this machine's copy.
     """
-    if sighting.reading is not None and sighting.reading.is_record_unreadable and sighting.entry.record is not None:
-        logger.warning("The record of {} cannot be read; going on from this machine's copy of it", sighting.name)
-        _store(context, sighting).replace_unreadable_host_record(sighting.entry.record)
-    entry = context.journal.read(sighting.host_id)
-    expected = None if entry is None else entry.record
-    record = _store(context, sighting).update_host_record(sighting.host_id, change, expected=expected)
+    last_seen = (context.journal.read(sighting.host_id) or sighting.entry).record
+    record = _store(context, sighting).update_host_record(sighting.host_id, change, last_seen=last_seen)
     context.journal.update(sighting.host_id, record=record, host_name=record.certified_host_data.host_name)
     return record
 

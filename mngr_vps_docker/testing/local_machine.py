@@ -57,6 +57,11 @@ class LocalMachine(SshConnection):
         self.commands: list[str] = []
         self.before_command: Callable[[str], None] | None = None
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of its commands, which find the stand-in."""
+        return {"PATH": f"{self._bin}:/usr/sbin:/usr/bin:/sbin:/bin"}
+
     def volume(self, name: str) -> Path:
         """The directory of a volume, made now."""
         path = self.volumes / name
@@ -84,7 +89,7 @@ class LocalMachine(SshConnection):
             input=stdin or b"",
             capture_output=True,
             timeout=30,
-            env={"PATH": f"{self._bin}:/usr/sbin:/usr/bin:/sbin:/bin"},
+            env=self.environment,
             cwd="/",
         )
         return CommandOutcome(

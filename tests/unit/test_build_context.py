@@ -210,14 +210,14 @@ def test_an_upload_lasts_as_long_as_its_block(
     project: Path, left_in_var_tmp: Callable[[], set[Path]], tmp_path: Path
 ) -> None:
     write(tmp_path, {"out/Dockerfile": "FROM outside\n"})
-    with uploaded_build_context(UnpackHere(), build_of(project)) as remote:
+    with uploaded_build_context(UnpackHere(), build_of(project), timeout_seconds=60) as remote:
         assert Path(remote.dockerfile).read_text() == "FROM scratch\n"
         assert names_below(Path(remote.context_dir)) == names_below(project)
         assert len(left_in_var_tmp()) == 1
         assert stat.S_IMODE(Path(remote.context_dir).parent.stat().st_mode) == 0o700
     with (
         pytest.raises(KeyboardInterrupt),
-        uploaded_build_context(UnpackHere(), build_of(project, "../out/Dockerfile")) as remote,
+        uploaded_build_context(UnpackHere(), build_of(project, "../out/Dockerfile"), timeout_seconds=60) as remote,
     ):
         assert Path(remote.dockerfile).read_text() == "FROM outside\n"
         raise KeyboardInterrupt
@@ -232,7 +232,7 @@ def test_a_failed_upload_leaves_nothing_and_says_why(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with (
         pytest.raises(RemoteCommandError, match="No space left on device"),
-        uploaded_build_context(UnpackHere(), build_of(project)),
+        uploaded_build_context(UnpackHere(), build_of(project), timeout_seconds=60),
     ):
         pass
     assert left_in_var_tmp() == set()
@@ -252,7 +252,7 @@ def test_a_problem_while_sending_is_the_error_that_is_raised(
     monkeypatch.setattr("imbue.mngr_vps_docker.build_context.os.open", refusing)
     with (
         pytest.raises(BuildContextError, match=r"b\.txt of the build context cannot be read: Permission denied"),
-        uploaded_build_context(UnpackHere(), build_of(project)),
+        uploaded_build_context(UnpackHere(), build_of(project), timeout_seconds=60),
     ):
         pass
     assert left_in_var_tmp() == set()

@@ -43,11 +43,28 @@ def test_an_update_changes_only_what_it_names(journal: HostJournal) -> None:
     assert journal.read(written.host_id) == written.model_copy(update={"vps_ip": "192.0.2.1"})
 
 
-def test_a_torn_entry_hides_no_other(journal: HostJournal, tmp_path: Path) -> None:
+def test_a_torn_entry_hides_no_other_and_its_host_is_not_forgotten(journal: HostJournal, tmp_path: Path) -> None:
     torn, whole = journal.write(entry("a")), journal.write(entry("b"))
     path = tmp_path / "hosts" / torn.host_id / "host.json"
     path.write_bytes(path.read_bytes()[:40])
+    (tmp_path / "hosts" / "host-of-nobody").mkdir()
+    (tmp_path / "hosts" / "host-of-nobody" / "host.json").touch()
     assert journal.read_all() == [whole]
+    (stand_in,) = journal.stand_ins()
+    assert stand_in.host_id == torn.host_id
+    assert str(path) in (stand_in.failure_reason or "")
+
+
+def test_only_a_write_touches_a_torn_entry_and_keeps_it_beside(journal: HostJournal, tmp_path: Path) -> None:
+    written = journal.write(entry())
+    path = tmp_path / "hosts" / written.host_id / "host.json"
+    path.write_bytes(b"torn")
+    assert journal.read(written.host_id) is None
+    assert journal.update(written.host_id, vps_ip="192.0.2.1") is None
+    assert path.read_bytes() == b"torn"
+    journal.write(written)
+    assert (journal.read(written.host_id), journal.stand_ins()) == (written, [])
+    assert path.with_suffix(".unreadable").read_bytes() == b"torn"
 
 
 def test_nobody_else_can_read_it(journal: HostJournal, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
+from support.remote import wait_for
 
 from imbue.mngr.errors import HostNotFoundError
 from imbue.mngr.interfaces.data_types import CertifiedHostData
@@ -137,8 +141,13 @@ def test_a_bad_file_costs_that_one_record_and_is_named(store: VpsDockerHostStore
     (state / str(good.host_id) / f"{AgentId()}.json").write_text("[1")
     link = HostId()
     (state / f"{link}.json").symlink_to("/etc/passwd")
+    said: list[str] = []
+    sink = logger.add(said.append, level="WARNING", format="{message}")
     assert store.list_all_host_records_with_agents() == ([good], {})
+    logger.remove(sink)
     assert set(store.unreadable_host_ids) == {torn.host_id, foreign.host_id, link}
+    for name in (torn.host_id, foreign.host_id, link, "notes", "a folder"):
+        assert sum(f"{name}.json on the VPS" in line for line in said) == (name != "a folder"), name
     for host_id in (torn.host_id, foreign.host_id, link):
         with pytest.raises(HostRecordError, match=host_id):
             store.read_host_record(host_id, use_cache=False)
@@ -181,16 +190,24 @@ def test_data_that_did_not_all_arrive_is_not_written(
     assert _other(store).read_host_record(record.host_id) == record
 
 
-def test_an_unreadable_record_is_replaced_once_and_kept_beside(store: VpsDockerHostStore, volume: Path) -> None:
+def test_what_was_last_seen_stands_in_for_an_unreadable_record_that_is_kept_beside(
+    store: VpsDockerHostStore, volume: Path
+) -> None:
     record = _record()
     path = volume / "host_state" / f"{record.host_id}.json"
     store.write_host_record(record)
-    path.write_bytes(b"torn")
-    store.replace_unreadable_host_record(record)
-    changed = store.update_host_record(record.host_id, lambda old: _with_tag(old, "k"))
-    _other(store).replace_unreadable_host_record(record)
-    assert _other(store).list_all_host_records() == [changed]
-    assert path.with_name(f"{path.name}.unreadable").read_bytes() == b"torn"
+    for content in (b"torn", b"torn again"):
+        path.write_bytes(content)
+        with pytest.raises(HostRecordError, match="cannot be read: not JSON"):
+            _other(store).update_host_record(record.host_id, lambda old: old)
+        _other(store).update_host_record(record.host_id, lambda old: _with_tag(old, "first"), last_seen=record)
+        # Whoever saw it torn as well finds that it is not any more.
+        changed = _other(store).update_host_record(
+            record.host_id, lambda old: _with_tag(old, "second"), last_seen=record
+        )
+        assert set(changed.certified_host_data.user_tags) == {"first", "second"}
+        assert _other(store).list_all_host_records() == [changed]
+        assert path.with_name(f"{path.name}.unreadable").read_bytes() == content
     store.delete_host_record(record.host_id)
     assert [found.name for found in path.parent.iterdir()] == [".lock"]
 
@@ -245,11 +262,39 @@ def test_a_lock_ends_with_its_holder(store: VpsDockerHostStore, volume: Path) ->
     assert read is not None and "k" in read.certified_host_data.user_tags
 
 
-@pytest.mark.parametrize("size", [0, 1, 5_000_000])
-def test_records_of_any_size(store: VpsDockerHostStore, size: int) -> None:
-    record = _record(build_log="\U0001f600'\n" * (size // 6) + "x")
+def test_a_writer_that_is_killed_on_the_vps_leaves_the_old_record_and_no_lock_or_litter(
+    store: VpsDockerHostStore, machine: LocalMachine, volume: Path
+) -> None:
+    record = _record()
     store.write_host_record(record)
+    writer = subprocess.Popen(
+        ["sh", "-c", machine.commands[-1]],
+        stdin=subprocess.PIPE,
+        env=machine.environment,
+        start_new_session=True,
+    )
+    with writer:
+        assert writer.stdin is not None
+        writer.stdin.write(b'{"half of it')
+        writer.stdin.flush()
+        wait_for(lambda: any(path.stat().st_size for path in (volume / "host_state").glob(".new.*")))
+        os.killpg(writer.pid, signal.SIGKILL)
+    (litter,) = (volume / "host_state").glob(".new.*")
     assert _other(store).list_all_host_records() == [record]
+    store.write_host_record(_with_tag(record, "k"))
+    assert litter.exists(), "what might be another's that is still writing is left alone"
+    os.utime(litter, (0, 0))
+    store.write_host_record(record)
+    assert sorted(path.name for path in (volume / "host_state").iterdir()) == [".lock", f"{record.host_id}.json"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 5_000_000])
+def test_records_and_agents_of_any_size(store: VpsDockerHostStore, size: int) -> None:
+    text = "\U0001f600'\n" * (size // 6) + "x"
+    record, agent = _record(build_log=text), {"id": AgentId.generate(), text[:9]: text}
+    store.write_host_record(record)
+    store.persist_agent_data(record.host_id, agent)
+    assert _other(store).list_all_host_records_with_agents() == ([record], {record.host_id: [agent]})
     assert _other(store).read_host_record(record.host_id) == record
 
 

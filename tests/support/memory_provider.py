@@ -1,0 +1,164 @@
+"""The provider on a cloud that is a list in memory, and on VPSes that do not answer, refuse, or are this machine."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from datetime import UTC
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from pydantic import Field
+from pydantic import PrivateAttr
+
+from imbue.mngr.interfaces.data_types import CertifiedHostData
+from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.errors import VpsApiError
+from imbue.mngr_vps_docker.host_record import VpsDockerHostRecord
+from imbue.mngr_vps_docker.host_record import VpsHostConfig
+from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.uploaded_keys import key_name
+from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
+from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.process import ProcessResult
+from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
+from imbue.mngr_vps_docker.vps_client import VpsSshKeyInfo
+
+SILENT = "ssh: connect to host vps port 22: Connection timed out"
+REFUSING = "root@vps: Permission denied (publickey)."
+
+
+class MemoryCloud(LocalVpsClient):
+    """A cloud that has what a test writes down; of ``unlisted`` VPSes it knows only when asked for them."""
+
+    instances: dict[str, VpsInstanceInfo] = Field(default_factory=dict)
+    unlisted: set[str] = Field(default_factory=set)
+    keys: dict[str, str] = Field(default_factory=dict)
+    is_listing: bool = True
+
+    def order(self, host_id: HostId, address: str, created_at: datetime, provider: str = "local-vps") -> None:
+        """Have a VPS of a host, whose id is its address."""
+        tags = {"mngr-host-id": host_id, "mngr-provider": provider, "mngr-host-name": "h1"}
+        self.instances[address] = VpsInstanceInfo(
+            id=VpsInstanceId(address),
+            address=address,
+            tags=tags,
+            status=VpsInstanceStatus.ACTIVE,
+            created_at=created_at,
+        )
+
+    def take_key(self, host_id: HostId, created_at: datetime) -> None:
+        """Have the key of a host whose creation began then."""
+        self.keys[f"key of {host_id}"] = key_name(host_id, created_at)
+
+    def find_instances(self, tags: Mapping[str, str]) -> Sequence[VpsInstanceInfo] | None:
+        found = [info for info in self.instances.values() if tags.items() <= info.tags.items()]
+        return [info for info in found if info.id not in self.unlisted] if self.is_listing else None
+
+    def get_instance_status(self, instance_id: VpsInstanceId) -> VpsInstanceStatus:
+        if instance_id not in self.instances:
+            raise VpsApiError(404, "no such instance")
+        return self.instances[instance_id].status
+
+    def destroy_instance(self, instance_id: VpsInstanceId) -> None:
+        self.get_instance_status(instance_id)
+        del self.instances[instance_id]
+
+    def list_ssh_keys(self) -> list[VpsSshKeyInfo]:
+        return [VpsSshKeyInfo(id=key_id, name=name) for key_id, name in self.keys.items()]
+
+    def delete_ssh_key(self, key_id: str) -> None:
+        if self.keys.pop(key_id, None) is None:
+            raise VpsApiError(404, "no such key")
+
+
+@dataclasses.dataclass
+class Network:
+    """What is at each address: a machine that answers, or ssh's words about one that does not let us in."""
+
+    machines: dict[str, SshConnection] = dataclasses.field(default_factory=dict)
+    refusals: dict[str, str] = dataclasses.field(default_factory=dict)
+    before_login: Callable[[], object] = lambda: None
+    logins: list[str] = dataclasses.field(default_factory=list)
+
+    def run_ssh(self, argv: Sequence[str], **_options: Any) -> ProcessResult:
+        """In the place of ssh: nothing is ever connected."""
+        address = argv[argv.index("--") + 1]
+        if "-M" in argv:
+            self.logins.append(address)
+            self.before_login()
+        return ProcessResult(255, b"", self.refusals.get(address, SILENT).encode())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MemoryContext(ProviderContext):
+    """A ProviderContext whose VPSes are on ``network``."""
+
+    network: Network = dataclasses.field(default_factory=Network)
+
+    def vps(self, address: str, host_id: HostId | None = None) -> SshConnection:
+        return self.network.machines.get(address) or ProviderContext.vps(self, address, host_id)
+
+
+class MemoryProvider(LocalVpsProvider):
+    """The whole provider, but for its ways to the machines."""
+
+    _network: Network = PrivateAttr(default_factory=Network)
+
+    def connect(self, network: Network) -> "MemoryProvider":
+        """The same on ``network``, which it must be put on before its first use."""
+        self._network = network
+        return self
+
+    @cached_property
+    def _context(self) -> ProviderContext:
+        usual = LocalVpsProvider._context.__get__(self)  # type: ignore[attr-defined]
+        values = {part.name: getattr(usual, part.name) for part in dataclasses.fields(usual) if part.init}
+        return MemoryContext(**(values | {"runner": self._network.run_ssh, "network": self._network}))
+
+
+def record_of(host_id: HostId, **certified: object) -> VpsDockerHostRecord:
+    """The record of a host that nobody has changed for years."""
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+    data = CertifiedHostData(host_id=host_id, host_name="h1", created_at=long_ago, updated_at=long_ago)
+    return VpsDockerHostRecord(
+        certified_host_data=data.model_copy(update=certified),
+        config=VpsHostConfig(
+            vps_instance_id=VpsInstanceId("i"),
+            region="r",
+            plan="p",
+            os_id=1,
+            container_name="c",
+            volume_name=f"mngr-host-vol-{host_id.get_uuid().hex}",
+        ),
+        container_id="c1",
+        schema_version=1,
+    )
+
+
+def stopped_container(host_id: HostId) -> str:
+    """What docker says of the container of a host that stopped years ago."""
+    return json.dumps(
+        [
+            {
+                "Id": "c1",
+                "Name": "/c1",
+                "Created": "2020-01-01T00:00:00Z",
+                "Image": "sha256:1",
+                "State": {
+                    "Status": "exited",
+                    "ExitCode": 0,
+                    "StartedAt": "2020-01-01T00:00:00Z",
+                    "FinishedAt": "2020-01-02T00:00:00Z",
+                },
+                "Config": {"Image": "debian", "Labels": {"com.imbue.mngr.host-id": host_id}},
+                "HostConfig": {"PortBindings": {}, "Memory": 0},
+                "Mounts": [],
+            }
+        ]
+    )

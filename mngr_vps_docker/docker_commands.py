@@ -153,9 +153,14 @@ def pull_argv(image: str) -> Argv:
     return ("docker", "pull", "--", image)
 
 
-def inspect_image_argv(image: str) -> Argv:
+def inspect_image_argv(*images: str) -> Argv:
     """``docker image inspect``: a JSON list."""
-    return ("docker", "image", "inspect", "--", image)
+    return ("docker", "image", "inspect", "--", *images)
+
+
+def list_image_ids_argv(repository: str) -> Argv:
+    """``docker image ls`` of the images that have a tag in ``repository``."""
+    return ("docker", "image", "ls", "--quiet", "--no-trunc", "--", repository)
 
 
 def remove_image_argv(image: str) -> Argv:

@@ -235,6 +235,13 @@ class DockerOverSsh:
             return None
         return parse_images(outcome.text)[0]
 
+    def list_images(self, repository: str) -> tuple[ImageInfo, ...]:
+        """Describe every image of the machine that has a tag in ``repository``."""
+        inspect, ids = joined(commands.inspect_image_argv()), joined(commands.list_image_ids_argv(repository))
+        script = f'ids=$({ids}) || exit\n[ -z "$ids" ] || {inspect} $ids'
+        outcome = self._run(script, purpose=f"list images {repository}", effect=Effect.READS)
+        return parse_images(checked_docker(outcome).text or "[]")
+
     def remove_image(self, image: str, *, is_missing_ok: bool = False) -> None:
         """Remove an image's tag, and the image itself with its last tag."""
         try:

@@ -1,6 +1,7 @@
 """Destroying a host: everything that was made for it, in an order that keeps it findable until nothing is billed."""
 
 import time
+from collections.abc import Iterator
 
 from loguru import logger
 
@@ -44,8 +45,8 @@ def destroy_host(context: ProviderContext, entry: JournalEntry) -> None:
 def delete_instance_of(context: ProviderContext, entry: JournalEntry) -> None:
     """Destroy every VPS of a host, and wait until the cloud says so; one that it no longer knows counts as destroyed.
 
-    A VPS whose order was answered too late, or never, is found by its tag. Raises VpsDockerError naming the VPS that
-    remains.
+    A VPS whose order was answered too late, wrongly or never, or taken twice, is found by its tag. Raises
+    VpsDockerError naming the VPS that remains.
     """
     for instance_id in _instance_ids(context, entry):
         try:
@@ -79,11 +80,11 @@ def delete_unanswered_instance_of(context: ProviderContext, entry: JournalEntry)
 
 
 def delete_key_of(context: ProviderContext, entry: JournalEntry) -> None:
-    """Remove the public key that was uploaded for a host; one that the cloud no longer knows counts as removed."""
-    key_ids = {entry.ssh_key_id} if entry.ssh_key_id else set()
-    if not key_ids and entry.ssh_key_name:
-        key_ids = {key.id for key in context.client.list_ssh_keys() if key.name == entry.ssh_key_name}
-    for key_id in key_ids:
+    """Remove every public key that was uploaded for a host; one that the cloud no longer knows counts as removed.
+
+    One that was left would say of a finished host that it was never finished, wherever only the cloud tells of it.
+    """
+    for key_id in _key_ids(context, entry):
         try:
             context.client.delete_ssh_key(key_id)
         except Exception as error:
@@ -100,18 +101,29 @@ def forget_host(context: ProviderContext, entry: JournalEntry) -> None:
     context.keys.forget_host(entry.host_id)
 
 
-def _instance_ids(context: ProviderContext, entry: JournalEntry) -> tuple[VpsInstanceId, ...]:
-    if entry.vps_instance_id is not None:
-        return (entry.vps_instance_id,)
+def _key_ids(context: ProviderContext, entry: JournalEntry) -> Iterator[str]:
+    """The key that is known, and only when that was dealt with, those of its name."""
+    if entry.ssh_key_id:
+        yield entry.ssh_key_id
+    if entry.ssh_key_name:
+        named = [key.id for key in context.client.list_ssh_keys() if key.name == entry.ssh_key_name]
+        yield from (key_id for key_id in named if key_id != entry.ssh_key_id)
+
+
+def _instance_ids(context: ProviderContext, entry: JournalEntry) -> Iterator[VpsInstanceId]:
+    """The VPS that is known, and only when that was dealt with, those of its tag."""
+    known = entry.vps_instance_id
+    if known is not None:
+        yield known
     found = context.client.find_instances({HOST_ID_TAG: entry.host_id})
-    if found is None:
+    if found is None and known is None:
         logger.warning(
             "Whether the cloud has a VPS for {} cannot be known; its tag would be {}={}",
             entry.host_name,
             HOST_ID_TAG,
             entry.host_id,
         )
-    return tuple(instance.id for instance in found or ())
+    yield from (instance.id for instance in found or () if instance.id != known)
 
 
 def _wait_until_gone(context: ProviderContext, instance_id: VpsInstanceId) -> None:

@@ -1,9 +1,17 @@
-"""Snapshots of a host: Docker images of its container, kept on its VPS and listed in its record."""
+"""Snapshots of a host: Docker images of its container, kept on its VPS and listed in its record.
+
+An image is made before it is listed, and listed no more before it is removed. So what is listed is there; and what is
+not, because something ended in between, is removed by a later change to the host's snapshots.
+"""
 
 from collections.abc import Iterable
 from datetime import UTC
 from datetime import datetime
+from datetime import timedelta
+from typing import Final
 from uuid import uuid4
+
+from loguru import logger
 
 from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import SnapshotNotFoundError
@@ -12,6 +20,8 @@ from imbue.mngr.interfaces.data_types import SnapshotInfo
 from imbue.mngr.interfaces.data_types import SnapshotRecord
 from imbue.mngr.primitives import SnapshotId
 from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_vps_docker.docker_errors import DockerError
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
@@ -19,6 +29,10 @@ from imbue.mngr_vps_docker.lifecycle.metadata import change_certified_data
 from imbue.mngr_vps_docker.lifecycle.power import remove_snapshot_image
 from imbue.mngr_vps_docker.lifecycle.power import usable
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+
+_REPOSITORY: Final = "mngr-snapshot"
+# What another machine may take to list an image that it has made, by far.
+LISTING_SECONDS = 3600.0
 
 
 def create_snapshot(context: ProviderContext, sighting: HostSighting, name: SnapshotName | None) -> SnapshotId:
@@ -28,8 +42,9 @@ def create_snapshot(context: ProviderContext, sighting: HostSighting, name: Snap
     if any(snapshot.name == name for snapshot in sighting.certified_data.snapshots):
         raise MngrError(f"Host {sighting.name} already has a snapshot named {name}; give this one another name")
     docker = context.docker(address, sighting.host_id)
+    _remove_unlisted_images(docker, sighting)
     # The tag only keeps the image from being pruned; snapshots are known by image id.
-    image_id = docker.commit(config.container_name, image=f"mngr-snapshot:{uuid4().hex}")
+    image_id = docker.commit(config.container_name, image=f"{_REPOSITORY}:{uuid4().hex}")
     snapshot = SnapshotRecord(id=image_id, name=name, created_at=datetime.now(UTC).isoformat())
 
     def with_snapshot(data: CertifiedHostData) -> CertifiedHostData:
@@ -58,14 +73,34 @@ def delete_snapshot(context: ProviderContext, sighting: HostSighting, snapshot_i
     address, config = usable(sighting)
     if all(snapshot.id != snapshot_id for snapshot in sighting.certified_data.snapshots):
         raise SnapshotNotFoundError(snapshot_id)
-    # Docker keeps an image that a container runs from; this one goes when the container is replaced.
-    if config.image != snapshot_id:
-        remove_snapshot_image(context.docker(address, sighting.host_id), snapshot_id)
 
     def without_snapshot(data: CertifiedHostData) -> CertifiedHostData:
         return data.model_copy(update={"snapshots": [kept for kept in data.snapshots if kept.id != snapshot_id]})
 
     change_certified_data(context, sighting, without_snapshot)
+    docker = context.docker(address, sighting.host_id)
+    # Docker keeps an image that a container runs from; this one goes when the container is replaced.
+    if config.image != snapshot_id:
+        remove_snapshot_image(docker, snapshot_id)
+    _remove_unlisted_images(docker, sighting)
+
+
+def _remove_unlisted_images(docker: DockerOverSsh, sighting: HostSighting) -> None:
+    """Remove the images of which no record knows, except those that another machine may be about to list."""
+    if sighting.reading is None or sighting.reading.record is None or sighting.container is None:
+        return
+    config = sighting.reading.record.config
+    used = {sighting.container.image_id, sighting.container.image, None if config is None else config.image}
+    listed = {snapshot.id for snapshot in sighting.certified_data.snapshots}
+    made_before = datetime.now(UTC) - timedelta(seconds=LISTING_SECONDS)
+    for image in docker.list_images(_REPOSITORY):
+        if image.id in used | listed or image.created_at is None or image.created_at > made_before:
+            continue
+        logger.info("Removing image {} of {}, which is no snapshot of it", image.id, sighting.name)
+        try:
+            remove_snapshot_image(docker, image.id)
+        except DockerError as error:
+            logger.warning("An image that is no snapshot stays on the VPS of {}: {}", sighting.name, error)
 
 
 def find_snapshot(context: ProviderContext, sightings: Iterable[HostSighting], wanted: SnapshotName) -> SnapshotSource:

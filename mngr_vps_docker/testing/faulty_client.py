@@ -1,5 +1,7 @@
-"""A client that fails where a test wants it to: for provider authors, and for this package's own tests."""
+"""A client that fails, dawdles or lies where a test wants it to: for provider authors and this package's own tests."""
 
+import time
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -8,6 +10,7 @@ from dataclasses import field
 from enum import Enum
 from enum import auto
 from inspect import isfunction
+from typing import Any
 
 from pydantic import ConfigDict
 from pydantic import Field
@@ -31,21 +34,29 @@ class FaultMoment(Enum):
 
 @dataclass(slots=True)
 class Fault:
-    """``error`` is raised by every call named ``call``, or by the first ``times`` of them; ``happened`` counts."""
+    """What is wrong with every call named ``call``, or with the first ``times`` of them; ``happened`` counts.
+
+    The call begins ``delay_seconds`` late. It raises ``error``, if there is one; else it gives for an answer what
+    ``lie`` makes of the true one.
+    """
 
     call: str
-    error: BaseException
+    error: BaseException | None = None
     moment: FaultMoment = FaultMoment.BEFORE
     times: int | None = None
+    delay_seconds: float = 0.0
+    lie: Callable[[Any], Any] | None = None
     happened: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if self.call not in CALLS:
             raise ValueError(f"A client has no call '{self.call}'; it has {', '.join(sorted(CALLS))}")
+        if self.error is not None and self.lie is not None:
+            raise ValueError(f"A call of '{self.call}' cannot both fail and answer: give an error or a lie")
 
     @property
     def is_due(self) -> bool:
-        """Whether the next such call fails."""
+        """Whether it happens to the next such call."""
         return self.times is None or self.happened < self.times
 
 
@@ -60,7 +71,11 @@ class FaultyClient(VpsClientInterface):
 
     real: VpsClientInterface = Field(description="The client that does the work")
     faults: tuple[Fault, ...] = Field(default=(), description="What goes wrong")
+    listing_lag_calls: int = Field(
+        default=0, ge=0, description="find_instances answers what was true so many of its calls ago, or at the first"
+    )
     _calls: list[str] = PrivateAttr(default_factory=list)
+    _listings: deque[Sequence[VpsInstanceInfo]] = PrivateAttr(default_factory=deque)
 
     @property
     def calls(self) -> tuple[str, ...]:
@@ -120,17 +135,32 @@ class FaultyClient(VpsClientInterface):
         return self._call("list_ssh_keys", self.real.list_ssh_keys)
 
     def find_instances(self, tags: Mapping[str, str]) -> Sequence[VpsInstanceInfo] | None:
-        return self._call("find_instances", lambda: self.real.find_instances(tags))
+        return self._call("find_instances", lambda: self._find_instances(tags))
+
+    def _find_instances(self, tags: Mapping[str, str]) -> Sequence[VpsInstanceInfo] | None:
+        if not self.listing_lag_calls:
+            return self.real.find_instances(tags)
+        present = self.real.find_instances({})
+        if present is None:
+            return None
+        self._listings.append(present)
+        if len(self._listings) > self.listing_lag_calls + 1:
+            self._listings.popleft()
+        return [instance for instance in self._listings[0] if tags.items() <= instance.tags.items()]
 
     def _call[Answer](self, name: str, act: Callable[[], Answer]) -> Answer:
         self._calls.append(name)
         fault = next((fault for fault in self.faults if fault.call == name and fault.is_due), None)
         if fault is None:
             return act()
-        if fault.moment is FaultMoment.ANSWER_LOST:
-            act()
+        time.sleep(fault.delay_seconds)
+        is_unheard = fault.error is not None and fault.moment is FaultMoment.BEFORE
+        answer: Any = None if is_unheard else act()
         fault.happened += 1
-        raise fault.error
+        if fault.error is not None:
+            raise fault.error
+        told: Answer = answer if fault.lie is None else fault.lie(answer)
+        return told
 
 
 CALLS = frozenset(

@@ -254,6 +254,8 @@ def test_images_are_committed_inspected_and_removed(real: Engine, running: str) 
     info = docker.inspect_image(image)
     assert info is not None
     assert (info.id, info.tags, info.labels["k"]) == (image_id, (image,), 'v "x" $y')
+    assert docker.list_images(real.prefix) == (info,)
+    assert docker.list_images(f"{real.prefix}-none") == ()
     copy = docker.connection.run(
         f"{docker.save_command(image)} | {docker.load_command()}", purpose="copy", timeout_seconds=120
     )

@@ -1,15 +1,21 @@
-"""The faulty client fails where it is told to, and only there; a fault that was never met does not pass unseen."""
+"""The faulty client fails and lies where it is told to, and only there; a fault that was never met is told."""
 
 import inspect
+from collections.abc import Mapping
+from datetime import UTC
+from datetime import datetime
 
 import pytest
 
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.testing.faulty_client import CALLS
 from imbue.mngr_vps_docker.testing.faulty_client import Fault
 from imbue.mngr_vps_docker.testing.faulty_client import FaultMoment
 from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
+from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
 from imbue.mngr_vps_docker.vps_client import VpsSshKeyInfo
 
 
@@ -53,3 +59,62 @@ def test_a_fault_of_no_call_is_refused() -> None:
 def test_a_fault_that_was_never_met_is_told() -> None:
     with pytest.raises(AssertionError, match="nothing called upload_ssh_key"):
         FaultyClient(real=OneKeyClient(), faults=(Fault("upload_ssh_key", TimeoutError()),)).check_that_all_happened()
+
+
+def test_a_call_may_answer_late_and_may_lie() -> None:
+    lie = [VpsSshKeyInfo(id="2", name="two")]
+    faults = (
+        Fault("list_ssh_keys", delay_seconds=0.01, times=1),
+        Fault("list_ssh_keys", times=1, lie=lambda keys: [*keys, *lie]),
+    )
+    client = FaultyClient(real=OneKeyClient(), faults=faults)
+    answers = [[key.name for key in client.list_ssh_keys()] for _ in range(3)]
+    assert answers == [["one"], ["one", "two"], ["one"]]
+    client.check_that_all_happened()
+
+
+def test_a_call_cannot_both_fail_and_lie() -> None:
+    with pytest.raises(ValueError, match="an error or a lie"):
+        Fault("list_ssh_keys", TimeoutError(), lie=list)
+
+
+class ManyInstancesClient(LocalVpsClient):
+    """A cloud of as many instances as it is told, each tagged with its number."""
+
+    numbers: frozenset[int] = frozenset()
+
+    def find_instances(self, tags: Mapping[str, str]) -> list[VpsInstanceInfo]:
+        return [
+            VpsInstanceInfo(
+                id=VpsInstanceId(f"i-{number}"),
+                address=None,
+                tags={"number": str(number)},
+                status=VpsInstanceStatus.ACTIVE,
+                created_at=datetime.now(UTC),
+            )
+            for number in sorted(self.numbers)
+            if tags.items() <= {"number": str(number)}.items()
+        ]
+
+
+def test_a_listing_that_lags_misses_what_is_new_and_still_shows_what_is_gone() -> None:
+    real = ManyInstancesClient(numbers=frozenset({1, 2}))
+    client = FaultyClient(real=real, listing_lag_calls=2)
+
+    def listed(**tags: str) -> list[str]:
+        return [instance.id for instance in client.find_instances(tags) or ()]
+
+    assert listed() == ["i-1", "i-2"]
+    real.numbers = frozenset({2, 3})
+    assert listed() == ["i-1", "i-2"]
+    assert listed(number="3") == []
+    assert listed(number="3") == ["i-3"]
+    assert listed() == ["i-2", "i-3"]
+
+
+def test_a_client_that_cannot_list_does_not_learn_it_by_lagging() -> None:
+    class UnlistableClient(LocalVpsClient):
+        def find_instances(self, tags: Mapping[str, str]) -> None:  # type: ignore[override]
+            return None
+
+    assert FaultyClient(real=UnlistableClient(), listing_lag_calls=1).find_instances({}) is None

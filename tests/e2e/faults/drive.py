@@ -51,7 +51,15 @@ def snapshot(provider: LocalVpsProvider, name: HostName) -> None:
     provider.create_snapshot(provider.get_host(name).id, SNAPSHOT)
 
 
-OPERATIONS = {operation.__name__: operation for operation in (create, destroy, stop, start, snapshot)}
+def delete_snapshot(provider: LocalVpsProvider, name: HostName) -> None:
+    host_id = provider.get_host(name).id
+    provider.delete_snapshot(host_id, provider.list_snapshots(host_id)[0].id)
+
+
+OPERATIONS = {
+    operation.__name__.replace("_", "-"): operation
+    for operation in (create, destroy, stop, start, snapshot, delete_snapshot)
+}
 
 
 def main() -> int:

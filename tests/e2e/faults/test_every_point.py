@@ -25,6 +25,7 @@ from support.remote import heed_signals
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
+from imbue.mngr_vps_docker.lifecycle import snapshot as snapshots
 from imbue.mngr_vps_docker.lifecycle.uploaded_keys import uploaded_keys
 from imbue.mngr_vps_docker.testing.fault_points import FaultKind
 
@@ -32,15 +33,19 @@ DRIVER = Path(__file__).with_name("drive.py")
 FAULTS = os.environ.get("MNGR_FAULTS")
 POINTS_FILE = Path(__file__).with_name("points.json")
 POINTS: dict[str, list[str]] = json.loads(POINTS_FILE.read_text())
-RUNS = [(operation, point, kind) for operation, points in POINTS.items() for point in points for kind in FaultKind]
+RUNS = [(operation, point, kind) for kind in FaultKind for operation, points in POINTS.items() for point in points]
 # A VPS that is ordered and then unknown is what costs most.
 ALWAYS = [("create", "Ordering the VPS: after create_instance", FaultKind.KILL)]
 RUNS_PER_DAY = 3
 DEADLINE_SECONDS = 240.0
 NOTES = Path("/mngr/notes.txt")
 PASSING, LASTING = HostName("passing"), HostName("lasting")
+# A VPS and a key in the same account that are none of mngr's.
+FOREIGN = "somebody-elses"
 # Hosts have no agents here, and gc removes one that has had none for long.
 PATIENT = {"min_online_host_age_seconds": 86_400.0}
+# All of it takes longer than a host may be idle.
+NEVER_IDLE = {"default_idle_timeout": 86_400}
 # The operations at whose end a host is there, or is not.
 ENDING = ("create", "destroy")
 
@@ -70,9 +75,13 @@ def labs(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def lab(labs: Callable[[], ProviderLab]) -> ProviderLab:
-    """Where hosts come and go, beside one that no operation is about."""
+    """Where hosts come and go, beside one that no operation is about, and beside what is not mngr's."""
     lab = labs()
-    lab.process().create_host(HostName("bystander"))
+    lab.process(**NEVER_IDLE).create_host(HostName("bystander"))
+    context, cloud = lab.process()._context, lab.cloud
+    key_id = cloud.upload_ssh_key(FOREIGN, context.keys.vps_client_key().public_key)
+    what = (context.config.default_region, context.config.default_plan, context.config.default_os_id)
+    cloud.create_instance(FOREIGN, *what, "#cloud-config\n", [key_id], [f"owner={FOREIGN}"])
     return lab
 
 
@@ -80,7 +89,7 @@ def lab(labs: Callable[[], ProviderLab]) -> ProviderLab:
 def lasting(labs: Callable[[], ProviderLab]) -> tuple[ProviderLab, HostId]:
     """Where one host is stopped, started and kept as a snapshot again and again."""
     lab = labs()
-    host = lab.process().create_host(LASTING, tags={"kept": "yes"})
+    host = lab.process(**NEVER_IDLE).create_host(LASTING, tags={"kept": "yes"})
     host.write_file(NOTES, b"kept")
     return lab, host.id
 
@@ -120,9 +129,17 @@ def drive_into(lab: ProviderLab, operation: str, name: HostName, point: str, kin
 def account_now(lab: ProviderLab) -> dict[HostId, HostState | None]:
     """What a new process lists; every VPS and key that the cloud has must be of a host in it."""
     listed = states(lab.process())
-    billed = {HostId(instance.tags["mngr-host-id"]) for instance in lab.cloud.find_instances({})}
-    assert billed | uploaded_keys(lab.process()._context).keys() <= listed.keys()
+    assert set(billed(lab)) | uploaded_keys(lab.process()._context).keys() <= listed.keys() | {FOREIGN}
     return listed
+
+
+def billed(lab: ProviderLab) -> list[str]:
+    """Whose each VPS of the account is, by its tag."""
+    return sorted(instance.tags.get("mngr-host-id", FOREIGN) for instance in lab.cloud.find_instances({}))
+
+
+def images_of_snapshots(lab: ProviderLab, host_id: HostId) -> list[str]:
+    return lab.on_vps(host_id, "docker image ls --no-trunc --quiet mngr-snapshot").split()
 
 
 def check_that_all_of_it_is_gone(lab: ProviderLab, remaining: Collection[HostId]) -> None:
@@ -130,8 +147,8 @@ def check_that_all_of_it_is_gone(lab: ProviderLab, remaining: Collection[HostId]
     assert account_now(lab) == dict.fromkeys(remaining, HostState.RUNNING)
     context = lab.process()._context
     ids = sorted(remaining)
-    assert sorted(instance.tags["mngr-host-id"] for instance in lab.cloud.find_instances({})) == ids
-    assert lab.cloud.list_ssh_keys() == []
+    assert billed(lab) == [*ids, FOREIGN]
+    assert [key.name for key in lab.cloud.list_ssh_keys()] == [FOREIGN]
     assert sorted(path.name for path in context.keys.hosts_folder.glob("host-*")) == ids
     for known_hosts in (context.vps_known_hosts, context.container_known_hosts):
         # By host id and by address.
@@ -144,7 +161,7 @@ def test_the_points_are_those_that_create_and_destroy_meet(lab: ProviderLab) -> 
 
 
 def test_the_points_are_those_that_a_lasting_host_meets(lasting: tuple[ProviderLab, HostId]) -> None:
-    for operation in ("snapshot", "stop", "start"):
+    for operation in ("snapshot", "delete-snapshot", "stop", "start"):
         check_points(lasting[0], operation, LASTING)
 
 
@@ -168,11 +185,13 @@ def test_a_host_is_whole_or_gone(lab: ProviderLab, operation: str, point: str, k
 
 @pytest.mark.parametrize(("operation", "point", "kind"), [run for run in chosen_runs() if run[0] not in ENDING])
 def test_a_host_has_all_that_it_had_and_starts(
-    lasting: tuple[ProviderLab, HostId], operation: str, point: str, kind: FaultKind
+    lasting: tuple[ProviderLab, HostId], operation: str, point: str, kind: FaultKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab, host_id = lasting
     if operation == "start":
         lab.process().stop_host(host_id, create_snapshot=False)
+    elif operation == "delete-snapshot":
+        lab.process().create_snapshot(host_id)
     drive_into(lab, operation, LASTING, point, kind)
     collect_garbage(lab.process(**PATIENT))
     assert account_now(lab).keys() == {host_id}
@@ -180,7 +199,13 @@ def test_a_host_has_all_that_it_had_and_starts(
     host = provider.start_host(host_id)
     assert host.read_file(NOTES) == b"kept"
     assert provider.get_host_tags(host_id) == host.get_certified_data().user_tags == {"kept": "yes"}
+    images = set(images_of_snapshots(lab, host_id))
+    assert {snapshot.id for snapshot in provider.list_snapshots(host_id)} <= images
+    # What was made and never listed, or listed no more and never removed, goes with the next change.
+    monkeypatch.setattr(snapshots, "LISTING_SECONDS", 0.0)
+    provider.create_snapshot(host_id)
+    assert {snapshot.id for snapshot in provider.list_snapshots(host_id)} == set(images_of_snapshots(lab, host_id))
     for snapshot in provider.list_snapshots(host_id):
-        assert lab.on_vps(host_id, f"docker image inspect {snapshot.id}")
         provider.delete_snapshot(host_id, snapshot.id)
+    assert images_of_snapshots(lab, host_id) == []
     assert account_now(lab) == {host_id: HostState.RUNNING}

@@ -88,6 +88,8 @@ def test_argvs_of_the_other_verbs() -> None:
         commands.commit_argv("c", "i:1", {}): "commit --pause=true -- c i:1",
         commands.pull_argv("i"): "pull -- i",
         commands.inspect_image_argv("i"): "image inspect -- i",
+        commands.inspect_image_argv("i", "j"): "image inspect -- i j",
+        commands.list_image_ids_argv("r"): "image ls --quiet --no-trunc -- r",
         commands.remove_image_argv("i"): "image rm -- i",
         commands.save_argv("i"): "save -- i",
         commands.load_argv(): "load",

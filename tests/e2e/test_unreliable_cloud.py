@@ -1,0 +1,108 @@
+"""A cloud that lags and lies: its listing is late, its answers are slow or wrong, and nothing is lost or leaked."""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from support.provider import ProviderLab
+from support.provider import states
+
+from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostState
+from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr_vps_docker.lifecycle import destroy
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.testing.faulty_client import Fault
+from imbue.mngr_vps_docker.testing.faulty_client import FaultMoment
+from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
+
+HOST = HostName("h1")
+LOST = ConnectionError("connection reset by peer")
+
+
+@pytest.fixture
+def lab(vps_image: None, tmp_path: Path) -> Iterator[ProviderLab]:
+    """An account in which each test leaves nothing."""
+    lab = ProviderLab(tmp_path)
+    left = ["not looked at"]
+    try:
+        yield lab
+        left = lab.leftovers()
+    finally:
+        lab.tear_down()
+    assert left == []
+
+
+def test_a_host_lives_and_goes_while_the_listing_lags(lab: ProviderLab) -> None:
+    provider = lab.process(FaultyClient(real=lab.cloud, listing_lag_calls=2))
+    host_id = provider.create_host(HOST).id
+    # Of the account as it was before, of which the cloud still tells, nothing is believed but what it says by id.
+    for _ in range(3):
+        assert states(provider) == {host_id: HostState.RUNNING}
+    provider.destroy_host(host_id)
+
+
+def test_an_order_whose_answer_was_lost_is_found_though_the_listing_lags(
+    lab: ProviderLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(destroy, "_POLL_SECONDS", 0.05)
+    client = FaultyClient(
+        real=lab.cloud, faults=(Fault("create_instance", LOST, FaultMoment.ANSWER_LOST),), listing_lag_calls=3
+    )
+    with pytest.raises(VpsProvisioningError, match="connection reset by peer"):
+        lab.process(client).create_host(HOST)
+    client.check_that_all_happened()
+
+
+@pytest.mark.parametrize(
+    ("call", "lie"),
+    [
+        ("wait_for_instance_active", lambda _address: "192.0.2.1"),
+        ("wait_for_instance_active", lambda _address: "127.0.0.1"),
+        ("upload_ssh_key", lambda _key_id: "no-such-key"),
+    ],
+)
+def test_a_lie_while_a_host_is_made_fails_it_and_leaves_nothing(lab: ProviderLab, call: str, lie: object) -> None:
+    client = FaultyClient(real=lab.cloud, faults=(Fault(call, lie=lie),))
+    with pytest.raises(VpsProvisioningError, match="failed"):
+        lab.process(client, vps_boot_timeout=3.0, ssh_connect_timeout=1.0).create_host(HOST)
+    client.check_that_all_happened()
+
+
+class TwiceClient(FaultyClient):
+    """A client that asks again where an answer was lost on the way, so that the cloud does it twice."""
+
+    def create_instance(
+        self,
+        label: str,
+        region: str,
+        plan: str,
+        os_id: int | str,
+        user_data: str,
+        ssh_key_ids: Sequence[str],
+        tags: Sequence[str],
+    ) -> VpsInstanceId:
+        super().create_instance(label, region, plan, os_id, user_data, ssh_key_ids, tags)
+        return super().create_instance(label, region, plan, os_id, user_data, ssh_key_ids, tags)
+
+    def upload_ssh_key(self, name: str, public_key: str) -> str:
+        super().upload_ssh_key(name, public_key)
+        return super().upload_ssh_key(name, public_key)
+
+
+def test_what_the_cloud_made_twice_is_removed_twice(lab: ProviderLab) -> None:
+    provider = lab.process(TwiceClient(real=lab.cloud))
+    host_id = provider.create_host(HOST).id
+    # A key that is left would say to other machines that the host was never finished.
+    assert lab.cloud.list_ssh_keys() == []
+    assert len(lab.cloud.find_instances({})) == 2
+    lab.process().destroy_host(host_id)
+
+
+def test_a_slow_cloud_is_waited_for(lab: ProviderLab) -> None:
+    slow = tuple(Fault(call, delay_seconds=1.0) for call in ("upload_ssh_key", "create_instance", "destroy_instance"))
+    client = FaultyClient(real=lab.cloud, faults=slow)
+    provider = lab.process(client)
+    provider.destroy_host(provider.create_host(HOST).id)
+    client.check_that_all_happened()

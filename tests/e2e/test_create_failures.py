@@ -15,6 +15,7 @@ import yaml
 from support.local_provider import local_provider
 from support.mngr_cli import MngrCli
 from support.provider import collect_garbage
+from support.provider import freeze
 from support.provider import states
 from support.remote import heed_signals
 
@@ -194,7 +195,7 @@ def test_a_vps_that_never_boots_is_given_up_at_its_time_out_and_removed(mngr: Mn
     class SilentClient(LocalVpsClient):
         def wait_for_instance_active(self, instance_id: VpsInstanceId, timeout_seconds: float = 300.0) -> str:
             address = super().wait_for_instance_active(instance_id, timeout_seconds)
-            subprocess.run(("docker", "pause", instance_id), check=True, capture_output=True, timeout=60)
+            freeze(instance_id)
             return address
 
     with pytest.raises(VpsProvisioningError, match=r"Waiting for its ssh failed: .*within 3 s"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.provider import freeze
 
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
@@ -170,7 +171,7 @@ def test_frozen_vps_is_active_and_a_stopped_one_halted_at_the_same_address(
     machine_without_docker: Machine, client: LocalVpsClient
 ) -> None:
     vps = machine_without_docker
-    run_docker("pause", vps.id)
+    freeze(vps.id)
     try:
         assert client.get_instance_status(vps.id) == VpsInstanceStatus.ACTIVE
     finally:
@@ -200,7 +201,7 @@ def test_destroy_of_a_frozen_vps_leaves_nothing_and_the_second_one_says_gone(
 ) -> None:
     vps = Machine(client, tmp_path, "third")
     vps.ssh("docker run --detach debian:bookworm-slim sleep 1000")
-    run_docker("pause", vps.id)
+    freeze(vps.id)
     client.destroy_instance(vps.id)
     assert run_docker("ps", "--all", "--quiet", "--filter", f"name={vps.id}") == ""
     assert run_docker("volume", "ls", "--quiet", "--filter", f"name={vps.id}") == ""

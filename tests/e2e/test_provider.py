@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support.provider import ProviderLab
 from support.provider import copy_keys_of_vps
+from support.provider import freeze
 from support.provider import states
 from support.remote import wait_for
 
@@ -107,7 +108,7 @@ def agent(running: Host) -> Iterator[dict[str, Any]]:
 def paused(lab: ProviderLab, host_id: HostId) -> Iterator[None]:
     """The VPS of a host hangs."""
     instance = lab.instance_of(host_id)
-    subprocess.run(("docker", "pause", instance), check=True, capture_output=True, timeout=60)
+    freeze(instance)
     try:
         yield
     finally:

@@ -108,6 +108,15 @@ class ProviderLab:
             self._groups.close()
 
 
+def freeze(instance: str) -> None:
+    """Have a VPS hang. The kernel may need several tries on a busy machine."""
+
+    def is_frozen() -> bool:
+        return subprocess.run(("docker", "pause", instance), capture_output=True, timeout=60).returncode == 0
+
+    wait_for(is_frozen, 60)
+
+
 def collect_garbage(provider: LocalVpsProvider) -> None:
     """What `mngr gc` does about machines and volumes."""
     context = provider.mngr_ctx

@@ -65,7 +65,9 @@ class UnpackHere(SshConnection):
         effect: Effect = Effect.ONCE,
     ) -> CommandOutcome:
         assert not isinstance(stdin, Path | bytes)
-        with subprocess.Popen(("sh", "-c", command), stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        # Unbuffered, so that closing writes nothing more.
+        argv = ("sh", "-c", command)
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
             assert process.stdin is not None
             assert process.stderr is not None
             try:

@@ -24,8 +24,8 @@ test: bootstrap ## run every test; end-to-end ones on local VPSes, skipped where
 	@scripts/ensure-engine || echo "No Docker engine: the end-to-end tests cannot run." >&2
 	@$(PYTEST)
 
-test-fast: bootstrap ## run the unit tests and the ssh tests (a loopback sshd; no root, no Docker)
-	@$(PYTEST) --dist worksteal tests/ssh tests/unit
+test-fast: bootstrap ## run the unit and ssh tests (a loopback sshd; no root, no Docker), but for those of `make check`
+	@$(PYTEST) --dist worksteal $(PACKAGE_TESTS:%=--ignore=%) tests/ssh tests/unit
 
 test-faults: bootstrap ## cut every operation short at every point, in every way (`make test` does some of it)
 	@scripts/ensure-engine

@@ -19,23 +19,23 @@ from typing import Final
 
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.files import locked
+from imbue.mngr_vps_docker.ssh.mux import master_process_id
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
 from imbue.mngr_vps_docker.ssh.target import SshTarget
-from imbue.mngr_vps_docker.ssh.target import control_argv
+from imbue.mngr_vps_docker.ssh.target import exit_argv
 from imbue.mngr_vps_docker.ssh.target import master_argv
 from imbue.mngr_vps_docker.ssh.version import installed_openssh
 
 # sockaddr_un.sun_path less the suffix of 17 bytes that ssh adds while it binds (measured with OpenSSH 9.2).
 _LONGEST_CONTROL_PATH_BYTES: Final = 76 if sys.platform == "darwin" else 90
-# A master that is stopped (SIGSTOP) or wedged does not answer `-O check`, which then hangs.
-_CONTROL_TIMEOUT_SECONDS: Final = 2.0
+# A master answers in milliseconds. One that is stopped (SIGSTOP) or wedged accepts connections and answers nothing.
+_ANSWER_SECONDS: Final = 1.0
+_EXIT_TIMEOUT_SECONDS: Final = 2.0
 # What authentication may take after ConnectTimeout, which covers the TCP connection and the banner.
 _LOGIN_SECONDS: Final = 20.0
 
 _TRACES_KEPT_SECONDS: Final = 24 * 3600.0
-
-_PID: Final = re.compile(rb"pid=(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class SshMaster:
 
     def is_alive(self) -> bool:
         """Whether it answers; False for one that is gone, stale or wedged."""
-        return self.control_path.exists() and self._ask("check") is not None
+        return master_process_id(self.control_path, _ANSWER_SECONDS) is not None
 
     def close(self) -> None:
         """End it, and with it every command that runs over it; nothing to do if it is not open."""
@@ -125,7 +125,7 @@ class SshMaster:
         if not control_path.exists():
             return
         with locked(self._beside(".lock")):
-            self._ask("exit")
+            self._runner(exit_argv(self.target, control_path), timeout_seconds=_EXIT_TIMEOUT_SECONDS)
             self._remove_dead(control_path)
             self._beside(".pid").unlink(missing_ok=True)
             self._beside(".lock").unlink(missing_ok=True)
@@ -144,18 +144,10 @@ class SshMaster:
             return LoginFailure(NotStartedReason.CONNECT_TIMEOUT, "ssh did not finish logging in")
         if result.exit_code != 0:
             return login_failure(messages + result.stderr.decode(errors="replace"))
-        answer = self._ask("check")
-        pid = _PID.search(answer or b"")
-        if pid is not None:
-            self._beside(".pid").write_bytes(pid.group(1))
+        process_id = master_process_id(control_path, _ANSWER_SECONDS)
+        if process_id is not None:
+            self._beside(".pid").write_text(str(process_id))
         return None
-
-    def _ask(self, request: str) -> bytes | None:
-        """The master's answer to a control request, or None if it gives none."""
-        result = self._runner(
-            control_argv(self.target, self.control_path, request), timeout_seconds=_CONTROL_TIMEOUT_SECONDS
-        )
-        return result.stdout + result.stderr if result.exit_code == 0 else None
 
     def _remove_dead(self, control_path: Path) -> None:
         """Remove what a master that does not answer has left; kill it first, if it is wedged rather than gone."""

@@ -125,9 +125,9 @@ def shared_argv(target: SshTarget, control_path: Path, command: str, log_file: P
     )  # fmt: skip
 
 
-def control_argv(target: SshTarget, control_path: Path, request: str) -> tuple[str, ...]:
-    """Ask something of the shared connection: ``check`` whether it lives, ``exit`` to end it."""
-    return ("ssh", "-O", request, "-o", f"ControlPath={_escaped(control_path)}", "-F", "none", *_destination(target))
+def exit_argv(target: SshTarget, control_path: Path) -> tuple[str, ...]:
+    """End the shared connection, and all that runs over it."""
+    return ("ssh", "-O", "exit", "-o", f"ControlPath={_escaped(control_path)}", "-F", "none", *_destination(target))
 
 
 def _destination(target: SshTarget) -> Sequence[str]:

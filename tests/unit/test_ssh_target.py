@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imbue.mngr_vps_docker.ssh.target import SshTarget
-from imbue.mngr_vps_docker.ssh.target import control_argv
+from imbue.mngr_vps_docker.ssh.target import exit_argv
 from imbue.mngr_vps_docker.ssh.target import master_argv
 from imbue.mngr_vps_docker.ssh.target import shared_argv
 from imbue.mngr_vps_docker.ssh.target import standalone_argv
@@ -62,9 +62,7 @@ def test_options_of_the_user_come_after_those_that_make_a_login_trustworthy() ->
 
 
 def test_asking_the_shared_connection() -> None:
-    assert (
-        shlex.join(control_argv(TARGET, SOCKET, "exit")) == f"ssh -O exit -o ControlPath=/run/s -F none {DESTINATION}"
-    )
+    assert shlex.join(exit_argv(TARGET, SOCKET)) == f"ssh -O exit -o ControlPath=/run/s -F none {DESTINATION}"
 
 
 def test_paths_with_blanks_and_percent_signs_reach_ssh_whole() -> None:

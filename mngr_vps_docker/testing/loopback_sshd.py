@@ -79,6 +79,8 @@ class LoopbackSshd:
                     "PasswordAuthentication no",
                     "KbdInteractiveAuthentication no",
                     "PermitRootLogin prohibit-password",
+                    # What the user's own shell does as it starts, in .bashrc say, is slow on some machines.
+                    f"SetEnv HOME={self.folder}",
                     "LogLevel VERBOSE",
                     "Subsystem sftp internal-sftp",
                     "",

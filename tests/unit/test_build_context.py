@@ -1,12 +1,12 @@
 """Each archive is unpacked by the system's tar, as on a VPS, and looked at there."""
 
 import os
+import secrets
 import socket
 import stat
 import subprocess
 import tracemalloc
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -110,10 +110,11 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def left_in_var_tmp() -> Iterator[Callable[[], set[Path]]]:
-    """What there is in /var/tmp that was not there before the test."""
-    before = set(Path("/var/tmp").glob("mngr-build-*"))
-    yield lambda: set(Path("/var/tmp").glob("mngr-build-*")) - before
+def left_in_var_tmp(monkeypatch: pytest.MonkeyPatch) -> Callable[[], set[Path]]:
+    """What there is in /var/tmp of this test, and not of others that run at the same time."""
+    token = secrets.token_hex(16)
+    monkeypatch.setattr("imbue.mngr_vps_docker.build_context.secrets.token_hex", lambda _: token)
+    return lambda: set(Path("/var/tmp").glob(f"mngr-build-{token}*"))
 
 
 def test_files_arrive_as_they_are(project: Path, unpack: Callable[..., Path]) -> None:

@@ -5,6 +5,8 @@ PYTHON := .venv/bin/python
 # those that take long, which come first by name, begin first.
 PYTEST := $(PYTHON) -m pytest -n 4 --dist loadscope --no-loadscope-reorder
 PACKAGE_TESTS := tests/unit/test_architecture.py tests/unit/test_dependencies.py tests/unit/test_imports.py
+# Tests start hundreds of Python processes, each of which would compile the package and the tests anew.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON_SCRIPTS := scripts/demo scripts/check-wheel
 SHELL_SCRIPTS = $(shell find .ci scripts mngr_vps_docker -type f \
 	-exec awk 'FNR == 1 && /^.!.*[\/ ](ba)?sh( |$$)/ { print FILENAME } { nextfile }' {} +)
@@ -25,7 +27,7 @@ test: bootstrap ## run every test; end-to-end ones on local VPSes, skipped where
 	@$(PYTEST)
 
 test-fast: bootstrap ## run the unit and ssh tests (a loopback sshd; no root, no Docker), but for those of `make check`
-	@$(PYTEST) --dist worksteal $(PACKAGE_TESTS:%=--ignore=%) tests/ssh tests/unit
+	@$(PYTEST) -n 6 --dist load --maxschedchunk 1 $(PACKAGE_TESTS:%=--ignore=%) tests/ssh tests/unit
 
 test-faults: bootstrap ## cut every operation short at every point, in every way (`make test` does some of it)
 	@scripts/ensure-engine

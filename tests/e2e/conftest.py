@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.mngr_cli import MngrCli
+from support.provider import ProviderLab
 
 from imbue.mngr_vps_docker.local_vps.images import ensure_images
 
@@ -37,3 +38,14 @@ def mngr(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield cli
     finally:
         cli.tear_down()
+
+
+@pytest.fixture(scope="module")
+def lab(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderLab]:
+    """An account of the local cloud of this test module's own, of which nothing is left afterwards."""
+    lab = ProviderLab(tmp_path_factory.mktemp("lab"))
+    try:
+        yield lab
+    finally:
+        lab.tear_down()
+    assert lab.leftovers() == []

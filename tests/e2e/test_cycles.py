@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,16 +25,6 @@ CYCLES = 20 if os.environ.get("MNGR_FAULTS") == "all" else 5
 REBOOTS = (2, 14)
 ON_VOLUME, IN_CONTAINER = Path("/mngr/notes.txt"), Path("/root/notes.txt")
 WATCHERS = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -o 'bash /mngr/commands/activity_[w]atcher.sh' | wc -l"
-
-
-@pytest.fixture(scope="module")
-def lab(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderLab]:
-    lab = ProviderLab(tmp_path_factory.mktemp("lab"))
-    try:
-        yield lab
-    finally:
-        lab.tear_down()
-    assert lab.leftovers() == []
 
 
 @pytest.fixture(scope="module")

@@ -24,15 +24,6 @@ SECRET = "canary-5f1e9a"
 
 
 @pytest.fixture(scope="module")
-def lab(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderLab]:
-    lab = ProviderLab(tmp_path_factory.mktemp("lab"))
-    try:
-        yield lab
-    finally:
-        lab.tear_down()
-
-
-@pytest.fixture(scope="module")
 def host(lab: ProviderLab) -> Host:
     """A host on a VPS with one core and 1 GiB."""
     return lab.process().create_host(HostName("h1"), build_args=["--vps-plan=1c-1gb"])

@@ -49,16 +49,6 @@ IMPATIENT = {"ssh_connect_timeout": 3.0}
 
 
 @pytest.fixture(scope="module")
-def lab(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderLab]:
-    lab = ProviderLab(tmp_path_factory.mktemp("lab"))
-    try:
-        yield lab
-    finally:
-        lab.tear_down()
-    assert lab.leftovers() == []
-
-
-@pytest.fixture(scope="module")
 def first(lab: ProviderLab) -> HostId:
     """The host that most tests share; the last of them destroys it."""
     host = lab.process().create_host(HostName("first"), tags={"made": "by a test"})

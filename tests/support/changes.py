@@ -81,8 +81,16 @@ class Changes:
         raise AssertionError("the host was stopped each time before it could be changed")
 
 
-ON_THE_VPS = (Changes.set_tag, *([Changes.keep_agent] * 3), Changes.set_tag, Changes.remove_tag, Changes.forget_agent)
-EVERYWHERE = (*ON_THE_VPS, Changes.set_plugin_data, Changes.keep_agent, Changes.add_work_dir)
+KINDS = (
+    Changes.set_tag,
+    *([Changes.keep_agent] * 3),
+    Changes.set_tag,
+    Changes.remove_tag,
+    Changes.forget_agent,
+    Changes.set_plugin_data,
+    Changes.keep_agent,
+    Changes.add_work_dir,
+)
 
 
 def main() -> None:
@@ -92,7 +100,6 @@ def main() -> None:
     parser.add_argument("host", type=HostId)
     parser.add_argument("worker", help="the name of this process")
     parser.add_argument("count", type=int, help="how many changes to make")
-    parser.add_argument("--vps-only", action="store_true", help="use no keys of the container")
     options = parser.parse_args()
     provider = local_provider(options.folder, options.account, LocalVpsClient(account=options.account))
     with provider.mngr_ctx.concurrency_group:
@@ -100,12 +107,11 @@ def main() -> None:
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         sys.stdin.readline()
-        kinds = list(ON_THE_VPS if options.vps_only else EVERYWHERE)
         for number in range(options.count):
-            change = kinds[number % len(kinds)]
+            change = KINDS[number % len(KINDS)]
             if number == options.count // 3:
                 change = Changes.take_snapshot
-            elif number == options.count // 2 and not options.vps_only:
+            elif number == options.count // 2:
                 change = Changes.stop_and_start
             change(changes, number)
     result = {name: value for name, value in vars(changes).items() if isinstance(value, list | dict)}

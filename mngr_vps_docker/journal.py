@@ -48,6 +48,7 @@ class JournalEntry(FrozenModel):
     region: str | None = None
     ssh_key_name: str | None = Field(default=None, description="Name under which the cloud holds our public key")
     ssh_key_id: str | None = Field(default=None, description="The cloud's id of that key, once known")
+    is_vps_ordered: bool = Field(default=False, description="Whether the cloud may have a VPS of it, id known or not")
     vps_instance_id: VpsInstanceId | None = Field(default=None, description="The cloud's id of the VPS, once known")
     vps_ip: str | None = Field(default=None, description="Address of the VPS, once known")
     failure_reason: str | None = Field(default=None, description="Why creating it failed, if it did")
@@ -86,6 +87,7 @@ class HostJournal:
                 host_name=host_id,
                 phase=HostPhase.READY,
                 created_at=datetime.fromtimestamp(self._path(host_id).stat().st_mtime, UTC),
+                is_vps_ordered=True,
                 failure_reason=f"the local note {self._path(host_id)} of it cannot be read",
             )
             for host_id in self._host_ids()

@@ -94,7 +94,6 @@ class Creation:
     image: str = ""
     container_id: str = ""
     record: VpsDockerHostRecord | None = None
-    is_ordered: bool = False
     failed_step: str = ""
     leftovers: list[str] = field(default_factory=list)
 
@@ -213,7 +212,7 @@ def _order_instance(creation: Creation) -> None:
     context, request = creation.context, creation.request
     host_key = context.keys.create_vps_host_key(request.host_id)
     tags = {HOST_ID_TAG: request.host_id, PROVIDER_TAG: context.provider_name, HOST_NAME_TAG: request.name}
-    creation.is_ordered = True
+    creation.note(is_vps_ordered=True)
     try:
         instance_id = context.client.create_instance(
             label=f"mngr-{request.name}",
@@ -225,7 +224,8 @@ def _order_instance(creation: Creation) -> None:
             tags=[f"{name}={value}" for name, value in tags.items()],
         )
     except VpsApiError as error:
-        creation.is_ordered = not error.is_refusal
+        if error.is_refusal:
+            creation.note(is_vps_ordered=False)
         raise
     creation.note(vps_instance_id=VpsInstanceId(instance_id))
 
@@ -375,9 +375,10 @@ def _delete_instance(creation: Creation) -> None:
     if creation.entry.vps_instance_id is not None:
         _undo(delete_instance_of)(creation)
         # Should something else be left, the host is not to count as destroyed because its VPS is.
-        creation.note(vps_instance_id=None)
-    elif creation.is_ordered:
+        creation.note(vps_instance_id=None, is_vps_ordered=False)
+    elif creation.entry.is_vps_ordered:
         _undo(delete_unanswered_instance_of)(creation)
+        creation.note(is_vps_ordered=False)
 
 
 def _forget_unless_something_is_left(creation: Creation) -> None:

@@ -3,8 +3,6 @@
 import time
 from collections.abc import Iterator
 
-from loguru import logger
-
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.journal import HostPhase
@@ -46,7 +44,7 @@ def delete_instance_of(context: ProviderContext, entry: JournalEntry) -> None:
     """Destroy every VPS of a host, and wait until the cloud says so; one that it no longer knows counts as destroyed.
 
     A VPS whose order was answered too late, wrongly or never, or taken twice, is found by its tag. Raises
-    VpsDockerError naming the VPS that remains.
+    VpsDockerError naming the VPS that remains, or that may.
     """
     for instance_id in _instance_ids(context, entry):
         try:
@@ -73,10 +71,7 @@ def delete_unanswered_instance_of(context: ProviderContext, entry: JournalEntry)
         if time.monotonic() >= deadline:
             return None
         time.sleep(_POLL_SECONDS)
-    raise VpsDockerError(
-        f"The cloud may have made a VPS mngr-{entry.host_name} although its answer was lost, and its instances"
-        f" cannot be listed: look for the tag {HOST_ID_TAG}={entry.host_id} in its console"
-    )
+    raise _may_have_vps(context, entry)
 
 
 def delete_key_of(context: ProviderContext, entry: JournalEntry) -> None:
@@ -116,14 +111,17 @@ def _instance_ids(context: ProviderContext, entry: JournalEntry) -> Iterator[Vps
     if known is not None:
         yield known
     found = context.client.find_instances({HOST_ID_TAG: entry.host_id})
-    if found is None and known is None:
-        logger.warning(
-            "Whether the cloud has a VPS for {} cannot be known; its tag would be {}={}",
-            entry.host_name,
-            HOST_ID_TAG,
-            entry.host_id,
-        )
+    if found is None and known is None and entry.is_vps_ordered:
+        raise _may_have_vps(context, entry)
     yield from (instance.id for instance in found or () if instance.id != known)
+
+
+def _may_have_vps(context: ProviderContext, entry: JournalEntry) -> VpsDockerError:
+    return VpsDockerError(
+        f"The cloud may have a VPS of {entry.host_name}, of which nothing but its tag is known, and cannot list its"
+        f" instances: look for the tag {HOST_ID_TAG}={entry.host_id} in its console, remove the VPS that has it, and"
+        f" then the folder {context.keys.hosts_folder / entry.host_id}"
+    )
 
 
 def _wait_until_gone(context: ProviderContext, instance_id: VpsInstanceId) -> None:

@@ -304,6 +304,18 @@ def test_a_note_that_cannot_be_read_is_made_anew_from_the_vps_and_kept(fleet: Fl
     assert [agent.agent_name for agent in agents] == ["a1"]
 
 
+def test_a_vps_that_may_exist_is_not_forgotten_where_the_cloud_cannot_list(fleet: Fleet) -> None:
+    host_id = HostId.generate()
+    fleet.set_up(host_id, CASES["with a note that cannot be read, unlisted"])
+    for _ in range(2):
+        with pytest.raises(MngrError, match=f"may have a VPS.*mngr-host-id={host_id}"):
+            fleet.process().destroy_host(host_id)
+        assert states(fleet.process()) == {host_id: HostState.FAILED}
+    fleet.cloud.is_listing = True
+    fleet.process().destroy_host(host_id)
+    assert (states(fleet.process()), fleet.cloud.instances) == ({}, {})
+
+
 def test_looking_at_a_host_takes_nothing_back_from_who_destroys_it(fleet: Fleet) -> None:
     host_id = HostId.generate()
     fleet.set_up(host_id, CASES["stopped with an agent"])

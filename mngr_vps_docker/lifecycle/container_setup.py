@@ -23,6 +23,8 @@ STOP_REASON_FILE = "stop_reason"
 SSHD_FOLDER = HOST_VOLUME_PATH / ".sshd"
 
 _STOP_REASON_PATH = HOST_VOLUME_PATH / STOP_REASON_FILE
+_LOCK_PATH = HOST_VOLUME_PATH / ".setup.lock"
+_LOCK_SECONDS = 120
 
 # Keeps a container running and ends it at once on `docker stop`; a shell as PID 1 heeds no signal without a trap.
 _IDLE_LOOP = "while :; do sleep 86400 & wait $!; done"
@@ -88,7 +90,8 @@ def setup_script(setup: ContainerSetup) -> Secret:
             _start_services(setup.host_dir),
             "}",
             # The script itself comes on stdin: nothing that it runs may read from there.
-            "main </dev/null",
+            # Another machine may do the same at the same time; what it starts must not hold the lock for ever.
+            f"(command -v flock >/dev/null && flock -w {_LOCK_SECONDS} 9; main 9>&- </dev/null) 9>{_LOCK_PATH}",
             "",
         ]
     )

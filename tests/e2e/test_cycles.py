@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
 from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
 
 type Deed = Callable[[ProviderLab, HostId], None]
@@ -93,6 +95,22 @@ def tag(lab: ProviderLab, host_id: HostId) -> None:
     lab.process().add_tags_to_host(host_id, {"at the same": "time"})
 
 
+def rename(lab: ProviderLab, host_id: HostId) -> None:
+    lab.process().rename_host(host_id, HostName("renamed"))
+
+
+def limit(lab: ProviderLab, host_id: HostId) -> None:
+    def try_it() -> bool:
+        host = lab.process().get_host(host_id)
+        with suppress(VpsConnectionError):
+            host.set_certified_data(host.get_certified_data().model_copy(update={"idle_timeout_seconds": 88_888}))
+            return True
+        return False
+
+    # It may stop between being found and being asked.
+    wait_for(try_it, 30)
+
+
 UP, DOWN = {HostState.RUNNING}, {HostState.STOPPED, HostState.PAUSED}
 
 
@@ -118,15 +136,19 @@ def test_what_is_done_at_once_leaves_the_host_in_a_state_that_was_asked_for(
     check_that_it_is_whole(lab, host_id)
 
 
-def test_a_snapshot_and_a_tag_during_an_idle_stop_both_last(lab: ProviderLab, host_id: HostId) -> None:
+def test_whatever_is_changed_during_an_idle_stop_lasts(lab: ProviderLab, host_id: HostId) -> None:
     start(lab, host_id)
     # What the activity watcher does, while the others are under way.
     lab.in_container(host_id, "(sleep 0.4; /mngr/commands/shutdown.sh) >/dev/null 2>&1 &")
-    do_at_once(lab, host_id, (snapshot, tag))
+    do_at_once(lab, host_id, (snapshot, tag, rename, limit))
     wait_for(lambda: lab.state_of(host_id) is HostState.PAUSED, 30)
+    listed = [snapshot.id for snapshot in lab.process().list_snapshots(host_id)]
+    host = lab.process().start_host(host_id)
+    for data in (host.get_certified_data(), lab.process().to_offline_host(host_id).get_certified_data()):
+        assert (data.host_name, data.user_tags["at the same"]) == ("renamed", "time")
+        assert data.idle_timeout_seconds == 88_888
+        assert sorted(snapshot.id for snapshot in data.snapshots) == sorted(listed)
     check_that_it_is_whole(lab, host_id)
-    provider = lab.process()
-    assert provider.get_host_tags(host_id)["at the same"] == "time"
 
 
 def do_at_once(lab: ProviderLab, host_id: HostId, deeds: tuple[Deed, ...]) -> None:

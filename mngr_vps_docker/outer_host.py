@@ -27,6 +27,8 @@ from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
+from imbue.mngr_vps_docker.ssh.shell import for_stdin
 from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 
@@ -58,7 +60,7 @@ def _with_environment(text: str, env: Mapping[str, str] | None) -> tuple[str, by
     if not env:
         return text, None
     exports = "".join(f"export {name}={quoted(value)}\n" for name, value in env.items())
-    return 'eval "$(cat)"', f"{exports}{text}".encode("utf-8", "surrogateescape")
+    return RUN_STDIN, for_stdin(f"{exports}{text}")
 
 
 type SshdRepair = Callable[[HostId], None]

@@ -31,6 +31,8 @@ from imbue.mngr_vps_docker.ssh.process import Stop
 from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.ssh.readiness import wait_until_ready
 from imbue.mngr_vps_docker.ssh.session import run_in_session
+from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
+from imbue.mngr_vps_docker.ssh.shell import for_stdin
 from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import one_line
 from imbue.mngr_vps_docker.ssh.shell import quoted
@@ -183,9 +185,8 @@ class SshConnection:
         return None if outcome.is_success else LoginFailure(outcome.reason or NotStartedReason.OTHER, outcome.detail)
 
     def _run(self, call: "_Call", reader: OutputReader) -> CommandOutcome:
-        data = call.command.encode("utf-8", "surrogateescape")
-        if call.stdin is None and len(data) > _LONGEST_COMMAND_BYTES:
-            call = replace(call, command='eval "$(cat)"', stdin=data)
+        if call.stdin is None and len(call.command.encode("utf-8", "surrogateescape")) > _LONGEST_COMMAND_BYTES:
+            call = replace(call, command=RUN_STDIN, stdin=for_stdin(call.command))
         give_up_at = time.monotonic() + self.target.connect_timeout_seconds
         attempt = 0
         while True:

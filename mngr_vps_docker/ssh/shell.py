@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Final
 
-__all__ = ["Secret", "ShellText", "joined", "one_line", "quoted", "shell_argv"]
+__all__ = ["RUN_STDIN", "Secret", "ShellText", "for_stdin", "joined", "one_line", "quoted", "shell_argv"]
 
 
 class ShellText(str):
@@ -72,6 +72,19 @@ def joined(argv: Iterable[str | PurePath]) -> ShellText:
 def shell_argv(text: str) -> tuple[str, ...]:
     """The program that parses ``text`` as a shell: three arguments, which can be quoted for a shell around it."""
     return ("sh", "-c", text)
+
+
+# Runs what ``for_stdin`` made.
+RUN_STDIN: Final = ShellText('eval "$(cat)"')
+
+
+def for_stdin(text: str) -> bytes:
+    """Shell text for RUN_STDIN: of any length, and not to be seen in a list of processes.
+
+    In braces, since a connection that is lost looks like the end of the data: without the closing one, a shell runs
+    nothing.
+    """
+    return f"{{\n{text}\n}}".encode("utf-8", "surrogateescape")
 
 
 _ESCAPED: Final = {"\n": "\\n", "\t": "\\t", "\\": "\\\\"}

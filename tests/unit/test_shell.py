@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
 from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.ssh.shell import for_stdin
 from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.ssh.shell import shell_argv
@@ -52,3 +54,11 @@ def test_a_secret_is_shown_to_nobody() -> None:
 
 def _call(function: Any, argument: object) -> object:
     return function(argument)
+
+
+def test_a_script_that_arrives_in_part_is_not_run(tmp_path: Path) -> None:
+    script = for_stdin(f"touch {tmp_path}/begun\ncat <<'END'\nall of it\nEND\n")
+    for length in range(len(script)):
+        done = subprocess.run(["sh", "-c", RUN_STDIN], input=script[:length], capture_output=True)
+        assert not (tmp_path / "begun").exists(), (length, done.stderr)
+    assert subprocess.run(["sh", "-c", RUN_STDIN], input=script, capture_output=True).stdout == b"all of it\n"

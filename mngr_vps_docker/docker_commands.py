@@ -133,6 +133,11 @@ def inspect_container_argv(*containers: str) -> Argv:
     return ("docker", "container", "inspect", "--", *containers)
 
 
+def container_is_running_argv(container: str) -> Argv:
+    """``docker container inspect``: ``true`` or ``false``."""
+    return ("docker", "container", "inspect", "--format", "{{.State.Running}}", "--", container)
+
+
 def list_container_ids_argv(labels: Mapping[str, str | None]) -> Argv:
     """``docker ps`` of running and stopped containers that carry all ``labels`` (with any value, where it is None)."""
     filters = [

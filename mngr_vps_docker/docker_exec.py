@@ -16,6 +16,7 @@ from typing import Final
 from imbue.mngr_vps_docker.docker_commands import exec_argv
 from imbue.mngr_vps_docker.docker_errors import InvalidDockerArgumentError
 from imbue.mngr_vps_docker.docker_errors import docker_error
+from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.ssh.connection import OnLine
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.connection import StandardInput
@@ -81,7 +82,13 @@ def exec_in_container(
         outcome = connection.stream(
             line, on_line=watcher, purpose=purpose, timeout_seconds=deadline, stdin=stdin, effect=effect
         )
-    return _judged(outcome, timeout_seconds, has_started=watcher.has_started)
+    return judged(outcome, timeout_seconds, has_started=watcher.has_started)
+
+
+def exec_step(container: str, command: str, *, stdin: str, purpose: str, timeout_seconds: float) -> ChainStep:
+    """A step of a chain that runs ``command`` in a container, and feeds it ``stdin``; see ``judged``."""
+    argv = exec_argv(container, exec_script(command, timeout_seconds), has_stdin=True)
+    return ChainStep(f"printf %s {quoted(stdin)} | {joined(argv)}", purpose)
 
 
 class _StartWatcher:
@@ -111,7 +118,11 @@ def _bounded(timeout_seconds: float, command: str) -> tuple[str, ...]:
     return ("sh", "-c", begin, "sh", seconds, "sh", "-c", command)
 
 
-def _judged(outcome: CommandOutcome, timeout_seconds: float, *, has_started: bool) -> CommandOutcome:
+def judged(outcome: CommandOutcome, timeout_seconds: float, *, has_started: bool = False) -> CommandOutcome:
+    """The command's own outcome; raises DockerError if Docker did not run it.
+
+    ``has_started`` says that the line which tells so was already taken out.
+    """
     before, marker, after = outcome.stderr.partition(f"{STARTED}\n".encode())
     if marker:
         outcome = replace(outcome, stderr=before + after)

@@ -33,6 +33,7 @@ from imbue.mngr_vps_docker.docker_objects import parse_images
 from imbue.mngr_vps_docker.docker_objects import parse_info
 from imbue.mngr_vps_docker.docker_objects import server_errors
 from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.ssh.connection import OnLine
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.connection import StandardInput
@@ -49,6 +50,8 @@ _SLOW_SECONDS: Final = 1800.0
 _FAILED_BUILD_LINES: Final = 15
 _BUILD_KINDS: Final = (DaemonNotRunningError, DiskFullError, NoSuchImageError, PullRateLimitError)
 _DOCKER_USAGE_CODE: Final = 125
+# Exit code of a script of ours that found a container stopped.
+NOT_RUNNING: Final = 87
 
 
 class DockerOverSsh:
@@ -65,17 +68,8 @@ class DockerOverSsh:
         An image that the machine lacks is pulled. A container that was made but could not be started (a port in use,
         a missing runtime) is removed again.
         """
-        # Docker prints the new container's id even where starting it fails: by it, nobody else's is removed.
-        remove = joined(commands.remove_container_argv("$id")).replace("'$id'", '"$id"')
-        script = (
-            f"id=$({joined(commands.run_argv(spec))}); rc=$?\n"
-            f'if [ $rc -ne 0 ] && [ -n "$id" ]; then {remove} >/dev/null 2>&1; fi\n'
-            "printf '%s\\n' \"$id\"; exit $rc"
-        )
-        outcome = self._run(script, purpose=f"start container {spec.name}", timeout_seconds=timeout_seconds)
-        if not outcome.is_success:
-            raise docker_error(outcome, outcome.error_text)
-        return outcome.text.strip().splitlines()[-1]
+        step = run_step(spec)
+        return new_container_id(self._run(step.command, purpose=step.purpose, timeout_seconds=timeout_seconds))
 
     def exec(
         self,
@@ -237,9 +231,7 @@ class DockerOverSsh:
 
     def list_images(self, repository: str) -> tuple[ImageInfo, ...]:
         """Describe every image of the machine that has a tag in ``repository``."""
-        inspect, ids = joined(commands.inspect_image_argv()), joined(commands.list_image_ids_argv(repository))
-        script = f'ids=$({ids}) || exit\n[ -z "$ids" ] || {inspect} $ids'
-        outcome = self._run(script, purpose=f"list images {repository}", effect=Effect.READS)
+        outcome = self._run(list_images_script(repository), purpose=f"list images {repository}", effect=Effect.READS)
         return parse_images(checked_docker(outcome).text or "[]")
 
     def remove_image(self, image: str, *, is_missing_ok: bool = False) -> None:
@@ -327,6 +319,52 @@ class DockerOverSsh:
         return self.connection.stream(
             script, on_line=on_line, purpose=purpose, timeout_seconds=timeout_seconds, effect=effect
         )
+
+
+def run_step(spec: ContainerSpec) -> ChainStep:
+    """What ``DockerOverSsh.run_container`` runs, as a step of a chain; see ``new_container_id``."""
+    # Docker prints the new container's id even where starting it fails: by it, nobody else's is removed.
+    remove = joined(commands.remove_container_argv("$id")).replace("'$id'", '"$id"')
+    script = (
+        f"id=$({joined(commands.run_argv(spec))}); rc=$?\n"
+        f'if [ $rc -ne 0 ] && [ -n "$id" ]; then {remove} >/dev/null 2>&1; fi\n'
+        "printf '%s\\n' \"$id\"; exit $rc"
+    )
+    return ChainStep(script, f"start container {spec.name}")
+
+
+def new_container_id(outcome: CommandOutcome) -> str:
+    """The id of the container that the step of ``run_step`` started; raises what kept it from that."""
+    if not outcome.is_success:
+        raise docker_error(outcome, outcome.error_text)
+    return outcome.text.strip().splitlines()[-1]
+
+
+def unless_container(container: str, step: ChainStep) -> ChainStep:
+    """``step``, but nothing if there is a container of that name."""
+    there = joined(commands.container_is_running_argv(container))
+    return ChainStep(f"{there} >/dev/null 2>&1 && exit 0\n{step.command}", step.purpose)
+
+
+def stop_if_running(container: str, timeout_seconds: int) -> str:
+    """Shell text that stops a container, and ends with NOT_RUNNING if there was nothing to stop."""
+    is_running = joined(commands.container_is_running_argv(container))
+    return (
+        f"is_running=$({is_running}) || exit\n"
+        f'[ "$is_running" = true ] || exit {NOT_RUNNING}\n'
+        f"{joined(commands.stop_argv(container, timeout_seconds))}"
+    )
+
+
+def docker_step(argv: commands.Argv, purpose: str) -> ChainStep:
+    """One docker command as a step of a chain; ``checked_docker`` raises what Docker said of it."""
+    return ChainStep(joined(argv), purpose)
+
+
+def list_images_script(repository: str) -> str:
+    """Shell text that prints the JSON of the images with a tag in ``repository``, or nothing if there are none."""
+    inspect, ids = joined(commands.inspect_image_argv()), joined(commands.list_image_ids_argv(repository))
+    return f'ids=$({ids}) || exit\n[ -z "$ids" ] || {inspect} $ids'
 
 
 def list_containers_script(labels: Mapping[str, str | None]) -> str:

@@ -30,6 +30,7 @@ from imbue.mngr_vps_docker.host_record import VpsHostConfig
 from imbue.mngr_vps_docker.host_record import decode_record
 from imbue.mngr_vps_docker.host_record import encode_agent_data
 from imbue.mngr_vps_docker.host_record import encode_record
+from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.remote_batch import run_batch
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
@@ -46,6 +47,7 @@ from imbue.mngr_vps_docker.stored_state import state_files_script
 from imbue.mngr_vps_docker.volume_scripts import ABSENT
 from imbue.mngr_vps_docker.volume_scripts import CHANGED
 from imbue.mngr_vps_docker.volume_scripts import enter_volume
+from imbue.mngr_vps_docker.volume_scripts import given
 from imbue.mngr_vps_docker.volume_scripts import lock
 from imbue.mngr_vps_docker.volume_scripts import receive
 
@@ -135,6 +137,26 @@ class VpsDockerHostStore:
             current = None
             time.sleep(random.uniform(0, min(0.02 * attempt, 0.5)))
         raise HostRecordError(f"The record of {host_id} was changed by others {_MAX_UPDATE_ATTEMPTS} times in a row")
+
+    def change_step(self, seen: VpsDockerHostRecord, changed: VpsDockerHostRecord) -> ChainStep:
+        """A step of a chain that puts ``changed`` in the place of ``seen``, if that is still the host's record.
+
+        If it is not, ``is_changed_meanwhile`` tells so of its outcome, and nothing was written.
+        """
+        path, content = record_path(seen.host_id), encode_record(changed)
+        condition = _unless_changed(path, hashlib.sha256(encode_record(seen)).hexdigest())
+        if content == encode_record(seen):
+            script = enter_volume(self.volume_name) + condition
+        else:
+            script = self._replace_script(path, given(content, '"$new"'), condition)
+        return ChainStep(script, f"write the record of {seen.host_id}")
+
+    def is_changed_meanwhile(self, outcome: CommandOutcome) -> bool:
+        """Whether the step of ``change_step`` found another record than was seen; raises if it failed otherwise."""
+        if outcome.exit_code == CHANGED:
+            return True
+        self._checked(outcome)
+        return False
 
     def delete_host_record(self, host_id: HostId) -> None:
         """Delete a record and the data of its agents; none is no error."""
@@ -238,7 +260,7 @@ class VpsDockerHostStore:
         content = encode_record(record)
         condition = ""
         if unless_changed_from is not None:
-            condition = f'[ "$(sha256sum <{path})" = "{unless_changed_from}  -" ] || exit {CHANGED}\n'
+            condition = _unless_changed(path, unless_changed_from)
         if is_old_kept:
             condition += f"ln -fT {path} {path}.unreadable || exit 1\n"
         purpose = f"write the record of {host_id}"
@@ -258,19 +280,23 @@ class VpsDockerHostStore:
 
     def _replace(self, path: str, content: bytes, *, condition: str, purpose: str) -> CommandOutcome:
         """Put ``content`` at ``path``, unless the script ``condition`` ends the whole; it runs under the lock."""
+        arrive = receive(len(content), hashlib.sha256(content).hexdigest(), '"$new"')
+        return self._run(self._replace_script(path, arrive, condition), purpose=purpose, stdin=content)
+
+    def _replace_script(self, path: str, arrive: str, condition: str) -> str:
+        """Shell text that puts at ``path`` what ``arrive`` writes to ``$new``."""
         directory = path.rpartition("/")[0]
-        script = (
+        return (
             enter_volume(self.volume_name)
             + "umask 077\nmkdir -p host_state && new=$(mktemp host_state/.new.XXXXXXXX) || exit 1\n"
             + "trap 'rm -f \"$new\"' EXIT\ntrap 'exit 143' HUP INT TERM\n"
-            + receive(len(content), hashlib.sha256(content).hexdigest(), '"$new"')
+            + arrive
             + 'sync "$new" || exit 1\n'
             + lock("host_state")
             + _REMOVE_ABANDONED
             + condition
             + f'mkdir -p {directory} && mv -T "$new" {path} && sync {directory} host_state .'
         )
-        return self._run(script, purpose=purpose, stdin=content)
 
     def _read_state(self, purpose: str, find_arguments: str) -> StoredState:
         script = enter_volume(self.volume_name) + state_files_script(find_arguments)
@@ -307,3 +333,8 @@ class VpsDockerHostStore:
     @property
     def _where(self) -> str:
         return f"{self.connection.target.name} (volume {self.volume_name})"
+
+
+def _unless_changed(path: str, sha256: str) -> str:
+    """Shell text that ends the script if the file does not have this digest."""
+    return f'[ "$(sha256sum <{path})" = "{sha256}  -" ] || exit {CHANGED}\n'

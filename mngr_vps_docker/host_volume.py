@@ -8,6 +8,7 @@ component that is a link is never followed.
 import hashlib
 import io
 import tarfile
+from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Final
 
@@ -20,6 +21,7 @@ from imbue.mngr.interfaces.volume import BaseVolume
 from imbue.mngr_vps_docker.docker_errors import refusal
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
@@ -30,6 +32,7 @@ from imbue.mngr_vps_docker.volume_scripts import CHANGED
 from imbue.mngr_vps_docker.volume_scripts import ESCAPES
 from imbue.mngr_vps_docker.volume_scripts import WRONG_TYPE
 from imbue.mngr_vps_docker.volume_scripts import enter_volume
+from imbue.mngr_vps_docker.volume_scripts import given
 from imbue.mngr_vps_docker.volume_scripts import lock
 from imbue.mngr_vps_docker.volume_scripts import receive
 
@@ -114,20 +117,27 @@ class HostVolumeOverSsh(BaseVolume):
 
     def replace_file(self, path: str, content: bytes, *, expected: bytes) -> bool:
         """Write a file if its content still is ``expected`` (empty: or there is none), and say whether it was."""
-        *directories, name = _file_parts(path)
-        # What the container put there may be a pipe, which would be waited for.
-        read = f"dd if={quoted(f'./{name}')} iflag=nofollow,nonblock,fullblock bs=1M status=none 2>/dev/null"
-        condition = (
-            # The lock lies beside the volume's content, out of the container's reach.
-            lock('"$root/.."')
-            + f"old=$({_go_line('make', directories)}{read} | sha256sum)\n"
-            + f'[ "$old" = "{hashlib.sha256(expected).hexdigest()}  -" ] || exit {CHANGED}\n'
-        )
+        condition = _unless_changed(path, hashlib.sha256(expected).hexdigest())
         try:
             write_volume_files(self.connection, self.volume_name, {path: content}, condition=condition)
         except _ChangedError:
             return False
         return True
+
+    def replace_step(self, path: str, content: bytes, *, expected_sha256: str) -> ChainStep:
+        """A step of a chain that does what ``replace_file`` does; ``is_changed_meanwhile`` tells if it did not."""
+        arrive = given(content, '"$stage/0"') + f'chmod {_FILE_MODE:o} "$stage/0" && sync "$stage/0" || exit 1\n'
+        script = _write_script(self.volume_name, [path], arrive, _unless_changed(path, expected_sha256))
+        return ChainStep(script, f"write {path} of volume {self.volume_name}")
+
+    @staticmethod
+    def is_changed_meanwhile(outcome: CommandOutcome) -> bool:
+        """Whether the step of ``replace_step`` found another content than expected; raises if it failed otherwise."""
+        try:
+            _checked(outcome, outcome.purpose)
+        except _ChangedError:
+            return True
+        return False
 
     def _run(self, script: str, purpose: str, path: str) -> CommandOutcome:
         outcome = self.connection.run(
@@ -152,28 +162,51 @@ def write_volume_files(
     """
     if not contents:
         return
-    places = [_file_parts(path) for path in contents]
     data = _tar([(str(index), content) for index, content in enumerate(contents.values())], mode)
+    arrive = (
+        receive(len(data), hashlib.sha256(data).hexdigest(), '"$stage/tar"')
+        # Names without directories, extracted where we are: nothing in the container can send them elsewhere.
+        + '(cd -P "$stage" && tar -xpf ./tar --no-same-owner && rm ./tar && sync ./*) || exit 1\n'
+    )
+    outcome = connection.run(
+        _write_script(volume, contents, arrive, condition),
+        purpose=f"write {', '.join(contents)} of volume {volume}",
+        timeout_seconds=_TIMEOUT_SECONDS,
+        stdin=data,
+    )
+    _checked(outcome, ", ".join(contents))
+
+
+def _write_script(volume: str, paths: Iterable[str], arrive: str, condition: str) -> str:
+    """Shell text that puts at ``paths`` the files 0, 1, … that ``arrive`` makes in the directory ``$stage``."""
     moves = "".join(
         "(" + _go_line("make", directories) + f"[ ! -d {base} ] || [ -L {base} ] || exit {WRONG_TYPE}\n"
         f'mv -fT "$stage/{index}" {base} && sync .) || exit\n'
-        for index, (*directories, name) in enumerate(places)
+        for index, (*directories, name) in enumerate(map(_file_parts, paths))
         for base in (quoted(f"./{name}"),)
     )
-    script = (
+    return (
         enter_volume(volume)
         + _GO
         + 'stage=$(mktemp -d "$root/.mngr-new.XXXXXXXX") || exit 1\n'
         + "trap 'rm -rf \"$stage\"' EXIT\ntrap 'exit 143' HUP INT TERM\n"
-        + receive(len(data), hashlib.sha256(data).hexdigest(), '"$stage/tar"')
-        # Names without directories, extracted where we are: nothing in the container can send them elsewhere.
-        + '(cd -P "$stage" && tar -xpf ./tar --no-same-owner && rm ./tar && sync ./*) || exit 1\n'
+        + arrive
         + condition
         + moves
     )
-    purpose = f"write {', '.join(contents)} of volume {volume}"
-    outcome = connection.run(script, purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS, stdin=data)
-    _checked(outcome, ", ".join(contents))
+
+
+def _unless_changed(path: str, sha256: str) -> str:
+    """Shell text that takes the volume's lock, and ends the script if the file does not have this digest."""
+    *directories, name = _file_parts(path)
+    # What the container put there may be a pipe, which would be waited for.
+    read = f"dd if={quoted(f'./{name}')} iflag=nofollow,nonblock,fullblock bs=1M status=none 2>/dev/null"
+    return (
+        # The lock lies beside the volume's content, out of the container's reach.
+        lock('"$root/.."')
+        + f"old=$({_go_line('make', directories)}{read} | sha256sum)\n"
+        + f'[ "$old" = "{sha256}  -" ] || exit {CHANGED}\n'
+    )
 
 
 def _checked(outcome: CommandOutcome, path: str) -> CommandOutcome:

@@ -176,8 +176,7 @@ class VpsDockerProvider(BaseProviderInstance):
             authorized_keys=tuple(authorized_keys or ()),
             known_hosts=tuple(known_hosts or ()),
         )
-        create_host(self._context, request)
-        return self._online_host(self._registry.get(request.host_id))
+        return self._online_host(self._registry.note(create_host(self._context, request)))
 
     def destroy_host(self, host: HostInterface | HostId) -> None:
         """Destroy the VPS and all that was made for the host; a host that is not there any more is no error."""
@@ -201,7 +200,7 @@ class VpsDockerProvider(BaseProviderInstance):
     ) -> None:
         """Stop the host's container, after a snapshot if wanted. A stopped host is left as it is."""
         host_id = _host_id(host)
-        if create_snapshot and self._registry.fresh(host_id).is_running:
+        if create_snapshot and self._registry.get(host_id).is_running:
             self.create_snapshot(host_id)
         with self._registry.alone(host_id) as sighting:
             stop_host(self._context, sighting, timeout_seconds=timeout_seconds)
@@ -210,8 +209,8 @@ class VpsDockerProvider(BaseProviderInstance):
     def start_host(self, host: HostInterface | HostId, snapshot_id: SnapshotId | None = None) -> Host:
         """Start the host's container, from a snapshot of it if given. A running host is returned as it is."""
         with self._registry.alone(_host_id(host)) as sighting:
-            start_host(self._context, sighting, snapshot_id)
-        return self._online_host(self._registry.fresh(sighting.host_id))
+            started = start_host(self._context, sighting, snapshot_id)
+        return self._online_host(self._registry.note(started))
 
     # --- discovery ------------------------------------------------------------------------------------------------
 
@@ -271,7 +270,7 @@ class VpsDockerProvider(BaseProviderInstance):
 
     def delete_snapshot(self, host: HostInterface | HostId, snapshot_id: SnapshotId) -> None:
         """Remove a snapshot's image and its place in the record."""
-        with self._registry.alone(_host_id(host)) as sighting:
+        with self._registry.alone(_host_id(host), is_asked=True) as sighting:
             delete_snapshot(self._context, sighting, snapshot_id)
         self._registry.forget(sighting.host_id)
 
@@ -438,7 +437,7 @@ class VpsDockerProvider(BaseProviderInstance):
 
     def _on_sshd_down(self, host_id: HostId) -> None:
         logger.info("The sshd of host {} does not answer; bringing it back ...", host_id)
-        with self._registry.alone(host_id) as sighting:
+        with self._registry.alone(host_id, is_asked=True) as sighting:
             repair_host(self._context, sighting)
 
     def _change_tags(self, host: HostInterface | HostId, change: Callable[[dict[str, str]], dict[str, str]]) -> None:

@@ -7,11 +7,15 @@ those bytes. Sizes come before contents, so nothing that a command prints can be
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
+from imbue.mngr_vps_docker.ssh.shell import for_stdin
 from imbue.mngr_vps_docker.ssh.shell import quoted
 
 # What a login shell's start-up files print comes before this line, and is skipped.
@@ -65,13 +69,14 @@ class BatchResult:
         return self.stderr.decode("utf-8", "replace")
 
 
-def batch_script(commands: Sequence[str]) -> str:
+def batch_script(commands: Sequence[str], *, is_chain: bool = False) -> str:
     """The POSIX shell script that runs ``commands`` in order, each in a subshell of its own with an empty stdin.
 
-    A command that fails, exits or cannot be parsed does not keep the next ones from running. Messages are in English
-    (LC_ALL=C), so that they can be recognised.
+    A command that fails, exits or cannot be parsed does not keep the next ones from running, unless it ``is_chain``.
+    Messages are in English (LC_ALL=C), so that they can be recognised.
     """
-    ran = "".join(f"one {quoted(command)}\n" for command in commands)
+    after = f"[ $rc -eq 0 ] || {{ printf '{_END.decode().strip()}\\n'; exit 0; }}\n" if is_chain else ""
+    ran = "".join(f"one {quoted(command)}\n{after}" for command in commands)
     return f"{_PROLOGUE}{ran}printf 'mngr-batch-end\\n'\n"
 
 
@@ -121,3 +126,41 @@ def run_batch(
     if len(results) != len(commands):
         raise BatchFormatError(f"{len(commands)} remote commands gave {len(results)} results ({purpose})")
     return results
+
+
+@dataclass(frozen=True, slots=True)
+class ChainStep:
+    """One command of a chain; ``purpose`` reads after "Could not"."""
+
+    command: str
+    purpose: str
+
+
+def run_chain(
+    connection: SshConnection,
+    steps: Sequence[ChainStep],
+    *,
+    purpose: str,
+    timeout_seconds: float,
+    effect: Effect = Effect.ONCE,
+) -> tuple[CommandOutcome, ...]:
+    """Run ``steps`` one after the other until one fails, in one round trip; raises what ``run_batch`` raises.
+
+    They travel on stdin, and so may hold data and secrets. There is one outcome for each step that was run, as if it
+    had been run by itself: fewer than steps, if the last of them failed.
+    """
+    outcome = connection.run(
+        RUN_STDIN,
+        purpose=purpose,
+        timeout_seconds=timeout_seconds,
+        stdin=for_stdin(batch_script([step.command for step in steps], is_chain=True)),
+        effect=effect,
+    ).checked()
+    results = parse_batch(outcome.stdout)
+    failed = next((number for number, result in enumerate(results, 1) if not result.is_success), len(steps))
+    if len(results) != failed:
+        raise BatchFormatError(f"{len(steps)} remote commands gave {len(results)} results ({purpose})")
+    return tuple(
+        replace(outcome, purpose=step.purpose, exit_code=end.exit_code, stdout=end.stdout, stderr=end.stderr)
+        for step, end in zip(steps, results, strict=False)
+    )

@@ -14,6 +14,7 @@ from typing import Final
 
 from imbue.mngr_vps_docker.docker_commands import volume_mountpoint_argv
 from imbue.mngr_vps_docker.ssh.shell import joined
+from imbue.mngr_vps_docker.ssh.shell import quoted
 
 # Exit codes of our own scripts, apart from those of the tools that they run.
 CHANGED: Final = 81
@@ -42,6 +43,11 @@ def receive(content_bytes: int, sha256: str, path: str) -> str:
         f'[ "$(sha256sum <{path})" = "{sha256}  -" ] || '
         f'{{ echo "not all {content_bytes} bytes arrived" >&2; exit {CUT_OFF}; }}\n'
     )
+
+
+def given(content: bytes, path: str) -> str:
+    """Write ``content``, which is text and comes with the script, to the new file ``path`` (shell text)."""
+    return f"printf %s {quoted(content.decode())} >{path} || exit 1\n"
 
 
 def lock(directory: str) -> str:

@@ -1,5 +1,6 @@
 """Everything that one VPS knows of its hosts, read in one round trip: what discovery and listing ask for."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -51,9 +52,10 @@ class HostReading:
     """What one VPS says of one host.
 
     ``record`` is None if there is none or if it ``is_record_unreadable``. ``data_json`` is the host's certified data
-    as its container wrote it, ``live_agents`` its agents' data from there, ``stop_reason`` the word that an orderly
-    stop left; all three are written by untrusted code. They are None or empty as well where ``is_volume_read`` is
-    false: there is no volume, or it holds more than can be read. ``container`` is None if there is no container.
+    as its container wrote it (``data_json_sha256``: the digest of that file), ``live_agents`` its agents' data from
+    there, ``stop_reason`` the word that an orderly stop left; all of it is written by untrusted code. They are None or
+    empty as well where ``is_volume_read`` is false: there is no volume, or it holds more than can be read.
+    ``container`` is None if there is no container.
     """
 
     host_id: HostId
@@ -61,6 +63,7 @@ class HostReading:
     is_record_unreadable: bool = False
     persisted_agents: tuple[dict[str, Any], ...] = ()
     data_json: dict[str, Any] | None = None
+    data_json_sha256: str | None = None
     live_agents: tuple[dict[str, Any], ...] = ()
     stop_reason: str | None = None
     is_volume_read: bool = False
@@ -200,12 +203,14 @@ def _reading(
     volume = record.config.volume_name if record is not None and record.config is not None else None
     volume = volume or f"{HOST_VOLUME_PREFIX}{host_id.get_uuid().hex}"
     files = _host_files(volume, volume_lines.get(volume), where)
+    data_json = None if files is None else files.contents.get("data.json")
     return HostReading(
         host_id=host_id,
         record=record,
         is_record_unreadable=host_id in stored.unreadable_host_ids,
         persisted_agents=tuple(stored.agents.get(host_id, ())),
-        data_json=None if files is None else _json_object(files.contents.get("data.json")),
+        data_json=_json_object(data_json),
+        data_json_sha256=None if data_json is None else hashlib.sha256(data_json).hexdigest(),
         live_agents=() if files is None else tuple(_live_agents(files, volume, where)),
         stop_reason=None if files is None else _stop_reason(files.contents.get("stop_reason")),
         is_volume_read=files is not None,

@@ -12,8 +12,9 @@ from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
-from imbue.mngr_vps_docker.docker_over_ssh import ContainerSpec
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.docker_commands import ContainerSpec
+from imbue.mngr_vps_docker.docker_exec import exec_step
+from imbue.mngr_vps_docker.docker_exec import judged
 from imbue.mngr_vps_docker.lifecycle.container_setup import HOST_CONTAINER_SCRIPT
 from imbue.mngr_vps_docker.lifecycle.container_setup import HOST_VOLUME_PATH
 from imbue.mngr_vps_docker.lifecycle.container_setup import STATE_CONTAINER_SCRIPT
@@ -24,6 +25,8 @@ from imbue.mngr_vps_docker.lifecycle.context import HOST_NAME_LABEL
 from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_LABEL
 from imbue.mngr_vps_docker.lifecycle.context import TAGS_LABEL
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.remote_batch import ChainStep
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.shell import Secret
 
 STATE_VOLUME_PATH = PurePosixPath("/mngr-state")
@@ -50,88 +53,85 @@ class ContainerRequest:
     tags: Mapping[str, str]
 
 
-def run_state_container(context: ProviderContext, docker: DockerOverSsh, *, image: str) -> None:
-    """Start the keeper of the state volume: it makes the volume visible and keeps it from being pruned.
+def state_container(context: ProviderContext, *, image: str) -> ContainerSpec:
+    """The keeper of the state volume: it makes the volume visible and keeps it from being pruned.
 
     It runs the image that the host needs anyway, and comes back after a reboot.
     """
     name = context.state_volume_name
-    if docker.inspect_container(name) is not None:
-        return
-    docker.run_container(
-        ContainerSpec(
-            name=name,
-            image=image,
-            labels={"com.imbue.mngr.type": "state-container", PROVIDER_LABEL: context.provider_name},
-            volumes={name: str(STATE_VOLUME_PATH)},
-            restart_policy="unless-stopped",
-            entrypoint="sh",
-            command=("-c", STATE_CONTAINER_SCRIPT),
-        ),
-        timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS,
+    return ContainerSpec(
+        name=name,
+        image=image,
+        labels={"com.imbue.mngr.type": "state-container", PROVIDER_LABEL: context.provider_name},
+        volumes={name: str(STATE_VOLUME_PATH)},
+        restart_policy="unless-stopped",
+        entrypoint="sh",
+        command=("-c", STATE_CONTAINER_SCRIPT),
     )
 
 
-def run_host_container(context: ProviderContext, docker: DockerOverSsh, request: ContainerRequest) -> str:
-    """Start a host's container, whose sshd is to be reached at the VPS's public address, and return its id.
+def host_container(context: ProviderContext, request: ContainerRequest) -> ContainerSpec:
+    """A host's container, whose sshd is to be reached at the VPS's public address.
 
     It has no restart policy: an idle stop must last, and after a reboot of the VPS the host is shown as stopped.
     """
-    return docker.run_container(
-        ContainerSpec(
-            name=request.container_name,
-            image=request.image,
-            labels={
-                HOST_ID_LABEL: request.host_id,
-                HOST_NAME_LABEL: request.host_name,
-                PROVIDER_LABEL: context.provider_name,
-                TAGS_LABEL: json.dumps(dict(request.tags)),
-            },
-            volumes={context.host_volume_name(request.host_id): str(HOST_VOLUME_PATH)},
-            published_ports={context.config.container_ssh_port: CONTAINER_SSHD_PORT},
-            extra_args=(*PROTECTIVE_ARGS, *request.start_args),
-            entrypoint="sh",
-            command=("-c", HOST_CONTAINER_SCRIPT),
-        ),
-        timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS,
+    return ContainerSpec(
+        name=request.container_name,
+        image=request.image,
+        labels={
+            HOST_ID_LABEL: request.host_id,
+            HOST_NAME_LABEL: request.host_name,
+            PROVIDER_LABEL: context.provider_name,
+            TAGS_LABEL: json.dumps(dict(request.tags)),
+        },
+        volumes={context.host_volume_name(request.host_id): str(HOST_VOLUME_PATH)},
+        published_ports={context.config.container_ssh_port: CONTAINER_SSHD_PORT},
+        extra_args=(*PROTECTIVE_ARGS, *request.start_args),
+        entrypoint="sh",
+        command=("-c", HOST_CONTAINER_SCRIPT),
     )
 
 
-def prepare_container(
+def setup_step(
     context: ProviderContext,
     *,
-    address: str,
     host_id: HostId,
     container: str,
     authorized_keys: Sequence[str] = (),
     known_hosts: Sequence[str] = (),
     certified_data: CertifiedHostData | None = None,
-) -> None:
-    """Bring a running container to where mngr can log in, and wait until it can.
+) -> ChainStep:
+    """Set up a running container for mngr; what is already so stays so.
 
-    Sets it up, pins its host key, and proves the way in by an authenticated command. What is already so stays so.
     ``certified_data`` becomes the host's data.json, if given.
     """
     files = {} if certified_data is None else {"data.json": certified_data_json(certified_data)}
-    host_key = context.keys.container_host_key(host_id)
     setup = ContainerSetup(
         host_dir=context.host_dir,
         client_public_key=context.keys.container_client_key(host_id).public_key,
-        host_private_key=Secret(host_key.private_key_path.read_text()),
+        host_private_key=Secret(context.keys.container_host_key(host_id).private_key_path.read_text()),
         extra_authorized_keys=authorized_keys,
         extra_known_hosts=known_hosts,
         files=files,
     )
-    outcome = context.docker(address, host_id).exec(
+    return exec_step(
         container,
         "sh -s",
+        stdin=setup_script(setup).revealed,
         purpose="set up the container",
         timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS,
-        stdin=setup_script(setup).revealed.encode(),
     )
-    for line in outcome.checked().text.splitlines():
+
+
+def check_setup(outcome: CommandOutcome) -> None:
+    """Raise what went wrong in the step of ``setup_step``, and log what it did."""
+    for line in judged(outcome, CONTAINER_SETUP_TIMEOUT_SECONDS).checked().text.splitlines():
         logger.debug("{}", line)
-    context.pin_container(host_id, address, host_key.public_key)
+
+
+def enter_container(context: ProviderContext, *, address: str, host_id: HostId) -> None:
+    """Pin the host key of a container that was set up, and prove the way in by an authenticated command."""
+    context.pin_container(host_id, address, context.keys.container_host_key(host_id).public_key)
     context.container(address, host_id).wait_until_ready(context.config.ssh_connect_timeout)
 
 

@@ -24,6 +24,15 @@ from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
+from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
+from imbue.mngr_vps_docker.docker_commands import inspect_container_argv
+from imbue.mngr_vps_docker.docker_errors import checked_docker
+from imbue.mngr_vps_docker.docker_objects import ContainerInfo
+from imbue.mngr_vps_docker.docker_objects import parse_containers
+from imbue.mngr_vps_docker.docker_over_ssh import docker_step
+from imbue.mngr_vps_docker.docker_over_ssh import new_container_id
+from imbue.mngr_vps_docker.docker_over_ssh import run_step
+from imbue.mngr_vps_docker.docker_over_ssh import unless_container
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import VpsApiError
@@ -35,9 +44,11 @@ from imbue.mngr_vps_docker.host_store import VpsHostConfig
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
-from imbue.mngr_vps_docker.lifecycle.container import prepare_container
-from imbue.mngr_vps_docker.lifecycle.container import run_host_container
-from imbue.mngr_vps_docker.lifecycle.container import run_state_container
+from imbue.mngr_vps_docker.lifecycle.container import check_setup
+from imbue.mngr_vps_docker.lifecycle.container import enter_container
+from imbue.mngr_vps_docker.lifecycle.container import host_container
+from imbue.mngr_vps_docker.lifecycle.container import setup_step
+from imbue.mngr_vps_docker.lifecycle.container import state_container
 from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_TAG
 from imbue.mngr_vps_docker.lifecycle.context import HOST_NAME_TAG
 from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_TAG
@@ -55,9 +66,11 @@ from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.lifecycle.steps import run_steps
 from imbue.mngr_vps_docker.lifecycle.uploaded_keys import key_name
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.vps_identity import make_host_key
 from imbue.mngr_vps_docker.vps_identity import take_host_key
+from imbue.mngr_vps_docker.vps_state import HostReading
 
 # The instance's label is "mngr-<name>" and becomes its host name: 63 letters, digits and hyphens by RFC 1123.
 _HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,56}[A-Za-z0-9])?")
@@ -92,7 +105,7 @@ class Creation:
     entry: JournalEntry
     vps_public_key: str = ""
     image: str = ""
-    container_id: str = ""
+    container: ContainerInfo | None = None
     record: VpsDockerHostRecord | None = None
     failed_step: str = ""
     leftovers: list[str] = field(default_factory=list)
@@ -129,8 +142,8 @@ def check_name_is_free(name: HostName, others: Iterable[HostSighting]) -> None:
         raise HostNameConflictError(name)
 
 
-def create_host(context: ProviderContext, request: CreateRequest) -> VpsDockerHostRecord:
-    """Make the host and return its record; on any failure, Ctrl-C included, leave nothing behind.
+def create_host(context: ProviderContext, request: CreateRequest) -> HostSighting:
+    """Make the host and return it as it is then; on any failure, Ctrl-C included, leave nothing behind.
 
     With ``MNGR_KEEP_FAILED_HOSTS=1`` a failed host is kept, and the user is told how to get in and how to remove it.
     """
@@ -145,9 +158,10 @@ def create_host(context: ProviderContext, request: CreateRequest) -> VpsDockerHo
                 # Not loguru's own way, which shows the values of variables too: keys are among them.
                 logger.debug("Creating {} failed:\n{}", request.name, "".join(traceback.format_exception(error)))
             raise _explained(creation, error) from error
-    if creation.record is None:
-        raise VpsProvisioningError(f"Creating {request.name} ended without a record")
-    return creation.record
+    return HostSighting(
+        entry=creation.entry,
+        reading=HostReading(request.host_id, record=creation.record, container=creation.container),
+    )
 
 
 def _explained(creation: Creation, error: Exception) -> MngrError:
@@ -283,22 +297,34 @@ def _prepare_image(creation: Creation) -> None:
 
 
 def _start_container(creation: Creation) -> None:
-    context = creation.context
-    docker = context.docker(creation.address, creation.host_id)
-    run_state_container(context, docker, image=creation.image)
-    creation.container_id = run_host_container(context, docker, _container_request(creation))
-
-
-def _set_up_container(creation: Creation) -> None:
-    prepare_container(
-        creation.context,
-        address=creation.address,
-        host_id=creation.host_id,
-        container=creation.container_id,
-        authorized_keys=creation.request.authorized_keys,
-        known_hosts=creation.request.known_hosts,
-        certified_data=_certified_data(creation),
+    """Both containers are started and the host's is set up by one remote command."""
+    context, request = creation.context, creation.request
+    container = context.container_name(request.name)
+    outcomes = run_chain(
+        context.vps(creation.address, creation.host_id),
+        [
+            unless_container(context.state_volume_name, run_step(state_container(context, image=creation.image))),
+            run_step(host_container(context, _container_request(creation))),
+            setup_step(
+                context,
+                host_id=creation.host_id,
+                container=container,
+                authorized_keys=request.authorized_keys,
+                known_hosts=request.known_hosts,
+                certified_data=_certified_data(creation),
+            ),
+            docker_step(inspect_container_argv(container), f"inspect container {container}"),
+        ],
+        purpose=f"start container {container}",
+        timeout_seconds=3 * CONTAINER_SETUP_TIMEOUT_SECONDS,
     )
+    for outcome, check in zip(outcomes, (checked_docker, new_container_id, check_setup, checked_docker), strict=False):
+        check(outcome)
+    (creation.container,) = parse_containers(outcomes[-1].text)
+
+
+def _enter_container(creation: Creation) -> None:
+    enter_container(creation.context, address=creation.address, host_id=creation.host_id)
 
 
 def _take_key_back(creation: Creation) -> None:
@@ -316,7 +342,7 @@ def _write_record(creation: Creation) -> None:
         vps_ip=creation.address,
         ssh_host_public_key=creation.vps_public_key,
         container_ssh_host_public_key=context.keys.container_host_key(request.host_id).public_key,
-        container_id=creation.container_id,
+        container_id=None if creation.container is None else creation.container.id,
         config=VpsHostConfig(
             vps_instance_id=instance_id,
             region=request.build.region,
@@ -399,8 +425,8 @@ CREATE_STEPS: tuple[Step[Creation], ...] = (
     Step("Waiting for cloud-init and Docker", _wait_for_docker),
     Step("Replacing the host key that the cloud knows", _give_own_host_key),
     Step("Preparing the image", _prepare_image),
-    Step("Starting the container", _start_container),
-    Step("Setting up the container", _set_up_container),
+    Step("Starting the container and setting it up", _start_container),
+    Step("Logging in to the container", _enter_container),
     Step("Taking the public key back from the cloud", _take_key_back),
     Step("Writing the host record", _write_record),
 )

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
@@ -34,7 +35,9 @@ from imbue.mngr_vps_docker.host_volume import HostVolumeOverSsh
 from imbue.mngr_vps_docker.lifecycle.container import certified_data_json
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 
 _MOST_ATTEMPTS: Final = 20
 RECORD_OWNED_FIELDS = frozenset(
@@ -89,6 +92,58 @@ def change_certified_data(
             if _replace_data_json(context, sighting, found, data):
                 return record
     raise _changed_by_others(sighting)
+
+
+@dataclass(frozen=True, slots=True)
+class ForeseenChange:
+    """A change to what is known of a host, worked out before it is asked: ``steps`` of a chain make it.
+
+    They find out whether anything is not as it was last seen; ``settle`` then makes the change by asking.
+    """
+
+    change: CertifiedDataChange
+    record: VpsDockerHostRecord
+    steps: Sequence[ChainStep]
+
+
+def foresee(
+    context: ProviderContext, sighting: HostSighting, change: CertifiedDataChange, *, is_in_data_json: bool = True
+) -> ForeseenChange | None:
+    """Work out a change as ``change_certified_data`` makes it; None where too little was seen of the host.
+
+    What does not concern the host itself is left out of data.json.
+    """
+    reading = sighting.reading
+    if reading is None or reading.record is None or (is_in_data_json and not reading.is_volume_read):
+        return None
+    seen = reading.record
+    record = seen
+    if (changed := change(seen.certified_host_data)) != seen.certified_host_data:
+        changed = changed.model_copy(update={"updated_at": datetime.now(UTC)})
+        record = seen.model_copy(update={"certified_host_data": changed})
+    steps = [_store(context, sighting).change_step(seen, record)]
+    if is_in_data_json and reading.data_json_sha256 is not None:
+        try:
+            old = CertifiedHostData.model_validate(reading.data_json)
+        except ValidationError:
+            return None
+        data = _with_owned_fields(old, record.certified_host_data)
+        volume = host_volume(context, sighting)
+        steps.append(volume.replace_step("data.json", _content(data), expected_sha256=reading.data_json_sha256))
+    return ForeseenChange(change, record, steps)
+
+
+def settle(
+    context: ProviderContext, sighting: HostSighting, foreseen: ForeseenChange, outcomes: Sequence[CommandOutcome]
+) -> VpsDockerHostRecord:
+    """See to it that a foreseen change is made, ``outcomes`` being those of its steps, and return the record."""
+    found_other = (_store(context, sighting).is_changed_meanwhile, HostVolumeOverSsh.is_changed_meanwhile)
+    # No step is run after one that found something else.
+    if any(is_changed(outcome) for is_changed, outcome in zip(found_other, outcomes, strict=False)):
+        return change_certified_data(context, sighting, foreseen.change)
+    record = foreseen.record
+    context.journal.update(sighting.host_id, record=record, host_name=record.certified_host_data.host_name)
+    return record
 
 
 def change_tags(
@@ -182,9 +237,12 @@ def _replace_data_json(
     context: ProviderContext, sighting: HostSighting, found: _DataJson, data: CertifiedHostData
 ) -> bool:
     """Write data.json unless it was changed since it was ``found``, and say whether it was written."""
-    # Of a host that reads it there is nothing to say about a stop.
-    content = certified_data_json(data.model_copy(update={"stop_reason": None})).encode()
-    return host_volume(context, sighting).replace_file("data.json", content, expected=found.content)
+    return host_volume(context, sighting).replace_file("data.json", _content(data), expected=found.content)
+
+
+def _content(data: CertifiedHostData) -> bytes:
+    """What is in a host's data.json. To a host that reads it there is nothing to say about a stop."""
+    return certified_data_json(data.model_copy(update={"stop_reason": None})).encode()
 
 
 def _write_on_volume(context: ProviderContext, sighting: HostSighting, path: str, content: str) -> None:

@@ -1,7 +1,11 @@
 """Stopping and starting a host. The VPS stays up: both act on its container.
 
-Of the processes of a machine, one at a time does any of this, on a sighting that is not older: see HostRegistry.alone.
+Of the processes of a machine, one at a time does any of this: see HostRegistry.alone. What they saw of the host may be
+old by then, so each finds out on the VPS itself whether it still is so.
 """
+
+import math
+from typing import Final
 
 from loguru import logger
 
@@ -10,8 +14,16 @@ from imbue.mngr.errors import SnapshotNotFoundError
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
 from imbue.mngr.primitives import SnapshotId
+from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
+from imbue.mngr_vps_docker.docker_commands import inspect_container_argv
+from imbue.mngr_vps_docker.docker_commands import start_argv
 from imbue.mngr_vps_docker.docker_errors import NoSuchContainerError
+from imbue.mngr_vps_docker.docker_errors import checked_docker
+from imbue.mngr_vps_docker.docker_objects import parse_containers
+from imbue.mngr_vps_docker.docker_over_ssh import NOT_RUNNING
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.docker_over_ssh import docker_step
+from imbue.mngr_vps_docker.docker_over_ssh import stop_if_running
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import SshdDownError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
@@ -19,29 +31,60 @@ from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsHostConfig
 from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
-from imbue.mngr_vps_docker.lifecycle.container import prepare_container
-from imbue.mngr_vps_docker.lifecycle.container import run_host_container
+from imbue.mngr_vps_docker.lifecycle.container import check_setup
+from imbue.mngr_vps_docker.lifecycle.container import enter_container
+from imbue.mngr_vps_docker.lifecycle.container import host_container
+from imbue.mngr_vps_docker.lifecycle.container import setup_step
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.metadata import foresee
+from imbue.mngr_vps_docker.lifecycle.metadata import settle
 from imbue.mngr_vps_docker.lifecycle.metadata import update_certified_data
 from imbue.mngr_vps_docker.lifecycle.metadata import update_record
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+from imbue.mngr_vps_docker.remote_batch import ChainStep
+from imbue.mngr_vps_docker.remote_batch import run_chain
+from imbue.mngr_vps_docker.ssh.outcome import Effect
+
+SNAPSHOT_REPOSITORY: Final = "mngr-snapshot"
+# For what Docker and the disk do at once.
+_STEPS_TIMEOUT_SECONDS: Final = 120.0
 
 
 def stop_host(context: ProviderContext, sighting: HostSighting, *, timeout_seconds: float) -> None:
-    """Stop the host's container; one that is stopped already is left as it is.
+    """Stop the host's container, by one remote command; one that is stopped already is left as it is.
 
     ``timeout_seconds`` is how long its processes get before they are killed.
     """
     address, config = usable(sighting)
-    if sighting.is_running:
-        context.container(address, sighting.host_id).close()
-        context.docker(address, sighting.host_id).stop_container(
-            config.container_name, timeout_seconds=round(timeout_seconds)
-        )
-        update_certified_data(context, sighting, stop_reason=HostState.STOPPED.value)
+    context.container(address, sighting.host_id).close()
+    stopped = {"stop_reason": HostState.STOPPED.value}
+    change = foresee(context, sighting, lambda data: data.model_copy(update=stopped), is_in_data_json=False)
+    purpose = f"stop container {config.container_name}"
+    ended, *outcomes = run_chain(
+        context.vps(address, sighting.host_id),
+        [
+            ChainStep(stop_if_running(config.container_name, math.ceil(timeout_seconds)), purpose),
+            *(() if change is None else change.steps),
+        ],
+        purpose=purpose,
+        timeout_seconds=timeout_seconds + _STEPS_TIMEOUT_SECONDS,
+    )
+    if ended.exit_code == NOT_RUNNING:
+        # If it stopped by itself, it has said why.
+        return
+    try:
+        checked_docker(ended)
+    except NoSuchContainerError:
+        return
+    if change is None:
+        update_certified_data(context, sighting, **stopped)
+    else:
+        settle(context, sighting, change, outcomes)
 
 
-def start_host(context: ProviderContext, sighting: HostSighting, snapshot_id: SnapshotId | None = None) -> None:
+def start_host(
+    context: ProviderContext, sighting: HostSighting, snapshot_id: SnapshotId | None = None
+) -> HostSighting:
     """Bring the host up, from a snapshot of it if given, and wait until mngr can log in; a running one stays as it is.
 
     A container that is gone is made anew from its image; its volume, and with it mngr's folder, is kept.
@@ -52,25 +95,51 @@ def start_host(context: ProviderContext, sighting: HostSighting, snapshot_id: Sn
         raise sighting.problem
     docker = context.docker(address, sighting.host_id)
     if snapshot_id is not None:
-        _recreate_container(context, docker, sighting, config, image=_snapshot_image(sighting, snapshot_id))
-    elif not sighting.is_running:
+        sighting = _recreate_container(context, docker, sighting, config, image=_snapshot_image(sighting, snapshot_id))
+    for is_last in (False, False, True):
         try:
-            docker.start_container(config.container_name)
+            return _bring_up(context, sighting, address, config)
         except NoSuchContainerError:
             logger.warning("The container of {} is gone; making it anew from {}", sighting.name, config.image)
             image = config.image or context.config.default_image
-            _recreate_container(context, docker, sighting, config, image=image)
-    try:
-        _prepare(context, sighting, address, config)
-    except (RemoteCommandError, SshdDownError):
-        container = docker.inspect_container(config.container_name)
-        if container is None or container.is_running:
-            raise
-        # It stopped itself meanwhile, for being idle.
-        docker.start_container(config.container_name)
-        _prepare(context, sighting, address, config)
-    if sighting.record is not None and sighting.record.certified_host_data.stop_reason is not None:
-        update_certified_data(context, sighting, stop_reason=None)
+            sighting = _recreate_container(context, docker, sighting, config, image=image)
+        except (RemoteCommandError, SshdDownError):
+            container = None if is_last else docker.inspect_container(config.container_name)
+            if container is None or container.is_running:
+                raise
+            # It stopped meanwhile: for being idle, or because another machine has stopped it.
+    return _bring_up(context, sighting, address, config)
+
+
+def _bring_up(context: ProviderContext, sighting: HostSighting, address: str, config: VpsHostConfig) -> HostSighting:
+    """Start the container if it does not run and set it up, by one remote command, and log in to it."""
+    container, host_id = config.container_name, sighting.host_id
+    change = foresee(
+        context, sighting, lambda data: data.model_copy(update={"stop_reason": None}), is_in_data_json=False
+    )
+    started, *outcomes = run_chain(
+        context.vps(address, host_id),
+        [
+            docker_step(start_argv(container), f"start container {container}"),
+            setup_step(context, host_id=host_id, container=container),
+            docker_step(inspect_container_argv(container), f"inspect container {container}"),
+            *(() if change is None else change.steps),
+        ],
+        purpose=f"start container {container}",
+        timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS + _STEPS_TIMEOUT_SECONDS,
+        effect=Effect.REPEATABLE,
+    )
+    checked_docker(started)
+    set_up, *outcomes = outcomes
+    check_setup(set_up)
+    inspected, *outcomes = outcomes
+    (found,) = parse_containers(checked_docker(inspected).text)
+    if change is None:
+        record = update_certified_data(context, sighting, stop_reason=None)
+    else:
+        record = settle(context, sighting, change, outcomes)
+    enter_container(context, address=address, host_id=host_id)
+    return sighting.started(record, found)
 
 
 def repair_host(context: ProviderContext, sighting: HostSighting) -> None:
@@ -81,7 +150,16 @@ def repair_host(context: ProviderContext, sighting: HostSighting) -> None:
     address, config = usable(sighting)
     if not sighting.is_running:
         raise VpsConnectionError(f"Host {sighting.name} is not running; start it first")
-    _prepare(context, sighting, address, config)
+    step = setup_step(context, host_id=sighting.host_id, container=config.container_name)
+    (outcome,) = run_chain(
+        context.vps(address, sighting.host_id),
+        [step],
+        purpose=step.purpose,
+        timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS + _STEPS_TIMEOUT_SECONDS,
+        effect=Effect.REPEATABLE,
+    )
+    check_setup(outcome)
+    enter_container(context, address=address, host_id=sighting.host_id)
 
 
 def usable(sighting: HostSighting) -> tuple[str, VpsHostConfig]:
@@ -97,26 +175,25 @@ def usable(sighting: HostSighting) -> tuple[str, VpsHostConfig]:
     return sighting.entry.vps_ip, sighting.record.config
 
 
-def _prepare(context: ProviderContext, sighting: HostSighting, address: str, config: VpsHostConfig) -> None:
-    prepare_container(context, address=address, host_id=sighting.host_id, container=config.container_name)
-
-
 def _recreate_container(
     context: ProviderContext, docker: DockerOverSsh, sighting: HostSighting, config: VpsHostConfig, *, image: str
-) -> None:
+) -> HostSighting:
+    """Make the container anew from ``image``, and return the host as it is then."""
     context.container(usable(sighting)[0], sighting.host_id).close()
     docker.remove_container(config.container_name, is_missing_ok=True)
-    container_id = run_host_container(
-        context,
-        docker,
-        ContainerRequest(
-            host_id=sighting.host_id,
-            host_name=HostName(sighting.name),
-            container_name=config.container_name,
-            image=image,
-            start_args=config.start_args,
-            tags=sighting.certified_data.user_tags,
+    container_id = docker.run_container(
+        host_container(
+            context,
+            ContainerRequest(
+                host_id=sighting.host_id,
+                host_name=HostName(sighting.name),
+                container_name=config.container_name,
+                image=image,
+                start_args=config.start_args,
+                tags=sighting.certified_data.user_tags,
+            ),
         ),
+        timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS,
     )
 
     def with_container(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
@@ -124,16 +201,17 @@ def _recreate_container(
             update={"container_id": container_id, "config": config.model_copy(update={"image": image})}
         )
 
-    update_record(context, sighting, with_container)
+    record = update_record(context, sighting, with_container)
     if config.image is not None and config.image != image and _is_deleted_snapshot(sighting, config.image):
         remove_snapshot_image(docker, config.image)
+    return sighting.with_record(record)
 
 
 def remove_snapshot_image(docker: DockerOverSsh, snapshot_id: str) -> None:
     """Remove the image of a snapshot; one that is gone is no error.
 
     By its tags, because Docker refuses to remove an image by id while later snapshots are built on it; its content
-    then goes with the last of them.
+    then goes with the last of them. (Snapshots that version 0.1.0 took are known by the image's id.)
     """
     image = docker.inspect_image(snapshot_id)
     for tag in () if image is None else image.tags:
@@ -142,7 +220,7 @@ def remove_snapshot_image(docker: DockerOverSsh, snapshot_id: str) -> None:
 
 def _is_deleted_snapshot(sighting: HostSighting, image: str) -> bool:
     is_listed = any(snapshot.id == image for snapshot in sighting.certified_data.snapshots)
-    return image.startswith("sha256:") and not is_listed
+    return image.startswith(("sha256:", f"{SNAPSHOT_REPOSITORY}:")) and not is_listed
 
 
 def _snapshot_image(sighting: HostSighting, snapshot_id: SnapshotId) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from loguru import logger
@@ -84,15 +83,18 @@ class HostRegistry:
         return self.get(host_id)
 
     @contextmanager
-    def alone(self, host_id: HostId) -> Iterator[HostSighting]:
-        """One host as it is now, while no other process or thread of this machine starts, stops or snapshots it.
+    def alone(self, host_id: HostId, *, is_asked: bool = False) -> Iterator[HostSighting]:
+        """One host, while no other process or thread of this machine starts, stops or snapshots it.
 
-        Raises HostNotFoundError.
+        It is as last seen, if that was successful, or with ``is_asked`` as it is now. Raises HostNotFoundError.
         """
         # What does not exist leaves no lock behind.
         self.get(host_id)
         with locked(self._context.keys.hosts_folder / host_id / "power.lock"):
-            yield self.fresh(host_id)
+            sighting = self.get(host_id)
+            if is_asked or sighting.reading is None or sighting.problem is not None:
+                sighting = self.fresh(host_id)
+            yield sighting
 
     def offline(self, host_id: HostId) -> HostSighting:
         """One host as last seen by this process or this machine, without any connection; raises HostNotFoundError."""
@@ -128,13 +130,19 @@ class HostRegistry:
         self._sightings.pop(host_id, None)
         self._records.pop(host_id, None)
 
+    def note(self, sighting: HostSighting) -> HostSighting:
+        """Remember how a host is now."""
+        with self._changes:
+            self._sightings[sighting.host_id] = sighting
+            self._note(sighting)
+        return sighting
+
     def note_record(self, record: VpsDockerHostRecord) -> None:
         """Remember a record that was just written."""
         with self._changes:
             sighting = self._sightings.pop(record.host_id, None)
             if sighting is not None and sighting.reading is not None:
-                reading = replace(sighting.reading, record=record)
-                self._sightings[record.host_id] = replace(sighting, reading=reading)
+                self._sightings[record.host_id] = sighting.with_record(record)
                 self._records[record.host_id] = record
 
     def note_agent(self, host_id: HostId, agent_id: str, data: dict[str, Any] | None) -> None:

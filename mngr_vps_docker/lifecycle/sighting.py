@@ -78,6 +78,18 @@ class HostSighting:
             kept = (*kept, data)
         return replace(self, reading=replace(self.reading, persisted_agents=kept, live_agents=live))
 
+    def with_record(self, record: VpsDockerHostRecord) -> "HostSighting":
+        """The same host after its record was written."""
+        entry = self.entry.model_copy(update={"record": record})
+        reading = None if self.reading is None else replace(self.reading, record=record)
+        return replace(self, entry=entry, reading=reading)
+
+    def started(self, record: VpsDockerHostRecord, container: ContainerInfo) -> "HostSighting":
+        """The same host after its container was started and set up."""
+        here = self.with_record(record)
+        reading = None if here.reading is None else replace(here.reading, container=container, stop_reason=None)
+        return replace(here, reading=reading)
+
     def unread(self, problem: Exception) -> "HostSighting":
         """The same host, now that its container turned out not to answer."""
         return replace(self, reading=None, problem=problem)

@@ -20,17 +20,28 @@ from imbue.mngr.interfaces.data_types import SnapshotInfo
 from imbue.mngr.interfaces.data_types import SnapshotRecord
 from imbue.mngr.primitives import SnapshotId
 from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_vps_docker.docker_commands import commit_argv
 from imbue.mngr_vps_docker.docker_errors import DockerError
+from imbue.mngr_vps_docker.docker_errors import checked_docker
+from imbue.mngr_vps_docker.docker_objects import ImageInfo
+from imbue.mngr_vps_docker.docker_objects import parse_images
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.docker_over_ssh import docker_step
+from imbue.mngr_vps_docker.docker_over_ssh import list_images_script
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
 from imbue.mngr_vps_docker.lifecycle.metadata import change_certified_data
+from imbue.mngr_vps_docker.lifecycle.metadata import foresee
+from imbue.mngr_vps_docker.lifecycle.metadata import settle
+from imbue.mngr_vps_docker.lifecycle.power import SNAPSHOT_REPOSITORY
 from imbue.mngr_vps_docker.lifecycle.power import remove_snapshot_image
 from imbue.mngr_vps_docker.lifecycle.power import usable
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+from imbue.mngr_vps_docker.remote_batch import ChainStep
+from imbue.mngr_vps_docker.remote_batch import run_chain
 
-_REPOSITORY: Final = "mngr-snapshot"
+_COMMIT_TIMEOUT_SECONDS: Final = 1800.0
 # What another machine may take to list an image that it has made, by far.
 LISTING_SECONDS = 3600.0
 
@@ -39,19 +50,43 @@ def create_snapshot(context: ProviderContext, sighting: HostSighting, name: Snap
     """Commit the host's container to an image and list it in the record. The host's volume is not part of it."""
     address, config = usable(sighting)
     name = name or SnapshotName(f"snapshot-{uuid4().hex}")
-    if any(snapshot.name == name for snapshot in sighting.certified_data.snapshots):
-        raise MngrError(f"Host {sighting.name} already has a snapshot named {name}; give this one another name")
-    docker = context.docker(address, sighting.host_id)
-    _remove_unlisted_images(docker, sighting)
-    # The tag only keeps the image from being pruned; snapshots are known by image id.
-    image_id = docker.commit(config.container_name, image=f"{_REPOSITORY}:{uuid4().hex}")
-    snapshot = SnapshotRecord(id=image_id, name=name, created_at=datetime.now(UTC).isoformat())
+    _check_name(sighting, name, sighting.certified_data.snapshots)
+    # Chosen here, so that all else can be worked out before the image is made.
+    image = f"{SNAPSHOT_REPOSITORY}:{uuid4().hex}"
+    snapshot = SnapshotRecord(id=image, name=name, created_at=datetime.now(UTC).isoformat())
 
     def with_snapshot(data: CertifiedHostData) -> CertifiedHostData:
-        return data.model_copy(update={"snapshots": [*data.snapshots, snapshot]})
+        others = [other for other in data.snapshots if other.id != image]
+        _check_name(sighting, name, others)
+        return data.model_copy(update={"snapshots": [*others, snapshot]})
 
-    change_certified_data(context, sighting, with_snapshot)
-    return SnapshotId(image_id)
+    change = foresee(context, sighting, with_snapshot)
+    docker = context.docker(address, sighting.host_id)
+    purpose = f"commit container {config.container_name}"
+    committed, *outcomes = run_chain(
+        docker.connection,
+        [
+            docker_step(commit_argv(config.container_name, image, {}), purpose),
+            ChainStep(list_images_script(SNAPSHOT_REPOSITORY), "list the snapshots"),
+            *(() if change is None else change.steps),
+        ],
+        purpose=purpose,
+        timeout_seconds=_COMMIT_TIMEOUT_SECONDS,
+    )
+    checked_docker(committed)
+    listed, *outcomes = outcomes
+    images = parse_images(checked_docker(listed).text)
+    if change is None:
+        record = change_certified_data(context, sighting, with_snapshot)
+    else:
+        record = settle(context, sighting, change, outcomes)
+    _remove_unlisted_images(docker, sighting.with_record(record), images)
+    return SnapshotId(image)
+
+
+def _check_name(sighting: HostSighting, name: SnapshotName, others: Iterable[SnapshotRecord]) -> None:
+    if any(other.name == name for other in others):
+        raise MngrError(f"Host {sighting.name} already has a snapshot named {name}; give this one another name")
 
 
 def list_snapshots(sighting: HostSighting) -> list[SnapshotInfo]:
@@ -77,24 +112,24 @@ def delete_snapshot(context: ProviderContext, sighting: HostSighting, snapshot_i
     def without_snapshot(data: CertifiedHostData) -> CertifiedHostData:
         return data.model_copy(update={"snapshots": [kept for kept in data.snapshots if kept.id != snapshot_id]})
 
-    change_certified_data(context, sighting, without_snapshot)
+    record = change_certified_data(context, sighting, without_snapshot)
     docker = context.docker(address, sighting.host_id)
     # Docker keeps an image that a container runs from; this one goes when the container is replaced.
     if config.image != snapshot_id:
         remove_snapshot_image(docker, snapshot_id)
-    _remove_unlisted_images(docker, sighting)
+    _remove_unlisted_images(docker, sighting.with_record(record), docker.list_images(SNAPSHOT_REPOSITORY))
 
 
-def _remove_unlisted_images(docker: DockerOverSsh, sighting: HostSighting) -> None:
-    """Remove the images of which no record knows, except those that another machine may be about to list."""
+def _remove_unlisted_images(docker: DockerOverSsh, sighting: HostSighting, images: Iterable[ImageInfo]) -> None:
+    """Remove those ``images`` of which no record knows, except those that another machine may be about to list."""
     if sighting.reading is None or sighting.reading.record is None or sighting.container is None:
         return
     config = sighting.reading.record.config
     used = {sighting.container.image_id, sighting.container.image, None if config is None else config.image}
     listed = {snapshot.id for snapshot in sighting.certified_data.snapshots}
     made_before = datetime.now(UTC) - timedelta(seconds=LISTING_SECONDS)
-    for image in docker.list_images(_REPOSITORY):
-        if image.id in used | listed or image.created_at is None or image.created_at > made_before:
+    for image in images:
+        if {image.id, *image.tags} & (used | listed) or image.created_at is None or image.created_at > made_before:
             continue
         logger.info("Removing image {} of {}, which is no snapshot of it", image.id, sighting.name)
         try:

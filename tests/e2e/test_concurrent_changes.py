@@ -87,7 +87,7 @@ def assert_all_is_there(lab: ProviderLab, host: Host, made: list[dict[str, Any]]
     agents = process.list_persisted_agent_data_for_host(host.id)
     by_id = sorted((agent for one in made for agent in one["agents"]), key=lambda agent: str(agent["id"]))
     assert sorted(agents, key=lambda agent: str(agent["id"])) == by_id
-    images = lab.on_vps(host.id, "docker images --no-trunc --quiet mngr-snapshot").split()
+    images = lab.on_vps(host.id, "docker images --format {{.Repository}}:{{.Tag}} mngr-snapshot").split()
     assert {snapshot.id for snapshot in process.list_snapshots(host.id)} == set(images)
 
 

@@ -210,11 +210,15 @@ LATE_FAILURES = {
     ),
     "a build that fails": (("-b", "."), "FROM mngr-agent:bookworm\nRUN exit 7\n", "exit code 7"),
     "a start argument that Docker refuses": (("-s", "--memory=nonsense"), None, "nonsense"),
-    "a start argument that no container starts with": (("-s", "--user=nobody"), None, "Setting up the container"),
+    "a start argument that no container starts with": (
+        ("-s", "--user=nobody"),
+        None,
+        "Starting the container and setting it up",
+    ),
     "an image without what mngr needs": (
         ("-b", "."),
         "FROM mngr-agent:bookworm\nRUN rm /usr/bin/apt-get /usr/sbin/sshd\n",
-        "Setting up the container",
+        "Starting the container and setting it up",
     ),
 }
 
@@ -296,7 +300,7 @@ def test_a_create_that_was_killed_is_found_as_failed_and_can_be_destroyed(mngr: 
 
 def test_gc_removes_what_a_create_that_was_killed_left(mngr: MngrCli) -> None:
     try:
-        with create_until(mngr, "Setting up the container") as process:
+        with create_until(mngr, "Starting the container and setting it up") as process:
             process.kill()
         mngr("gc", "--all-providers")
         assert mngr.leftovers() == []
@@ -310,7 +314,7 @@ def test_gc_removes_what_a_create_that_was_killed_left(mngr: MngrCli) -> None:
 def test_another_machine_leaves_a_create_alone_until_it_must_have_ended(
     mngr: MngrCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with create_until(mngr, "Setting up the container") as process:
+    with create_until(mngr, "Starting the container and setting it up") as process:
         process.kill()
     provider = local_provider(tmp_path, mngr.account, mngr.cloud)
     with provider.mngr_ctx.concurrency_group:

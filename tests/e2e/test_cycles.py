@@ -164,6 +164,8 @@ def check_that_it_is_whole(lab: ProviderLab, host_id: HostId) -> None:
     host = provider.start_host(host_id)
     assert (host.read_file(ON_VOLUME), host.read_file(IN_CONTAINER)) == (b"on the volume", b"in the container")
     listed = [snapshot.id for snapshot in provider.list_snapshots(host_id)]
-    assert sorted(lab.on_vps(host_id, "docker images --no-trunc --quiet mngr-snapshot").split()) == sorted(listed)
+    assert sorted(
+        lab.on_vps(host_id, "docker images --format {{.Repository}}:{{.Tag}} mngr-snapshot").split()
+    ) == sorted(listed)
     for snapshot_id in listed[:-1]:
         provider.delete_snapshot(host_id, snapshot_id)

@@ -139,7 +139,7 @@ def billed(lab: ProviderLab) -> list[str]:
 
 
 def images_of_snapshots(lab: ProviderLab, host_id: HostId) -> list[str]:
-    return lab.on_vps(host_id, "docker image ls --no-trunc --quiet mngr-snapshot").split()
+    return lab.on_vps(host_id, "docker image ls --format {{.Repository}}:{{.Tag}} mngr-snapshot").split()
 
 
 def check_that_all_of_it_is_gone(lab: ProviderLab, remaining: Collection[HostId]) -> None:

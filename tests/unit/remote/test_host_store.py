@@ -24,6 +24,7 @@ from imbue.mngr_vps_docker.host_record import encode_agent_data
 from imbue.mngr_vps_docker.host_record import encode_record
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
 
 _NASTY = "' \" \n\0 $(touch /tmp/x) `x` EOF\nEOF \U0001f600 \\ mngr-batch-end\n"
@@ -219,6 +220,25 @@ def test_an_update_loses_no_others_change(store: VpsDockerHostStore) -> None:
     updated = store.update_host_record(record.host_id, lambda old: _with_tag(old, "ours"))
     assert set(updated.certified_host_data.user_tags) == {"theirs", "ours"}
     assert _other(store).read_host_record(record.host_id) == updated
+
+
+def test_a_step_changes_a_record_only_while_it_is_what_was_seen(store: VpsDockerHostStore) -> None:
+    seen = _record()
+    store.write_host_record(seen)
+    changed, another = _with_tag(seen, "a"), _with_tag(seen, "b")
+
+    def run_step(seen: VpsDockerHostRecord, changed: VpsDockerHostRecord) -> bool:
+        step = store.change_step(seen, changed)
+        return store.is_changed_meanwhile(*run_chain(store.connection, [step], purpose="test", timeout_seconds=30))
+
+    assert not run_step(seen, seen)
+    assert not run_step(seen, changed)
+    assert run_step(seen, another)
+    assert run_step(seen, seen)
+    assert _other(store).read_host_record(seen.host_id) == changed
+    store.delete_host_record(seen.host_id)
+    assert run_step(changed, another)
+    assert store.read_host_record(seen.host_id) is None
 
 
 def test_many_updates_at_once_all_have_their_effect(store: VpsDockerHostStore) -> None:

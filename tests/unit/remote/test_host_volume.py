@@ -1,3 +1,4 @@
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.host_volume import HostVolumeOverSsh
 from imbue.mngr_vps_docker.host_volume import UnsafeVolumePathError
 from imbue.mngr_vps_docker.host_volume import write_volume_files
+from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
 
 _NASTY = "a $(b) 'c' \"d\" -e é"
@@ -136,6 +138,18 @@ def test_a_file_is_replaced_only_while_it_is_what_was_expected(volume: HostVolum
     os.mkfifo(files / "d" / "f")
     assert not volume.replace_file("d/f", b"third", expected=b"second")
     assert sorted(path.name for path in files.rglob("*")) == ["d", "f"]
+
+
+def test_a_step_replaces_a_file_only_while_it_is_what_was_expected(volume: HostVolumeOverSsh, files: Path) -> None:
+    def run_step(content: bytes, expected: bytes) -> bool:
+        step = volume.replace_step("d/f", content, expected_sha256=hashlib.sha256(expected).hexdigest())
+        (outcome,) = run_chain(volume.connection, [step], purpose="test", timeout_seconds=30)
+        return volume.is_changed_meanwhile(outcome)
+
+    assert not run_step("it's $HOME\n é".encode(), b"")
+    assert run_step(b"second", b"first")
+    assert (files / "d" / "f").read_text() == "it's $HOME\n é"
+    assert list(files.glob(".mngr-new*")) == []
 
 
 def test_replacements_at_once_lose_nothing(volume: HostVolumeOverSsh, files: Path) -> None:

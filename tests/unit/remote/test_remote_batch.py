@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 
 from imbue.mngr_vps_docker.remote_batch import BatchFormatError
 from imbue.mngr_vps_docker.remote_batch import BatchResult
+from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.remote_batch import batch_script
 from imbue.mngr_vps_docker.remote_batch import parse_batch
+from imbue.mngr_vps_docker.remote_batch import run_chain
+from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
 
 _RESULTS = st.lists(st.builds(BatchResult, st.integers(0, 255), st.binary(), st.binary()))
 
@@ -85,3 +88,23 @@ def test_a_batch_leaves_nothing_behind() -> None:
 def test_commands_longer_than_an_argument_may_be_are_run() -> None:
     (result,) = _run(f"x='{'a' * 300_000}'; echo ${{#x}}")
     assert result.stdout == b"300000\n"
+
+
+def test_a_chain_ends_with_the_first_step_that_fails_and_is_one_round_trip(machine: LocalMachine) -> None:
+    steps = [
+        ChainStep("echo one", "begin"),
+        ChainStep("echo two; echo why >&2; exit 7", "go on"),
+        ChainStep("touch reached", "end"),
+    ]
+    outcomes = run_chain(machine, steps, purpose="do it all", timeout_seconds=30)
+    assert [(end.purpose, end.exit_code, end.stdout, end.stderr) for end in outcomes] == [
+        ("begin", 0, b"one\n", b""),
+        ("go on", 7, b"two\n", b"why\n"),
+    ]
+    assert len(run_chain(machine, steps[:1] * 3, purpose="do it all", timeout_seconds=30)) == 3
+    assert len(machine.commands) == 2
+
+
+def test_what_a_chain_holds_is_in_no_argument(machine: LocalMachine) -> None:
+    run_chain(machine, [ChainStep("printf %s secret >/dev/null", "use it")], purpose="use it", timeout_seconds=30)
+    assert "secret" not in machine.commands[0]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support import changes
 from support.provider import ProviderLab
+from support.provider import copy_machine
 from support.provider import states
 
 from imbue.mngr.hosts.host import Host
@@ -19,7 +20,7 @@ from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
 
-TIMEOUT_SECONDS = 300.0
+TIMEOUT_SECONDS = 540.0
 IS_LONG_RUN = os.environ.get("MNGR_FAULTS") == "all"
 
 
@@ -41,13 +42,15 @@ def host(lab: ProviderLab, host_id: HostId) -> Iterator[Host]:
         provider.remove_persisted_agent_data(host_id, agent["id"])
 
 
-def change_at_once(lab: ProviderLab, host_id: HostId, processes: int, changes_each: int) -> list[dict[str, Any]]:
-    """Let so many processes make so many changes each, and return what each has made."""
+def change_at_once(
+    lab: ProviderLab, host_id: HostId, processes: int, changes_each: int, machines: tuple[str, ...] = ("here",)
+) -> list[dict[str, Any]]:
+    """Let so many processes on these machines make so many changes each, and return what each has made."""
     programs = [
         subprocess.Popen(
             [
-                *(sys.executable, changes.__file__, str(lab.folder / "here"), lab.account, host_id),
-                *(f"w{number}", str(changes_each)),
+                *(sys.executable, changes.__file__, lab.folder / machines[number % len(machines)]),
+                *(lab.account, host_id, f"w{number}", str(changes_each)),
             ],
             env=os.environ | {"PYTHONPATH": str(Path(changes.__file__).parents[1])},
             stdin=subprocess.PIPE,
@@ -97,4 +100,10 @@ def test_what_each_of_several_processes_changes_lasts(
     lab: ProviderLab, host: Host, processes: int, changes_each: int
 ) -> None:
     made = change_at_once(lab, host.id, processes, changes_each)
+    assert_all_is_there(lab, host, made)
+
+
+def test_what_several_machines_change_lasts(lab: ProviderLab, host: Host) -> None:
+    copy_machine(lab, "elsewhere")
+    made = change_at_once(lab, host.id, processes=4, changes_each=12, machines=("here", "elsewhere"))
     assert_all_is_there(lab, host, made)

@@ -133,6 +133,11 @@ def states(provider: LocalVpsProvider, *, include_destroyed: bool = False) -> di
     return {host.host_id: host.host_state for host in hosts}
 
 
+def copy_machine(lab: ProviderLab, machine: str) -> None:
+    """Give another machine all that the first one knows by now."""
+    shutil.copytree(lab.folder / "here", lab.folder / machine)
+
+
 def copy_keys_of_vps(lab: ProviderLab, machine: str, *others: str) -> None:
     """Give another machine what logs in to the VPSes, but no host's own keys and no notes."""
     here = lab.folder / "here"

@@ -1,0 +1,72 @@
+"""What a distance between the machines does, and what a network can do to a connection."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from support.remote import run
+
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.testing.delaying_proxy import DelayingProxy
+from imbue.mngr_vps_docker.testing.delaying_proxy import Route
+from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+
+ROUND_TRIP_SECONDS = 0.05
+
+
+@pytest.fixture
+def proxy(sshd: LoopbackSshd) -> Iterator[DelayingProxy]:
+    with DelayingProxy([Route(0, "127.0.0.1", sshd.port)], ROUND_TRIP_SECONDS) as proxy:
+        yield proxy
+
+
+@contextmanager
+def through(proxy: DelayingProxy, sshd: LoopbackSshd) -> Iterator[SshConnection]:
+    connection = SshConnection(sshd.target(port=proxy.ports[0], connect_timeout_seconds=5.0))
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def test_nothing_arrives_before_its_time(proxy: DelayingProxy) -> None:
+    with socket.create_connection(("127.0.0.1", proxy.ports[0]), timeout=5) as client:
+        began = time.monotonic()
+        # sshd speaks first, once it is connected to: a round trip for that, half a one there and half a one back.
+        assert client.recv(4) == b"SSH-"
+        assert time.monotonic() - began >= 2 * ROUND_TRIP_SECONDS
+
+
+def test_commands_share_one_connection_over_a_distance(proxy: DelayingProxy, sshd: LoopbackSshd) -> None:
+    with through(proxy, sshd) as connection:
+        data = bytes(range(256)) * 10_000
+        assert run(connection, "cat", stdin=data).stdout == data
+        assert run(connection, "exit 3").exit_code == 3
+        assert (proxy.connection_count, sshd.login_count) == (1, 1)
+
+
+def test_a_command_whose_connection_breaks_is_lost_and_one_that_only_looks_is_run_again(
+    proxy: DelayingProxy, sshd: LoopbackSshd
+) -> None:
+    with through(proxy, sshd) as connection:
+        stream = connection.stream(
+            "echo begun; sleep 30", on_line=lambda *_: proxy.reset(), purpose="test", timeout_seconds=20
+        )
+        assert stream.status is OutcomeStatus.LOST
+        proxy.reset()
+        assert run(connection, "echo again", effect=Effect.READS).stdout == b"again\n"
+
+
+def test_a_network_that_stalls_loses_nothing(proxy: DelayingProxy, sshd: LoopbackSshd) -> None:
+    with through(proxy, sshd) as connection:
+        assert run(connection, "true").is_success
+        with proxy.stalled():
+            began = time.monotonic()
+            stalled = run(connection, "echo never", timeout_seconds=2, effect=Effect.READS)
+            assert not stalled.is_success
+            assert time.monotonic() - began < 30
+        assert run(connection, "echo again").stdout == b"again\n"

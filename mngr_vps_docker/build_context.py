@@ -4,7 +4,6 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -37,6 +36,7 @@ from imbue.mngr_vps_docker.git_context import self_contained_git_dir
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.ssh.striped import run_with_stream
 
 REMOVAL_TIMEOUT_SECONDS = 120.0
 
@@ -65,24 +65,19 @@ def uploaded_build_context(
     """
     # Named here and not there, so that it can be removed even if the answer is lost.
     folder = PurePosixPath("/var/tmp") / f"mngr-build-{secrets.token_hex(16)}"
-    problems: list[BuildContextError] = []
-    with ExitStack() as local:
-        chunks = local.enter_context(archive(build))
-        try:
-            outcome = connection.run(
+    try:
+        with archive(build) as chunks:
+            run_with_stream(
+                connection,
                 _unpack_command(folder),
+                chunks,
                 purpose="upload the build context",
                 timeout_seconds=timeout_seconds,
-                stdin=_noting_problems(chunks, problems),
-            )
-            local.close()
-            if problems:
-                raise problems[0]
-            outcome.checked()
-            place = _dockerfile_in_archive(*_paths(build))
-            yield RemoteContext(context_dir=str(folder / _CONTEXT), dockerfile=str(folder / place))
-        finally:
-            _remove(connection, folder)
+            ).checked()
+        place = _dockerfile_in_archive(*_paths(build))
+        yield RemoteContext(context_dir=str(folder / _CONTEXT), dockerfile=str(folder / place))
+    finally:
+        _remove(connection, folder)
 
 
 def check_build_context(build: ParsedBuildArgs) -> None:
@@ -197,15 +192,6 @@ def _remove(connection: SshConnection, folder: PurePosixPath) -> None:
     )
     if not outcome.is_success:
         logger.warning("{} stays behind on the VPS: {}", folder, outcome.error())
-
-
-def _noting_problems(chunks: Iterable[bytes], problems: list[BuildContextError]) -> Iterator[bytes]:
-    """Pass ``chunks`` on; whoever consumes them in another thread may lose the error that ends them."""
-    try:
-        yield from chunks
-    except BuildContextError as error:
-        problems.append(error)
-        raise
 
 
 def _tar(source: _Source) -> Iterator[bytes]:

@@ -1,12 +1,16 @@
 """Files and streams between machines arrive whole."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.remote import wait_for
 
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.pipe import pipe
+from imbue.mngr_vps_docker.ssh.striped import run_with_stream
+from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
 
 
 def test_files_are_written_and_read_whole(connection: SshConnection, tmp_path: Path) -> None:
@@ -39,3 +43,56 @@ def test_one_machine_feeds_another(connection: SshConnection, tmp_path: Path) ->
 def test_a_broken_end_of_a_pipe_is_an_error(connection: SshConnection, source: str, sink: str) -> None:
     with pytest.raises(Exception, match="exit code 7"):
         pipe(connection, source, connection, sink, purpose="test", timeout_seconds=10)
+
+
+def blocks_of(size_bytes: int, chunk_bytes: int = 70_001) -> tuple[bytes, Iterator[bytes]]:
+    data = os.urandom(size_bytes)
+    return data, (data[start : start + chunk_bytes] for start in range(0, size_bytes, chunk_bytes))
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 1 << 20, (1 << 20) + 1, 5 << 20, (23 << 20) + 7])
+def test_a_stream_over_several_sessions_of_one_login_arrives_in_order(
+    connection: SshConnection, sshd: LoopbackSshd, tmp_path: Path, size_bytes: int
+) -> None:
+    data, chunks = blocks_of(size_bytes)
+    outcome = run_with_stream(
+        connection, f"cat >{tmp_path}/got; echo done", chunks, purpose="test", timeout_seconds=30
+    )
+    assert outcome.checked().stdout == b"done\n"
+    assert (tmp_path / "got").read_bytes() == data
+    assert sshd.login_count == 1
+    assert list(Path("/tmp").glob("mngr-stream-*")) == []
+
+
+def test_a_command_that_fails_before_the_end_of_its_stream_ends_the_whole(connection: SshConnection) -> None:
+    _, chunks = blocks_of(20 << 20)
+    outcome = run_with_stream(
+        connection, "head -c 100 >/dev/null; echo full >&2; exit 7", chunks, purpose="test", timeout_seconds=30
+    )
+    assert (outcome.exit_code, outcome.stderr) == (7, b"full\n")
+
+
+def test_a_stream_that_breaks_off_here_ends_the_command(connection: SshConnection, tmp_path: Path) -> None:
+    def broken() -> Iterator[bytes]:
+        yield bytes(9 << 20)
+        raise LookupError("the source broke")
+
+    with pytest.raises(LookupError, match="the source broke"):
+        run_with_stream(
+            connection, f"cat >/dev/null; touch {tmp_path}/whole", broken(), purpose="test", timeout_seconds=30
+        )
+    assert not (tmp_path / "whole").exists()
+    wait_for(lambda: not list(Path("/tmp").glob("mngr-stream-*")))
+
+
+def test_a_stream_whose_machine_goes_is_not_taken_for_whole(connection: SshConnection, tmp_path: Path) -> None:
+    def lost() -> Iterator[bytes]:
+        # More than is held here, so that the machine has begun to take it.
+        yield bytes(60 << 20)
+        connection.close()
+        yield bytes(9 << 20)
+
+    outcome = run_with_stream(
+        connection, f"cat >/dev/null && touch {tmp_path}/whole", lost(), purpose="test", timeout_seconds=30
+    )
+    assert not outcome.is_success

@@ -18,12 +18,7 @@ from imbue.mngr_vps_docker.build_context import check_build_context
 from imbue.mngr_vps_docker.build_context import uploaded_build_context
 from imbue.mngr_vps_docker.errors import BuildContextError
 from imbue.mngr_vps_docker.errors import RemoteCommandError
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.connection import StandardInput
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.ssh.target import SshTarget
+from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
 
 
 def write(directory: Path, files: Mapping[str, str]) -> None:
@@ -48,37 +43,11 @@ def names_below(directory: Path) -> set[str]:
     return {str(path.relative_to(directory)) for path in directory.rglob("*")}
 
 
-class UnpackHere(SshConnection):
-    """A connection whose machine is this one."""
-
-    def __init__(self) -> None:
-        nothing = Path("/dev/null")
-        super().__init__(SshTarget("localhost", nothing, nothing, host_key_alias="here", label="here"))
-
-    def run(
-        self,
-        command: str,
-        *,
-        purpose: str,
-        timeout_seconds: float,
-        stdin: StandardInput = None,
-        effect: Effect = Effect.ONCE,
-    ) -> CommandOutcome:
-        assert not isinstance(stdin, Path | bytes)
-        # Unbuffered, so that closing writes nothing more.
-        argv = ("sh", "-c", command)
-        with subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
-            assert process.stdin is not None
-            assert process.stderr is not None
-            try:
-                for chunk in stdin or ():
-                    process.stdin.write(chunk)
-            except (BrokenPipeError, BuildContextError):
-                pass  # as a feeding thread might
-            process.stdin.close()
-            stderr = process.stderr.read()
-        status = OutcomeStatus.COMPLETED
-        return CommandOutcome(status, ("sh",), "here", purpose, 0.0, process.returncode, b"", stderr)
+@pytest.fixture
+def vps(tmp_path: Path) -> LocalMachine:
+    """This machine in the place of a VPS."""
+    (tmp_path / "vps").mkdir()
+    return LocalMachine(tmp_path / "vps")
 
 
 @pytest.fixture
@@ -210,17 +179,17 @@ def test_a_dockerfile_outside_the_context_arrives_beside_it(project: Path, unpac
 
 
 def test_an_upload_lasts_as_long_as_its_block(
-    project: Path, left_in_var_tmp: Callable[[], set[Path]], tmp_path: Path
+    vps: LocalMachine, project: Path, left_in_var_tmp: Callable[[], set[Path]], tmp_path: Path
 ) -> None:
     write(tmp_path, {"out/Dockerfile": "FROM outside\n"})
-    with uploaded_build_context(UnpackHere(), build_of(project), timeout_seconds=60) as remote:
+    with uploaded_build_context(vps, build_of(project), timeout_seconds=60) as remote:
         assert Path(remote.dockerfile).read_text() == "FROM scratch\n"
         assert names_below(Path(remote.context_dir)) == names_below(project)
         assert len(left_in_var_tmp()) == 1
         assert stat.S_IMODE(Path(remote.context_dir).parent.stat().st_mode) == 0o700
     with (
         pytest.raises(KeyboardInterrupt),
-        uploaded_build_context(UnpackHere(), build_of(project, "../out/Dockerfile"), timeout_seconds=60) as remote,
+        uploaded_build_context(vps, build_of(project, "../out/Dockerfile"), timeout_seconds=60) as remote,
     ):
         assert Path(remote.dockerfile).read_text() == "FROM outside\n"
         raise KeyboardInterrupt
@@ -228,21 +197,21 @@ def test_an_upload_lasts_as_long_as_its_block(
 
 
 def test_a_failed_upload_leaves_nothing_and_says_why(
-    project: Path, left_in_var_tmp: Callable[[], set[Path]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    vps: LocalMachine, project: Path, left_in_var_tmp: Callable[[], set[Path]], tmp_path: Path
 ) -> None:
-    (tmp_path / "tar").write_text("#!/bin/sh\necho 'tar: No space left on device' >&2; exit 2\n")
-    (tmp_path / "tar").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    tar = tmp_path / "vps" / "bin" / "tar"
+    tar.write_text("#!/bin/sh\necho 'tar: No space left on device' >&2; exit 2\n")
+    tar.chmod(0o755)
     with (
         pytest.raises(RemoteCommandError, match="No space left on device"),
-        uploaded_build_context(UnpackHere(), build_of(project), timeout_seconds=60),
+        uploaded_build_context(vps, build_of(project), timeout_seconds=60),
     ):
         pass
     assert left_in_var_tmp() == set()
 
 
 def test_a_problem_while_sending_is_the_error_that_is_raised(
-    project: Path, left_in_var_tmp: Callable[[], set[Path]], monkeypatch: pytest.MonkeyPatch
+    vps: LocalMachine, project: Path, left_in_var_tmp: Callable[[], set[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unreadable = project / "sub" / "b.txt"
     real_open = os.open
@@ -255,7 +224,7 @@ def test_a_problem_while_sending_is_the_error_that_is_raised(
     monkeypatch.setattr("imbue.mngr_vps_docker.build_context.os.open", refusing)
     with (
         pytest.raises(BuildContextError, match=r"b\.txt of the build context cannot be read: Permission denied"),
-        uploaded_build_context(UnpackHere(), build_of(project), timeout_seconds=60),
+        uploaded_build_context(vps, build_of(project), timeout_seconds=60),
     ):
         pass
     assert left_in_var_tmp() == set()

@@ -41,6 +41,7 @@ from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.ssh.shell import joined
+from imbue.mngr_vps_docker.ssh.shell import quoted
 
 __all__ = ["BuildSpec", "ContainerInfo", "ContainerSpec", "DockerInfo", "DockerOverSsh", "ImageInfo"]
 
@@ -367,10 +368,16 @@ def list_images_script(repository: str) -> str:
     return f'ids=$({ids}) || exit\n[ -z "$ids" ] || {inspect} $ids'
 
 
-def list_containers_script(labels: Mapping[str, str | None]) -> str:
-    """Shell text that prints the JSON of the containers that carry ``labels``, or nothing if there are none."""
+def list_containers_script(labels: Mapping[str, str | None], *, known: str | None = None) -> str:
+    """Shell text that prints the JSON of the containers that carry ``labels``, or nothing if there are none.
+
+    If there is a container of the name ``known``, it is described alone, whatever its labels.
+    """
     inspect = joined(commands.inspect_container_argv())
-    return f'ids=$({joined(commands.list_container_ids_argv(labels))}) || exit\n[ -z "$ids" ] || {inspect} $ids'
+    listing = f'ids=$({joined(commands.list_container_ids_argv(labels))}) || exit\n[ -z "$ids" ] || {inspect} $ids'
+    if known is None:
+        return listing
+    return f"found=$({inspect} {quoted(known)} 2>/dev/null) && printf '%s\\n' \"$found\" && exit\n{listing}"
 
 
 def is_only_vanished(stderr: str) -> bool:

@@ -32,10 +32,13 @@ done
 [ -n "$held" ] || { echo "no temporary directory can be made" >&2; exit 1; }
 trap 'rm -rf "$held"' EXIT
 trap 'exit 143' HUP INT TERM
-one() {
-  ( eval "$1" ) >"$held/out" 2>"$held/err" </dev/null
-  rc=$? out=$(stat -c %s "$held/out") err=$(stat -c %s "$held/err")
-  printf '%s %s %s\\n' $rc "$out" "$err" && cat "$held/out" "$held/err" || exit
+run() { # NUMBER COMMAND
+  ( eval "$2" ) >"$held/out$1" 2>"$held/err$1" </dev/null
+  echo $? >"$held/code$1"
+}
+show() { # NUMBER
+  read -r rc <"$held/code$1" && sizes=$(stat -c %s "$held/out$1" "$held/err$1") || exit
+  printf '%s %s %s\\n' $rc $sizes && cat "$held/out$1" "$held/err$1" || exit
 }
 printf 'mngr-batch-1\\n'
 """
@@ -70,13 +73,19 @@ class BatchResult:
 
 
 def batch_script(commands: Sequence[str], *, is_chain: bool = False) -> str:
-    """The POSIX shell script that runs ``commands`` in order, each in a subshell of its own with an empty stdin.
+    """The POSIX shell script that runs ``commands``, each in a subshell of its own with an empty stdin.
 
-    A command that fails, exits or cannot be parsed does not keep the next ones from running, unless it ``is_chain``.
-    Messages are in English (LC_ALL=C), so that they can be recognised.
+    They run at the same time; a chain runs one after the other, until one fails. A command that fails, exits or cannot
+    be parsed does not keep the others of a batch from running. Messages are in English (LC_ALL=C), so that they can be
+    recognised.
     """
-    after = f"[ $rc -eq 0 ] || {{ printf '{_END.decode().strip()}\\n'; exit 0; }}\n" if is_chain else ""
-    ran = "".join(f"one {quoted(command)}\n{after}" for command in commands)
+    numbered = list(enumerate(quoted(command) for command in commands))
+    if is_chain:
+        end = f"printf '{_END.decode().strip()}\\n'; exit 0;"
+        ran = "".join(f"run {n} {word}\nshow {n}\n[ $rc -eq 0 ] || {{ {end} }}\n" for n, word in numbered)
+    else:
+        ran = "".join(f"run {n} {word} &\n" for n, word in numbered) + "wait\n"
+        ran += "".join(f"show {n}\n" for n, _ in numbered)
     return f"{_PROLOGUE}{ran}printf 'mngr-batch-end\\n'\n"
 
 
@@ -114,7 +123,7 @@ def run_batch(
     timeout_seconds: float,
     effect: Effect = Effect.ONCE,
 ) -> tuple[BatchResult, ...]:
-    """Run ``commands`` on the machine in one round trip and return one result for each.
+    """Run ``commands`` on the machine at the same time, in one round trip, and return one result for each.
 
     Raises VpsConnectionError or RemoteCommandTimeoutError if the batch did not run to its end, BatchFormatError if its
     answer cannot be read. A command that failed is a result, not an error.

@@ -7,7 +7,6 @@ from dataclasses import field
 from pathlib import PurePosixPath
 
 from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import ProviderInstanceName
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
@@ -56,7 +55,7 @@ class ProviderContext:
         """The Docker volume on each VPS that holds its host's record; its keeper container has the same name."""
         return f"{self.prefix}docker-state-{self.user_id}"
 
-    def container_name(self, host_name: HostName) -> str:
+    def container_name(self, host_name: str) -> str:
         """The name of a new host's container; a rename of the host does not change it."""
         return f"{self.prefix}{host_name}"
 

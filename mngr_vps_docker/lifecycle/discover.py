@@ -92,7 +92,11 @@ def observe(context: ProviderContext, sighting: HostSighting) -> HostSighting:
     if sighting.is_gone or sighting.is_being_made or sighting.is_unfinished or entry.vps_ip is None:
         return sighting
     try:
-        state = read_vps_state(context.vps(entry.vps_ip, entry.host_id), state_volume=context.state_volume_name)
+        state = read_vps_state(
+            context.vps(entry.vps_ip, entry.host_id),
+            state_volume=context.state_volume_name,
+            container=_container_name(context, sighting),
+        )
     except VpsDockerError as error:
         if entry.phase is HostPhase.READY:
             logger.warning("Host {} as last seen: {}", sighting.name, error)
@@ -109,6 +113,14 @@ def observe(context: ProviderContext, sighting: HostSighting) -> HostSighting:
     except VpsAuthenticationError as error:
         return replace(found, problem=error)
     return found
+
+
+def _container_name(context: ProviderContext, sighting: HostSighting) -> str:
+    """What the host's container is probably called."""
+    record = sighting.record
+    if record is not None and record.config is not None:
+        return record.config.container_name
+    return context.container_name(sighting.name)
 
 
 def _remember(context: ProviderContext, found: HostSighting) -> JournalEntry:

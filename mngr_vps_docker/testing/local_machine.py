@@ -28,7 +28,9 @@ case "$*" in
   "ps --all --quiet --no-trunc --filter label="*)
     cat "$volumes/.container-ids" 2>/dev/null || : ;;
   "container inspect -- "*)
-    cat "$volumes/.containers" ;;
+    cat "$volumes/.container-$4" 2>/dev/null ||
+      { grep -qsx -- "$4" "$volumes/.container-ids" && cat "$volumes/.containers"; } ||
+      { echo "Error: No such container: $4" >&2; exit 1; } ;;
   *) echo "unexpected command line: docker $*" >&2; exit 99 ;;
 esac
 """  # noqa: E501

@@ -1,5 +1,7 @@
+import os
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -55,7 +57,7 @@ def test_any_text_passes_through_a_real_shell(texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
-def test_commands_run_in_order_and_each_on_its_own(shell: str) -> None:
+def test_commands_run_each_on_its_own(shell: str) -> None:
     results = _run(
         "echo one; echo problem >&2",
         "exit 3",
@@ -73,6 +75,13 @@ def test_commands_run_in_order_and_each_on_its_own(shell: str) -> None:
     assert results[4].stdout == b"unset\n"
     assert results[5].exit_code == 137
     assert results[6].stdout == b"mngr-batch-end\n"
+
+
+def test_commands_run_at_the_same_time(tmp_path: Path) -> None:
+    fifo = shlex.quote(str(tmp_path / "fifo"))
+    os.mkfifo(tmp_path / "fifo")
+    # Each end of a FIFO waits for the other to be opened.
+    assert [result.text for result in _run(f"cat {fifo}", f"echo met >{fifo}")] == ["met\n", ""]
 
 
 def test_what_a_login_shell_prints_first_is_skipped() -> None:

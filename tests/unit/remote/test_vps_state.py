@@ -41,7 +41,7 @@ def _write_record(machine: LocalMachine, host_id: HostId, volume_name: str, cont
 def _container(identifier: str, host_id: str, status: str = "running") -> dict[str, Any]:
     return {
         "Id": identifier,
-        "Name": f"/{identifier}",
+        "Name": f"/name-of-{identifier}",
         "Created": "2026-01-02T03:04:05.123456789Z",
         "Image": "sha256:1",
         "State": {
@@ -59,6 +59,8 @@ def _container(identifier: str, host_id: str, status: str = "running") -> dict[s
 def _set_containers(machine: LocalMachine, *containers: dict[str, Any]) -> None:
     (machine.volumes / ".container-ids").write_text("".join(f"{container['Id']}\n" for container in containers))
     (machine.volumes / ".containers").write_text(json.dumps(containers))
+    for container in containers:
+        (machine.volumes / f".container-{container['Name'].removeprefix('/')}").write_text(json.dumps([container]))
 
 
 def _host_volume(machine: LocalMachine, name: str, agents: list[dict[str, Any]]) -> Path:
@@ -189,3 +191,10 @@ def test_a_volume_that_holds_too_much_costs_only_itself(machine: LocalMachine) -
     reading = _read_only_host(machine)
     assert reading.record is not None
     assert not reading.is_volume_read
+
+
+def test_a_container_of_the_known_name_is_looked_at_alone(machine: LocalMachine) -> None:
+    host_id, other_id = HostId.generate(), HostId.generate()
+    _set_containers(machine, _container("c1", host_id), _container("c2", other_id))
+    assert read_vps_state(machine, state_volume="state", container="name-of-c1").hosts.keys() == {host_id}
+    assert read_vps_state(machine, state_volume="state", container="name-of-c3").hosts.keys() == {host_id, other_id}

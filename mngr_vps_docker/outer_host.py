@@ -1,18 +1,24 @@
 """mngr's views of the two machines of a host, spoken over OpenSSH: the VPS (outer host) and the container (host)."""
 
+import json
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import ConfigDict
 from pydantic import Field
 from pydantic import PrivateAttr
 
 from imbue.mngr.hosts.host import Host
+from imbue.mngr.interfaces.agent import AgentInterface
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.interfaces.data_types import CommandResult
 from imbue.mngr.interfaces.data_types import PyinfraConnector
@@ -61,6 +67,23 @@ def _with_environment(text: str, env: Mapping[str, str] | None) -> tuple[str, by
         return text, None
     exports = "".join(f"export {name}={quoted(value)}\n" for name, value in env.items())
     return RUN_STDIN, for_stdin(f"{exports}{text}")
+
+
+# Of what was read longer ago, somebody else may have changed something.
+_FRESH_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class SeenAgents:
+    """Data of a host's agents as it was ``read_at`` (on this machine's monotonic clock, in seconds)."""
+
+    data: Sequence[Mapping[str, Any]]
+    read_at: float
+
+    @property
+    def are_fresh(self) -> bool:
+        """Whether they may be taken for what the host has now."""
+        return time.monotonic() - self.read_at < _FRESH_SECONDS
 
 
 type SshdRepair = Callable[[HostId], None]
@@ -209,7 +232,12 @@ class VpsDockerHost(_OverOpenSsh, Host):
     on_sshd_down: SshdRepair | None = Field(
         default=None, frozen=True, exclude=True, repr=False, description="Brings the container's sshd back"
     )
+    seen_agents: SeenAgents | None = Field(
+        default=None, exclude=True, repr=False, description="The agents' data, where that was just read"
+    )
 
+    # Content of files that need not be read, each to be used once.
+    _at_hand: dict[Path, bytes] = PrivateAttr(default_factory=dict)
     # Every version of the certified data that was read, by when it was written.
     _seen_data: dict[datetime, CertifiedHostData] = PrivateAttr(default_factory=dict)
 
@@ -233,6 +261,16 @@ class VpsDockerHost(_OverOpenSsh, Host):
         before = self._seen_data.get(data.updated_at)
         self.on_host_data(self.id, (lambda _current: data) if before is None else change_between(before, data))
 
+    def get_agents(self) -> list[AgentInterface[Any]]:
+        """The host's agents; if that was just read, and nothing was done to the host since, without asking it."""
+        seen, self.seen_agents = self.seen_agents, None
+        if seen is None or not seen.are_fresh:
+            return Host.get_agents(self)
+        folders = {self.host_dir / "agents" / str(data["id"]): data for data in seen.data}
+        self._at_hand = {folder / "data.json": json.dumps(data).encode() for folder, data in folders.items()}
+        loaded = [self._load_agent_from_dir(folder) for folder in folders]
+        return [agent for agent in loaded if agent is not None]
+
     def execute_streaming_command(
         self,
         command: str,
@@ -247,7 +285,8 @@ class VpsDockerHost(_OverOpenSsh, Host):
 
     def read_file(self, path: Path) -> bytes:
         """Return the content of a file; raise FileNotFoundError where there is none."""
-        return self._repairing(lambda: _OverOpenSsh.read_file(self, path))
+        at_hand = self._at_hand.pop(path, None)
+        return self._repairing(lambda: _OverOpenSsh.read_file(self, path)) if at_hand is None else at_hand
 
     def write_file(self, path: Path, content: bytes, mode: str | None = None, is_atomic: bool = False) -> None:
         """Write a file and its parent folders; ``mode`` is octal text ("755"), ``is_atomic`` replaces it at once."""
@@ -267,6 +306,7 @@ class VpsDockerHost(_OverOpenSsh, Host):
 
     def _repairing[Answer](self, act: Callable[[], Answer]) -> Answer:
         """Do something, after bringing the container's sshd back if it is that which is missing."""
+        self.seen_agents = None
         try:
             return act()
         except SshdDownError:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,8 @@ class HostReading:
     as its container wrote it (``data_json_sha256``: the digest of that file), ``live_agents`` its agents' data from
     there, ``stop_reason`` the word that an orderly stop left; all of it is written by untrusted code. They are None or
     empty as well where ``is_volume_read`` is false: there is no volume, or it holds more than can be read.
-    ``container`` is None if there is no container.
+    ``container`` is None if there is no container. ``read_at`` is when all that was said, on this machine's monotonic
+    clock, in seconds; None if something of it has changed since.
     """
 
     host_id: HostId
@@ -70,6 +72,7 @@ class HostReading:
     stop_reason: str | None = None
     is_volume_read: bool = False
     container: ContainerInfo | None = None
+    read_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ def read_vps_state(
     Docker, and HostRecordError if the state volume holds more than can be read.
     """
     purpose = "read the state of the VPS"
+    read_at = time.monotonic()
     commands = [_volumes_script(state_volume), list_containers_script({container_label: None}, known=container)]
     volumes, containers = run_batch(
         connection, commands, purpose=purpose, timeout_seconds=timeout_seconds, effect=Effect.READS
@@ -118,7 +122,7 @@ def read_vps_state(
     host_ids = {**stored.records, **dict.fromkeys(stored.unreadable_host_ids), **container_by_host}
     return VpsState(
         hosts={
-            host_id: _reading(host_id, stored, volume_lines, container_by_host.get(host_id), where)
+            host_id: _reading(host_id, stored, volume_lines, container_by_host.get(host_id), where, read_at)
             for host_id in host_ids
         },
         has_state_volume=state_line is not None,
@@ -212,6 +216,7 @@ def _reading(
     volume_lines: Mapping[str, bytes],
     container: ContainerInfo | None,
     where: str,
+    read_at: float,
 ) -> HostReading:
     record = stored.records.get(host_id)
     volume = record.config.volume_name if record is not None and record.config is not None else None
@@ -229,6 +234,7 @@ def _reading(
         stop_reason=None if files is None else _stop_reason(files.contents.get("stop_reason")),
         is_volume_read=files is not None,
         container=container,
+        read_at=read_at,
     )
 
 

@@ -76,7 +76,8 @@ class HostSighting:
         if data is not None:
             live = live if len(live) == len(self.reading.live_agents) else (*live, data)
             kept = (*kept, data)
-        return replace(self, reading=replace(self.reading, persisted_agents=kept, live_agents=live))
+        reading = replace(self.reading, persisted_agents=kept, live_agents=live, read_at=None)
+        return replace(self, reading=reading)
 
     def with_record(self, record: VpsDockerHostRecord) -> "HostSighting":
         """The same host after its record was written."""

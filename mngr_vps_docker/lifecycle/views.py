@@ -12,6 +12,7 @@ from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.power import usable
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.outer_host import HostDataListener
+from imbue.mngr_vps_docker.outer_host import SeenAgents
 from imbue.mngr_vps_docker.outer_host import SshdRepair
 from imbue.mngr_vps_docker.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.outer_host import VpsOuterHost
@@ -56,7 +57,15 @@ def online_host(
         mngr_ctx=provider.mngr_ctx,
         on_host_data=on_host_data,
         on_sshd_down=on_sshd_down,
+        seen_agents=_just_seen_agents(sighting),
     )
+
+
+def _just_seen_agents(sighting: HostSighting) -> SeenAgents | None:
+    reading = sighting.reading
+    if reading is None or reading.read_at is None or not reading.is_volume_read:
+        return None
+    return SeenAgents(reading.live_agents, reading.read_at)
 
 
 def offline_host(

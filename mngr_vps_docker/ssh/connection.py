@@ -51,7 +51,6 @@ type OnLine = Callable[[str, bool], None]
 _MAX_SESSIONS: Final = 8
 # A command line longer than this travels on stdin: one argument holds 128 KiB, and quoting makes it longer.
 _LONGEST_COMMAND_BYTES: Final = 32_000
-_LOGIN_SECONDS: Final = 30.0
 _MAX_REPEATS: Final = 3
 _FIRST_DELAY_SECONDS: Final = 0.2
 _LONGEST_DELAY_SECONDS: Final = 2.0
@@ -132,13 +131,13 @@ class SshConnection:
         return self._run(_Call(command, purpose, timeout_seconds, idle_timeout_seconds, None, Effect.ONCE), reader)
 
     def wait_until_ready(self, timeout_seconds: float) -> None:
-        """Wait until an authenticated command succeeds under the pinned host key.
+        """Wait until the machine lets us in, under the pinned host key.
 
         A refused or silent port is waited for. A host key other than the pinned one, and a key of ours that is
         refused, raise VpsAuthenticationError when they last; the time-out raises VpsConnectionError with ssh's last
         words.
         """
-        wait_until_ready(self.target, self._try_login, timeout_seconds)
+        wait_until_ready(self.target, self._master.open, timeout_seconds)
 
     def read_file(self, path: str) -> bytes:
         """Return the content of a file on the machine; raise FileNotFoundError where there is none."""
@@ -176,13 +175,6 @@ class SshConnection:
     def close(self) -> None:
         """End the shared connection to the machine, if one is open."""
         self._master.close()
-
-    def _try_login(self) -> LoginFailure | None:
-        failure = self._master.open()
-        if failure is not None:
-            return failure
-        outcome = self._attempt(_Call("true", "log in", _LOGIN_SECONDS, None, None, Effect.READS), OutputReader())
-        return None if outcome.is_success else LoginFailure(outcome.reason or NotStartedReason.OTHER, outcome.detail)
 
     def _run(self, call: "_Call", reader: OutputReader) -> CommandOutcome:
         if call.stdin is None and len(call.command.encode("utf-8", "surrogateescape")) > _LONGEST_COMMAND_BYTES:

@@ -287,6 +287,11 @@ class DockerOverSsh:
             raise docker_error(outcome, errors or None)
         return parse_info(outcome.text)
 
+    def wait_for_daemon(self, *, timeout_seconds: float) -> None:
+        """Return as soon as a daemon answers; raises RemoteCommandTimeoutError if none has by then."""
+        script = f"until {joined(commands.info_argv())} >/dev/null 2>&1; do sleep 0.2; done"
+        self._run(script, purpose="wait for Docker", timeout_seconds=timeout_seconds, effect=Effect.READS).checked()
+
     def _docker(
         self,
         argv: commands.Argv,

@@ -53,10 +53,10 @@ from imbue.mngr_vps_docker.lifecycle import metadata
 from imbue.mngr_vps_docker.lifecycle import views
 from imbue.mngr_vps_docker.lifecycle import volumes
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
-from imbue.mngr_vps_docker.lifecycle.create import CreateRequest
 from imbue.mngr_vps_docker.lifecycle.create import check_host_name
 from imbue.mngr_vps_docker.lifecycle.create import check_name_is_free
 from imbue.mngr_vps_docker.lifecycle.create import create_host
+from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
 from imbue.mngr_vps_docker.lifecycle.destroy import destroy_host
 from imbue.mngr_vps_docker.lifecycle.image import check_tools
 from imbue.mngr_vps_docker.lifecycle.power import repair_host

@@ -119,6 +119,14 @@ class ProviderContext:
             for target in ways:
                 self._connections.pop(target, None)
 
+    def abandon_vps(self, address: str, host_id: HostId) -> None:
+        """End what other threads are running on a VPS."""
+        target = self._vps_target(address, host_id)
+        with self._connections_lock:
+            connection = self._connections.pop(target, None)
+        if connection is not None:
+            connection.abandon()
+
     def close(self) -> None:
         """End every shared connection that is not to outlive this process."""
         if self.config.ssh_control_persist_seconds > 0:

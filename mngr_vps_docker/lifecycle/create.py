@@ -5,10 +5,6 @@ import re
 import traceback
 from collections.abc import Callable
 from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
 from datetime import UTC
 from datetime import datetime
 
@@ -17,17 +13,13 @@ from loguru import logger
 from imbue.mngr.errors import HostNameConflictError
 from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import UserInputError
-from imbue.mngr.interfaces.data_types import ActivityConfig
 from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
-from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
 from imbue.mngr_vps_docker.docker_commands import inspect_container_argv
 from imbue.mngr_vps_docker.docker_errors import checked_docker
-from imbue.mngr_vps_docker.docker_objects import ContainerInfo
 from imbue.mngr_vps_docker.docker_objects import parse_containers
 from imbue.mngr_vps_docker.docker_over_ssh import docker_step
 from imbue.mngr_vps_docker.docker_over_ssh import new_container_id
@@ -43,6 +35,7 @@ from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsHostConfig
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
+from imbue.mngr_vps_docker.lifecycle.background import BackgroundWork
 from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
 from imbue.mngr_vps_docker.lifecycle.container import check_setup
 from imbue.mngr_vps_docker.lifecycle.container import enter_container
@@ -53,11 +46,12 @@ from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_TAG
 from imbue.mngr_vps_docker.lifecycle.context import HOST_NAME_TAG
 from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_TAG
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
+from imbue.mngr_vps_docker.lifecycle.creation import Creation
 from imbue.mngr_vps_docker.lifecycle.destroy import delete_instance_of
 from imbue.mngr_vps_docker.lifecycle.destroy import delete_key_of
 from imbue.mngr_vps_docker.lifecycle.destroy import delete_unanswered_instance_of
 from imbue.mngr_vps_docker.lifecycle.destroy import forget_host
-from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
 from imbue.mngr_vps_docker.lifecycle.image import prepare_image
 from imbue.mngr_vps_docker.lifecycle.interruption import ending_in_order
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
@@ -75,57 +69,10 @@ from imbue.mngr_vps_docker.vps_state import HostReading
 # The instance's label is "mngr-<name>" and becomes its host name: 63 letters, digits and hyphens by RFC 1123.
 _HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,56}[A-Za-z0-9])?")
 
+_PREPARING_IMAGE = "Preparing the image"
+
 KEEP_FAILED_HOSTS_VARIABLE = "MNGR_KEEP_FAILED_HOSTS"
 HOW_TO_REMOVE = "mngr gc --all-providers"
-
-
-@dataclass(frozen=True, slots=True)
-class CreateRequest:
-    """A host that was asked for, everything about it already checked but that none of ``others`` has its name."""
-
-    host_id: HostId
-    name: HostName
-    build: ParsedBuildArgs
-    image: str
-    snapshot: SnapshotSource | None
-    start_args: Sequence[str]
-    tags: Mapping[str, str]
-    activity: ActivityConfig
-    others: Sequence[HostSighting]
-    authorized_keys: Sequence[str] = ()
-    known_hosts: Sequence[str] = ()
-
-
-@dataclass(slots=True)
-class Creation:
-    """How far the creation of a host has come."""
-
-    context: ProviderContext
-    request: CreateRequest
-    entry: JournalEntry
-    vps_public_key: str = ""
-    image: str = ""
-    container: ContainerInfo | None = None
-    record: VpsDockerHostRecord | None = None
-    failed_step: str = ""
-    leftovers: list[str] = field(default_factory=list)
-
-    @property
-    def address(self) -> str:
-        """The address of the VPS, which must be known by now."""
-        if self.entry.vps_ip is None:
-            raise VpsProvisioningError(f"The VPS of {self.request.name} has no address yet")
-        return self.entry.vps_ip
-
-    @property
-    def host_id(self) -> HostId:
-        """The id of the host that is being made."""
-        return self.request.host_id
-
-    def note(self, **changes: object) -> None:
-        """Put what is now known of the host on disk, before anything else is done."""
-        self.entry = self.entry.model_copy(update=changes)
-        self.context.journal.write(self.entry)
 
 
 def check_host_name(name: HostName) -> None:
@@ -191,6 +138,7 @@ def _new_entry(request: CreateRequest) -> JournalEntry:
 def _is_taken_back(creation: Creation, title: str, error: BaseException) -> bool:
     reason = f"{title}: {describe_error(error)}"
     creation.failed_step = title
+    creation.stop_image_work()
     if os.environ.get(KEEP_FAILED_HOSTS_VARIABLE) != "1":
         logger.warning("Creating {} failed; removing what was made of it ...", creation.request.name)
         return True
@@ -257,6 +205,8 @@ def _wait_until_active(creation: Creation) -> None:
 def _wait_for_vps_ssh(creation: Creation) -> None:
     context = creation.context
     context.vps(creation.address, creation.host_id).wait_until_ready(context.config.vps_boot_timeout)
+    # Sending the build context, or pulling the image, need not wait until the VPS is set up.
+    creation.image_work = BackgroundWork(_PREPARING_IMAGE, lambda: _prepare_image(creation))
 
 
 def _wait_for_docker(creation: Creation) -> None:
@@ -273,6 +223,7 @@ def _wait_for_docker(creation: Creation) -> None:
         raise VpsProvisioningError(
             f"cloud-init did not make Docker ready on {creation.address}: {outcome.last_words(20)}"
         ) from error
+    creation.is_docker_ready.reach()
 
 
 def _give_own_host_key(creation: Creation) -> None:
@@ -284,16 +235,22 @@ def _give_own_host_key(creation: Creation) -> None:
     context.pin_vps(host_id, creation.address, creation.vps_public_key)
 
 
-def _prepare_image(creation: Creation) -> None:
+def _prepare_image(creation: Creation) -> str:
     request = creation.request
-    creation.image = prepare_image(
+    return prepare_image(
         creation.context,
         creation.context.docker(creation.address, creation.host_id),
         host_id=request.host_id,
         image=request.image,
         build=request.build,
         snapshot=request.snapshot,
+        is_docker_ready=creation.is_docker_ready,
     )
+
+
+def _wait_for_image(creation: Creation) -> None:
+    if creation.image_work is not None:
+        creation.image = creation.image_work.result()
 
 
 def _start_container(creation: Creation) -> None:
@@ -424,7 +381,7 @@ CREATE_STEPS: tuple[Step[Creation], ...] = (
     Step("Waiting for its ssh", _wait_for_vps_ssh),
     Step("Waiting for cloud-init and Docker", _wait_for_docker),
     Step("Replacing the host key that the cloud knows", _give_own_host_key),
-    Step("Preparing the image", _prepare_image),
+    Step(_PREPARING_IMAGE, _wait_for_image),
     Step("Starting the container and setting it up", _start_container),
     Step("Logging in to the container", _enter_container),
     Step("Taking the public key back from the cloud", _take_key_back),

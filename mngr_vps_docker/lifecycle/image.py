@@ -12,9 +12,12 @@ from imbue.mngr.primitives import ImageReference
 from imbue.mngr.primitives import LogLevel
 from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
 from imbue.mngr_vps_docker.build_context import uploaded_build_context
+from imbue.mngr_vps_docker.docker_errors import DockerError
 from imbue.mngr_vps_docker.docker_errors import NoSuchImageError
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
+from imbue.mngr_vps_docker.lifecycle.background import Milestone
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.pipe import pipe
@@ -50,25 +53,61 @@ def prepare_image(
     image: str,
     build: ParsedBuildArgs,
     snapshot: SnapshotSource | None,
+    is_docker_ready: Milestone,
 ) -> str:
-    """Make the host's image available on its VPS and return its name."""
+    """Make the host's image available on its VPS and return its name.
+
+    Begins as soon as the VPS can be logged in to, and does what needs Docker once ``is_docker_ready``.
+    """
     if snapshot is not None:
+        is_docker_ready.wait()
         return _stream_snapshot(context, docker, snapshot)
     if build.is_build:
-        return _build(context, docker, host_id=host_id, build=build)
-    if docker.inspect_image(image) is None:
-        try:
-            docker.pull(image, on_line=_log_build_line, timeout_seconds=context.config.build_timeout_seconds)
-        except NoSuchImageError as error:
-            raise ImageNotFoundError(ImageReference(image)) from error
+        return _build(context, docker, host_id=host_id, build=build, is_docker_ready=is_docker_ready)
+    if not _is_pulled_early(context, docker, image):
+        is_docker_ready.wait()
+        _pull(context, docker, image)
     return image
 
 
-def _build(context: ProviderContext, docker: DockerOverSsh, *, host_id: HostId, build: ParsedBuildArgs) -> str:
+def _is_pulled_early(context: ProviderContext, docker: DockerOverSsh, image: str) -> bool:
+    """Pull an image that the VPS lacks as soon as its Docker answers, which may be long before all else is ready.
+
+    What keeps it from that may pass: Docker is perhaps still being installed.
+    """
+    try:
+        docker.wait_for_daemon(timeout_seconds=context.config.docker_install_timeout)
+        _pull(context, docker, image)
+    except (DockerError, RemoteCommandTimeoutError) as error:
+        logger.debug("Not pulled yet: {}", error)
+        return False
+    except ImageNotFoundError:
+        return False
+    return True
+
+
+def _pull(context: ProviderContext, docker: DockerOverSsh, image: str) -> None:
+    if docker.inspect_image(image) is not None:
+        return
+    try:
+        docker.pull(image, on_line=_log_build_line, timeout_seconds=context.config.build_timeout_seconds)
+    except NoSuchImageError as error:
+        raise ImageNotFoundError(ImageReference(image)) from error
+
+
+def _build(
+    context: ProviderContext,
+    docker: DockerOverSsh,
+    *,
+    host_id: HostId,
+    build: ParsedBuildArgs,
+    is_docker_ready: Milestone,
+) -> str:
     tag = f"mngr-build:{host_id.get_uuid().hex}"
     token = os.environ.get(DEPOT_TOKEN_VARIABLE) if context.config.builder is DockerBuilder.DEPOT else None
     timeout_seconds = context.config.build_timeout_seconds
     with uploaded_build_context(docker.connection, build, timeout_seconds=timeout_seconds) as remote:
+        is_docker_ready.wait()
         docker.build(
             tag=tag,
             context_dir=remote.context_dir,

@@ -74,6 +74,7 @@ class SshConnection:
         self._runner = runner
         self._master = SshMaster(target, runner)
         self._sessions = threading.BoundedSemaphore(_MAX_SESSIONS)
+        self._is_abandoned = False
 
     def run(
         self,
@@ -176,6 +177,11 @@ class SshConnection:
         """End the shared connection to the machine, if one is open."""
         self._master.close()
 
+    def abandon(self) -> None:
+        """End the shared connection for good: what other threads are running over it is lost, and not tried again."""
+        self._is_abandoned = True
+        self._master.close()
+
     def _run(self, call: "_Call", reader: OutputReader) -> CommandOutcome:
         if call.stdin is None and len(call.command.encode("utf-8", "surrogateescape")) > _LONGEST_COMMAND_BYTES:
             call = replace(call, command=RUN_STDIN, stdin=for_stdin(call.command))
@@ -189,9 +195,8 @@ class SshConnection:
             time.sleep(min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2**attempt) * random.uniform(0.5, 1.5))
             attempt += 1
 
-    @staticmethod
-    def _may_help_to_repeat(call: "_Call", outcome: CommandOutcome, attempt: int, give_up_at: float) -> bool:
-        if not is_repeatable(call.stdin):
+    def _may_help_to_repeat(self, call: "_Call", outcome: CommandOutcome, attempt: int, give_up_at: float) -> bool:
+        if self._is_abandoned or not is_repeatable(call.stdin):
             return False
         if outcome.status is OutcomeStatus.LOST:
             return call.effect is not Effect.ONCE and attempt < _MAX_REPEATS and not outcome.detail
@@ -276,6 +281,8 @@ class SshConnection:
         self, call: "_Call", reader: OutputReader, metered: MeteredInput | None
     ) -> tuple[LoginFailure | None, Stop | None]:
         """Run one attempt; return why it never started, if it did not, and why we ended it, if we did."""
+        if self._is_abandoned:
+            return LoginFailure(NotStartedReason.OTHER, "it is not wanted any more"), None
         # The shared connection is nearly always there, and asking first would cost a process and a round trip. Only
         # what cannot be sent twice must not be lost to one that is gone.
         failure = None if is_repeatable(call.stdin) else self._master.open()

@@ -4,6 +4,8 @@ import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
+from datetime import timedelta
 
 import pytest
 from support.local_provider import local_provider
@@ -75,11 +77,38 @@ def test_create_logs_in_once_to_each_machine(meter: Meter) -> None:
     assert (meter.vps_logins(), meter.container_logins()) == (1, 2)
 
 
-@pytest.mark.parametrize("command", [("exec", "a1", "true"), ("list",), ("exec", "a1", "--outer", "true")])
-def test_a_command_logs_in_to_nothing_once_it_is_known(meter: Meter, command: tuple[str, ...]) -> None:
+def test_create_prepares_the_image_while_it_waits_for_cloud_init(meter: Meter) -> None:
+    began = {logged.purpose: datetime.fromisoformat(logged.time) for logged in meter.commands()}
+    waited = next(logged for logged in meter.commands() if logged.purpose == "wait for cloud-init and Docker")
+    assert began["wait for Docker"] < began[waited.purpose] + timedelta(milliseconds=waited.milliseconds)
+
+
+# What creating a host takes beyond its logins, before mngr itself works on it: every one is two round trips.
+CREATE = [
+    "wait for Docker",
+    "wait for cloud-init and Docker",
+    "inspect image mngr-agent:bookworm",
+    "make the VPS a host key of its own",
+    "put the VPS's own host key in place",
+    "start container",
+    "write the record",
+]
+
+
+def test_create_is_so_few_commands(meter: Meter) -> None:
+    ours = [logged.purpose for logged in meter.commands() if " > " in logged.operation]
+    assert len(ours) == len(CREATE)
+    assert all(any(purpose.startswith(wanted) for purpose in ours) for wanted in CREATE), ours
+
+
+@pytest.mark.parametrize(
+    ("command", "count"), [(("exec", "a1", "true"), 2), (("list",), 2), (("exec", "a1", "--outer", "true"), 2)]
+)
+def test_a_command_logs_in_to_nothing_once_it_is_known(meter: Meter, command: tuple[str, ...], count: int) -> None:
+    meter.mngr(*command)
     cost = meter.cost(*command)
     assert (cost.vps_logins, cost.container_logins) == (0, 0)
-    assert all(logged.outcome == "COMPLETED" for logged in cost.commands)
+    assert [logged.outcome for logged in cost.commands] == ["COMPLETED"] * count
 
 
 def test_what_list_shows_as_ssh_command_can_be_pasted(meter: Meter) -> None:
@@ -96,7 +125,7 @@ def test_every_command_of_the_log_can_be_read_and_belongs_to_an_operation(meter:
     (log,) = meter.mngr.profile.glob("providers/*/*/logs/ssh.jsonl")
     assert len(log.read_text().splitlines()) == len(meter.commands())
     operations = {logged.operation for logged in meter.commands()}
-    assert {"mngr create > Waiting for its ssh", "mngr list"} <= operations
+    assert {"mngr create > Preparing the image", "mngr list"} <= operations
     assert all(json.loads(line)["parent"] for line in log.read_text().splitlines())
 
 

@@ -1,0 +1,62 @@
+"""A part of an operation that goes on in a thread of its own while the operation goes on, too."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+
+from imbue.mngr_vps_docker.ssh.span import span
+
+
+class AbandonedError(Exception):
+    """What was waited for will not happen, because the operation has failed."""
+
+
+class Milestone:
+    """Something that the operation will come to, or not."""
+
+    def __init__(self) -> None:
+        self._is_over = threading.Event()
+        self._is_reached = False
+
+    def reach(self) -> None:
+        """Let those go on who wait for it."""
+        self._is_reached = True
+        self._is_over.set()
+
+    def abandon(self) -> None:
+        """Let those end who wait for it, unless it was reached."""
+        self._is_over.set()
+
+    def wait(self) -> None:
+        """Return when it is reached; raises AbandonedError if it never will be."""
+        self._is_over.wait()
+        if not self._is_reached:
+            raise AbandonedError
+
+
+class BackgroundWork[Answer]:
+    """Work that has begun; its remote commands count as part of the step ``title``."""
+
+    def __init__(self, title: str, work: Callable[[], Answer]) -> None:
+        def run() -> Answer:
+            with span(title):
+                return work()
+
+        pool = ThreadPoolExecutor(1, thread_name_prefix=title)
+        self._future: Future[Answer] = pool.submit(copy_context().run, run)
+        pool.shutdown(wait=False)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, well or badly."""
+        return self._future.done()
+
+    def result(self) -> Answer:
+        """Wait for its end and return what it made; raises what it raised."""
+        return self._future.result()
+
+    def wait_until_over(self) -> None:
+        """Wait for its end, whatever that is."""
+        self._future.exception()

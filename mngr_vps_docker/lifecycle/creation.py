@@ -1,0 +1,78 @@
+"""A host that is being made: what was asked for, and how far it has come."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+
+from imbue.mngr.interfaces.data_types import ActivityConfig
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
+from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
+from imbue.mngr_vps_docker.docker_objects import ContainerInfo
+from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
+from imbue.mngr_vps_docker.journal import JournalEntry
+from imbue.mngr_vps_docker.lifecycle.background import BackgroundWork
+from imbue.mngr_vps_docker.lifecycle.background import Milestone
+from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
+from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRequest:
+    """A host that was asked for, everything about it already checked but that none of ``others`` has its name."""
+
+    host_id: HostId
+    name: HostName
+    build: ParsedBuildArgs
+    image: str
+    snapshot: SnapshotSource | None
+    start_args: Sequence[str]
+    tags: Mapping[str, str]
+    activity: ActivityConfig
+    others: Sequence[HostSighting]
+    authorized_keys: Sequence[str] = ()
+    known_hosts: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class Creation:
+    """How far the creation of a host has come."""
+
+    context: ProviderContext
+    request: CreateRequest
+    entry: JournalEntry
+    is_docker_ready: Milestone = field(default_factory=Milestone)
+    image_work: BackgroundWork[str] | None = None
+    vps_public_key: str = ""
+    image: str = ""
+    container: ContainerInfo | None = None
+    record: VpsDockerHostRecord | None = None
+    failed_step: str = ""
+    leftovers: list[str] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """The address of the VPS, which must be known by now."""
+        if self.entry.vps_ip is None:
+            raise VpsProvisioningError(f"The VPS of {self.request.name} has no address yet")
+        return self.entry.vps_ip
+
+    @property
+    def host_id(self) -> HostId:
+        """The id of the host that is being made."""
+        return self.request.host_id
+
+    def note(self, **changes: object) -> None:
+        """Put what is now known of the host on disk, before anything else is done."""
+        self.entry = self.entry.model_copy(update=changes)
+        self.context.journal.write(self.entry)
+
+    def stop_image_work(self) -> None:
+        """End what is still being done in the background, on the VPS too."""
+        if self.image_work is not None and not self.image_work.is_over:
+            self.is_docker_ready.abandon()
+            self.context.abandon_vps(self.address, self.host_id)
+            self.image_work.wait_until_over()

@@ -13,7 +13,7 @@ SHELL_SCRIPTS = $(shell find .ci scripts mngr_vps_docker -type f \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-fast test-faults check clean-local bootstrap
+.PHONY: help demo test test-fast test-faults bench check clean-local bootstrap
 
 help: ## show this list
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,10 @@ test-faults: bootstrap ## cut every operation short at every point, in every way
 	@scripts/ensure-engine
 	@MNGR_FAULTS=all $(PYTHON) -m pytest -n 4 --dist load tests/e2e/faults tests/e2e/test_concurrent_changes.py \
 		tests/e2e/test_cycles.py
+
+bench: bootstrap ## time what users wait for, from 0 and 100 ms away, beside the least that it can take (20 minutes)
+	@scripts/ensure-engine
+	@PYTHONPATH=tests $(PYTHON) -m bench
 
 check: bootstrap ## lint, format, types, shell scripts, architecture, dependencies and the built wheel
 	$(PYTHON) -m ruff check . $(PYTHON_SCRIPTS)

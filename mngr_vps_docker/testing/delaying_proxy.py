@@ -28,18 +28,19 @@ _START_SECONDS: Final = 10.0
 
 @dataclass(frozen=True)
 class Route:
-    """Connections to ``listen_port`` lead to ``port`` of ``host``; port 0 stands for any free one."""
+    """Connections to ``listen_port`` of ``listen_address`` lead to ``port`` of ``host``; port 0 is any free one."""
 
     listen_port: int
     host: str
     port: int
+    listen_address: str = "127.0.0.1"
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``LISTEN_PORT:HOST:PORT``; raises ValueError for anything else."""
+        """Read ``LISTEN_PORT:HOST:PORT``, of any address of this machine; raises ValueError for anything else."""
         listen_port, rest = text.split(":", 1)
         host, port = rest.rsplit(":", 1)
-        return cls(int(listen_port), host, int(port))
+        return cls(int(listen_port), host, int(port), listen_address="0.0.0.0")
 
 
 class DelayingProxy:
@@ -49,12 +50,11 @@ class DelayingProxy:
     on a real network, connecting takes a round trip as well. ``connection_count`` counts connections ever accepted.
     """
 
-    def __init__(self, routes: Sequence[Route], round_trip_seconds: float = 0.0, address: str = "127.0.0.1") -> None:
+    def __init__(self, routes: Sequence[Route], round_trip_seconds: float = 0.0) -> None:
         self.round_trip_seconds = round_trip_seconds
         self.connection_count = 0
         self.ports: tuple[int, ...] = ()
         self._routes = tuple(routes)
-        self._address = address
         self._loop = asyncio.new_event_loop()
         self._flowing = asyncio.Event()
         self._connections: set[asyncio.Task[None]] = set()
@@ -98,7 +98,8 @@ class DelayingProxy:
             ) -> Coroutine[Any, Any, None]:
                 return self._carry(reader, writer, route)
 
-            servers.append(await asyncio.start_server(accept, self._address, route.listen_port, limit=_READ_BYTES))
+            place = (route.listen_address, route.listen_port)
+            servers.append(await asyncio.start_server(accept, *place, limit=_READ_BYTES))
         self._servers = tuple(servers)
         self.ports = tuple(server.sockets[0].getsockname()[1] for server in servers)
 
@@ -181,7 +182,7 @@ def main() -> None:
     parser.add_argument("routes", nargs="+", type=Route.parse, metavar="LISTEN_PORT:HOST:PORT")
     options = parser.parse_args()
     with (
-        DelayingProxy(options.routes, options.round_trip_ms / 1000, address="0.0.0.0"),
+        DelayingProxy(options.routes, options.round_trip_ms / 1000),
         contextlib.suppress(KeyboardInterrupt),
     ):
         threading.Event().wait()

@@ -126,9 +126,13 @@ class LoopbackSshd:
     def change_host_key(self, *, is_pinned: bool) -> None:
         """Take another host key from the next start on, known to the client or not."""
         self._host_key_path = self.folder / f"host_key_{time.monotonic_ns()}"
-        key = load_or_create_key_pair(self._host_key_path)
         if is_pinned:
-            self._known_hosts.pin((_HOST_KEY_ALIAS,), key.public_key)
+            self._known_hosts.pin((_HOST_KEY_ALIAS,), self.host_public_key)
+
+    @property
+    def host_public_key(self) -> str:
+        """The public half of its host key."""
+        return load_or_create_key_pair(self._host_key_path).public_key
 
     @property
     def log(self) -> str:

@@ -1,16 +1,19 @@
 """What a user can set for a provider, validated where it comes in."""
 
+import re
 from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Annotated
 from typing import Any
+from typing import Final
 from typing import Self
 
 from pydantic import BeforeValidator
 from pydantic import Field
-from pydantic import PositiveFloat
 from pydantic import PositiveInt
 from pydantic import TypeAdapter
 from pydantic import ValidationError
+from pydantic import field_validator
 
 from imbue.mngr.config.data_types import ProviderInstanceConfig
 from imbue.mngr.errors import ConfigParseError
@@ -18,11 +21,20 @@ from imbue.mngr.primitives import ActivitySource
 from imbue.mngr.primitives import DockerBuilder
 from imbue.mngr.primitives import IdleMode
 from imbue.mngr.primitives import ProviderBackendName
+from imbue.mngr_vps_docker.image_reference import is_image_reference
 
+# Where a host's volume is mounted in its container; host_dir is a link to it.
+HOST_VOLUME_PATH: Final = PurePosixPath("/mngr-vol")
+# Where the VPS's own sshd listens.
+VPS_SSH_PORT: Final = 22
 # apt on a slow mirror is the longest part of setting up a container; without it the whole takes about a second.
 CONTAINER_SETUP_TIMEOUT_SECONDS = 600.0
 # More than all that create does besides may take: calls of the cloud, new host keys, files, small docker commands.
 _SMALL_STEPS_SECONDS = 900.0
+
+# No path of a shell script or of ssh needs quotes, and no time-out is too much for ssh.
+_PLAIN_PATH: Final = re.compile(r"(?:/[\w.@+-]+)+", re.ASCII)
+type _Seconds = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
 
 
 def _upper(value: object) -> object:
@@ -51,16 +63,14 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
         default_factory=lambda: tuple(ActivitySource),
         description="Activity sources that keep a host alive, where the idle mode does not say",
     )
-    ssh_connect_timeout: PositiveFloat = Field(
-        default=60.0, description="Seconds until a machine counts as unreachable"
-    )
-    vps_boot_timeout: PositiveFloat = Field(
+    ssh_connect_timeout: _Seconds = Field(default=60.0, description="Seconds until a machine counts as unreachable")
+    vps_boot_timeout: _Seconds = Field(
         default=300.0, description="Seconds for a new VPS to become active, and again for its ssh to accept our key"
     )
-    docker_install_timeout: PositiveFloat = Field(
+    docker_install_timeout: _Seconds = Field(
         default=300.0, description="Seconds for cloud-init to finish and Docker to answer on a new VPS"
     )
-    build_timeout_seconds: PositiveFloat = Field(
+    build_timeout_seconds: _Seconds = Field(
         default=1800.0, description="Seconds for pulling or building an image, and again for sending its context"
     )
     container_ssh_port: int = Field(
@@ -78,6 +88,10 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
         default=(),
         description="Dangerous arguments of `docker run` that are allowed all the same, as --option or --option=value",
     )
+    allowed_build_args: tuple[Annotated[str, Field(pattern=r"^--.")], ...] = Field(
+        default=(),
+        description="The same of `docker build`",
+    )
     builder: Annotated[DockerBuilder, BeforeValidator(_upper)] = Field(
         default=DockerBuilder.DOCKER,
         description="DOCKER builds on the VPS; DEPOT builds there with the depot CLI and DEPOT_TOKEN",
@@ -89,6 +103,41 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
         default=(),
         description="More options of ssh, each Name=value, such as one that leads through another machine",
     )
+
+    # By name, and so of fields that a subclass declares anew, too. None of them changes a value: see model_construct.
+
+    @field_validator("host_dir")
+    @classmethod
+    def _check_host_dir(cls, folder: Path) -> Path:
+        path = PurePosixPath(folder)
+        if not _PLAIN_PATH.fullmatch(str(path)) or ".." in path.parts or path.is_relative_to(HOST_VOLUME_PATH):
+            raise ValueError(
+                f"must be an absolute path of letters, digits and ._@+- like /mngr, without '..' and not under"
+                f" {HOST_VOLUME_PATH}"
+            )
+        return folder
+
+    @field_validator("default_image")
+    @classmethod
+    def _check_image(cls, image: str) -> str:
+        if not is_image_reference(image):
+            raise ValueError("is no name of an image, like debian:bookworm-slim")
+        return image
+
+    @field_validator("default_region", "default_plan", "default_os_id", mode="before")
+    @classmethod
+    def _check_is_named(cls, name: object) -> object:
+        # pydantic would take true for the number 1.
+        if isinstance(name, bool) or (isinstance(name, str) and not name.strip()):
+            raise ValueError("must be what the cloud calls one of its own")
+        return name
+
+    @field_validator("container_ssh_port")
+    @classmethod
+    def _check_port(cls, port: int) -> int:
+        if port == VPS_SSH_PORT:
+            raise ValueError(f"must not be {VPS_SSH_PORT}, where the VPS's own sshd listens")
+        return port
 
     @property
     def longest_create_seconds(self) -> float:
@@ -107,8 +156,8 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
     def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
         """Validate what mngr read from TOML, and remember which fields were set.
 
-        Unset fields may be missing here even if they are required: another config layer may hold them. Raises
-        ConfigParseError naming the field.
+        Unset fields may be missing here even if they are required: another config layer may hold them (and if none
+        does, see ``__getattr__``). Raises ConfigParseError naming the field.
         """
         present = {name: value for name, value in values.items() if value is not None and name in cls.model_fields}
         try:
@@ -117,6 +166,15 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
             _raise_unless_only_missing(cls, error)
         validated = {name: _validated_field(cls, name, value) for name, value in present.items()}
         return super().model_construct(_fields_set=set(present), **validated)
+
+    def __getattr__(self, name: str) -> Any:
+        """Only of what is missing: raise ConfigParseError for a required field that no layer of settings has set."""
+        if name in type(self).model_fields:
+            raise ConfigParseError(
+                f"The provider setting '{name}' is required and not set: add it to the settings of the provider whose"
+                f" backend is {self.backend}"
+            )
+        return super().__getattr__(name)  # type: ignore[misc]
 
     def merge_with(self, override: ProviderInstanceConfig) -> Self:
         """Return this config with the fields that ``override`` really sets."""

@@ -13,11 +13,10 @@ from pathlib import PurePosixPath
 from imbue.mngr.providers.ssh_host_setup import REQUIRED_HOST_PACKAGES
 from imbue.mngr.providers.ssh_host_setup import RequiredHostPackage
 from imbue.mngr.providers.ssh_host_setup import load_resource_script
+from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
 from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.ssh.shell import quoted
 
-# Where the host's volume is mounted; host_dir is a link to it.
-HOST_VOLUME_PATH = PurePosixPath("/mngr-vol")
 # Written whenever the container stops in an orderly way, removed when it starts; absent on a stopped host: it crashed.
 STOP_REASON_FILE = "stop_reason"
 SSHD_FOLDER = HOST_VOLUME_PATH / ".sshd"

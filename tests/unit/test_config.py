@@ -17,6 +17,9 @@ class CloudConfig(VpsDockerProviderConfig):
 
     api_key: SecretStr
     default_region: str = "fra"
+    default_plan: str = "tiny"
+    default_os_id: int | str = "debian-12"
+    default_image: str = "debian:12"
 
 
 def from_toml(**values: object) -> VpsDockerProviderConfig:
@@ -58,11 +61,42 @@ def test_lists_of_names_may_be_in_lower_case() -> None:
         ("ssh_connect_timeout", -1),
         ("default_idle_timeout", "soon"),
         ("default_start_args", 3),
+        ("host_dir", "mngr"),
+        ("host_dir", ""),
+        ("host_dir", "/"),
+        ("host_dir", "~/.mngr"),
+        ("host_dir", "/mngr-vol"),
+        ("host_dir", "/mngr-vol/data"),
+        ("host_dir", "/data/../mngr-vol"),
+        ("host_dir", "//mngr"),
+        ("host_dir", "/mngr data"),
+        ("default_image", ""),
+        ("default_image", "-x"),
+        ("default_image", "Debian:bookworm"),
+        ("default_region", ""),
+        ("default_plan", " "),
+        ("default_os_id", ""),
+        ("default_os_id", True),
+        ("ssh_connect_timeout", float("inf")),
+        ("vps_boot_timeout", float("inf")),
+        ("docker_install_timeout", float("nan")),
+        ("build_timeout_seconds", 1e12),
+        ("container_ssh_port", 22),
+        ("allowed_build_args", ["network"]),
     ],
 )
-def test_a_bad_value_is_refused_by_the_name_of_its_field(name: str, value: object) -> None:
-    with pytest.raises(ConfigParseError, match=name):
-        from_toml(**{name: value})
+@pytest.mark.parametrize("config_class", [VpsDockerProviderConfig, CloudConfig])
+def test_a_bad_value_is_refused_by_the_name_of_its_field(
+    config_class: type[VpsDockerProviderConfig], name: str, value: object
+) -> None:
+    with pytest.raises(ConfigParseError, match=f": {name}") as raised:
+        config_class.model_construct(**{name: value})
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("host_dir", ["/mngr", "/data/mngr/", "/home/me/.mngr", "/mngr-volume"])
+def test_the_folder_for_mngr_s_data_may_be_any_plain_path(host_dir: str) -> None:
+    assert from_toml(host_dir=host_dir).host_dir == Path(host_dir)
 
 
 def test_only_what_a_layer_sets_overrides_the_layer_below() -> None:
@@ -87,3 +121,12 @@ def test_a_required_field_may_stand_in_another_layer() -> None:
 def test_a_bad_value_is_refused_in_a_partial_layer_too() -> None:
     with pytest.raises(ConfigParseError, match="container_ssh_port"):
         CloudConfig.model_construct(container_ssh_port=0)
+
+
+def test_a_required_field_that_no_layer_sets_is_named_where_it_is_first_used() -> None:
+    config = CloudConfig.model_construct(default_plan="small").merge_with(CloudConfig.model_construct())
+    with pytest.raises(ConfigParseError, match="'api_key' is required and not set"):
+        _ = config.api_key
+    assert config.default_plan == "small"
+    with pytest.raises(AttributeError):
+        _ = config.colour  # type: ignore[attr-defined]

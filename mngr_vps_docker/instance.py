@@ -155,7 +155,7 @@ class VpsDockerProvider(BaseProviderInstance):
         """Create a host on a new VPS. Bad input is refused before anything is paid for."""
         check_host_name(name)
         build = self._parse_build_args(build_args or ())
-        run_args = start_args_of(self.config, start_args or ())
+        run_args = start_args_of(self.config, start_args or (), state_volume=self._context.state_volume_name)
         check_tools(self._context, build)
         check_build_context(build)
         existing = self._registry.discover()

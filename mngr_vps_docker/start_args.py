@@ -1,33 +1,59 @@
 """What a user asks for with ``-s``: options of `docker run`, some of which would let an agent out of its container."""
 
-import csv
+import posixpath
+import re
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
+from pathlib import PurePosixPath
 from typing import Final
 
+from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
+from imbue.mngr_vps_docker.config import VPS_SSH_PORT
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
+from imbue.mngr_vps_docker.docker_options import DockerOptions
+from imbue.mngr_vps_docker.docker_options import Rule
+from imbue.mngr_vps_docker.docker_options import always
+from imbue.mngr_vps_docker.docker_options import is_foreign_network
+from imbue.mngr_vps_docker.docker_options import is_off
+from imbue.mngr_vps_docker.docker_options import is_on
+from imbue.mngr_vps_docker.docker_options import settings_of
 from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.plain_text import check_texts
+from imbue.mngr_vps_docker.plain_text import shown
+
+_KIND: Final = "Start argument"
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# From `docker run --help`, Docker 20.10 to 28: the options that take no value; all others take one.
+# From `docker run --help`, Docker 20.10 to 28.
 _SWITCHES: Final = _words("""
     --detach --disable-content-trust --help --init --interactive --no-healthcheck --oom-kill-disable --privileged
     --publish-all --quiet --read-only --rm --sig-proxy --tty --use-api-socket
 """)
-_SHORT_SWITCHES: Final = {
-    "d": "--detach", "i": "--interactive", "P": "--publish-all", "q": "--quiet", "t": "--tty"
+_WITH_VALUE: Final = _words("""
+    --add-host --annotation --attach --blkio-weight --blkio-weight-device --cap-add --cap-drop --cgroup-parent
+    --cgroupns --cidfile --cpu-count --cpu-percent --cpu-period --cpu-quota --cpu-rt-period --cpu-rt-runtime
+    --cpu-shares --cpus --cpuset-cpus --cpuset-mems --detach-keys --device --device-cgroup-rule --device-read-bps
+    --device-read-iops --device-write-bps --device-write-iops --dns --dns-option --dns-search --domainname --entrypoint
+    --env --env-file --expose --gpus --group-add --health-cmd --health-interval --health-retries
+    --health-start-interval --health-start-period --health-timeout --hostname --io-maxbandwidth --io-maxiops --ip --ip6
+    --ipc --isolation --kernel-memory --label --label-file --link --link-local-ip --log-driver --log-opt --mac-address
+    --memory --memory-reservation --memory-swap --memory-swappiness --mount --name --network --network-alias
+    --oom-score-adj --pid --pids-limit --platform --publish --pull --restart --runtime --security-opt --shm-size
+    --stop-signal --stop-timeout --storage-opt --sysctl --tmpfs --ulimit --user --userns --uts --volume --volume-driver
+    --volumes-from --workdir
+""")
+_LETTERS: Final = {
+    "a": "--attach", "c": "--cpu-shares", "d": "--detach", "e": "--env", "h": "--hostname", "i": "--interactive",
+    "l": "--label", "m": "--memory", "P": "--publish-all", "p": "--publish", "q": "--quiet", "t": "--tty",
+    "u": "--user", "v": "--volume", "w": "--workdir",
 }  # fmt: skip
-_SHORT_OPTIONS: Final = {
-    "a": "--attach", "c": "--cpu-shares", "e": "--env", "h": "--hostname", "l": "--label", "m": "--memory",
-    "p": "--publish", "u": "--user", "v": "--volume", "w": "--workdir",
-}  # fmt: skip
-_ALIASES: Final = {"--net": "--network", "--net-alias": "--network-alias", "--dns-opt": "--dns-option"}
 
 # What Docker gives every container anyway:
 # https://docs.docker.com/engine/containers/run/#runtime-privilege-and-linux-capabilities
@@ -36,104 +62,47 @@ _USUAL_CAPABILITIES: Final = _words("""
     SYS_CHROOT
 """)
 _SAFE_SECURITY_OPTIONS: Final = frozenset({"no-new-privileges", "no-new-privileges=true", "no-new-privileges:true"})
+_VOLUME_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]+", re.ASCII)
+_HOST_VOLUMES: Final = "mngr-host-vol-"
 
 
-@dataclass(frozen=True, slots=True)
-class _Option:
-    """One option in its long form; ``value`` is "true" for a switch that stands alone."""
+def start_args_of(config: VpsDockerProviderConfig, args: Sequence[str], *, state_volume: str) -> tuple[str, ...]:
+    """The start arguments of a host: the settings' own, then ``args``; see ``checked_start_args``.
 
-    name: str
-    value: str
-
-    def is_one_of(self, names: Sequence[str]) -> bool:
-        """Whether one of ``names``, each ``--option`` or ``--option=value``, means this option."""
-        return self.name in names or f"{self.name}={self.value}" in names
-
-
-def start_args_of(config: VpsDockerProviderConfig, args: Sequence[str]) -> tuple[str, ...]:
-    """The start arguments of a host: the settings' own, then ``args``; see ``checked_start_args``."""
-    return checked_start_args((*config.default_start_args, *args), allowed=config.allowed_start_args)
+    ``state_volume`` is the name of the volume that holds the host's record.
+    """
+    return checked_start_args(
+        (*config.default_start_args, *args),
+        allowed=config.allowed_start_args,
+        host_dir=PurePosixPath(config.host_dir),
+        ssh_port=config.container_ssh_port,
+        state_volume=state_volume,
+    )
 
 
-def checked_start_args(args: Sequence[str], *, allowed: Sequence[str] = ()) -> tuple[str, ...]:
+def checked_start_args(
+    args: Sequence[str],
+    *,
+    allowed: Sequence[str] = (),
+    host_dir: PurePosixPath = HOST_VOLUME_PATH,
+    ssh_port: int | None = None,
+    state_volume: str | None = None,
+) -> tuple[str, ...]:
     """Return ``args`` if `docker run` can be given them.
 
     Raises BuildArgumentError for what would let the agent in the container at the VPS itself, unless it is among
-    ``allowed`` (``--option`` or ``--option=value``); for what would keep mngr from finding its container, always; and
-    for a word that is no option, which Docker would take for the image.
+    ``allowed`` (``--option`` or ``--option=value``); for what would keep mngr from finding its container or from its
+    data in it, always; and for a word that is no option, which Docker would take for the image.
     """
-    for option in _options(args):
-        shown = option.name if option.value == "true" else f"{option.name}={option.value}"
-        is_ours = _OURS.get(option.name)
-        if is_ours is not None and is_ours.is_met(option.value):
-            raise BuildArgumentError(f"Start argument '{shown}' cannot be used: {is_ours.why}")
-        danger = _DANGERS.get(option.name)
-        if danger is not None and danger.is_met(option.value) and not option.is_one_of(allowed):
+    check_texts(_KIND, args, may_have_lines=True)
+    options = _options_of(host_dir, ssh_port, state_volume)
+    for option in options.parsed(args):
+        if isinstance(option, str):
             raise BuildArgumentError(
-                f"Start argument '{shown}' is refused: {danger.why}. If that is what you want, add '{shown}' to"
-                " allowed_start_args in the provider's settings"
+                f"{_KIND} '{shown(option)}' is no option of `docker run`; write --option=value in one word"
             )
+        options.check(option, allowed)
     return tuple(args)
-
-
-def _options(args: Sequence[str]) -> Iterator[_Option]:
-    words = iter(args)
-    for word in words:
-        if "\0" in word:
-            raise BuildArgumentError(f"Start argument {word!r} cannot be an argument")
-        if word.startswith("--") and len(word) > 2:
-            name, has_value, value = word.partition("=")
-            name = _ALIASES.get(name, name)
-            if not has_value:
-                value = "true" if name in _SWITCHES else _next(words, name)
-            yield _Option(name, value)
-        elif word.startswith("-") and word not in ("-", "--"):
-            yield from _short_options(word, words)
-        else:
-            raise BuildArgumentError(f"Start argument '{word}' is no option of `docker run`; write --option=value")
-
-
-def _short_options(word: str, words: Iterator[str]) -> Iterator[_Option]:
-    """Take ``-it`` and ``-p8080:80`` apart, as Docker does."""
-    for position, letter in enumerate(word[1:], start=1):
-        rest = word[position + 1 :].removeprefix("=")
-        if letter in _SHORT_OPTIONS:
-            yield _Option(_SHORT_OPTIONS[letter], rest or _next(words, f"-{letter}"))
-            return
-        if letter not in _SHORT_SWITCHES:
-            raise BuildArgumentError(f"Start argument '{word}' is no option of `docker run`")
-        if word[position + 1 : position + 2] == "=":
-            yield _Option(_SHORT_SWITCHES[letter], rest)
-            return
-        yield _Option(_SHORT_SWITCHES[letter], "true")
-
-
-def _next(words: Iterator[str], option: str) -> str:
-    value = next(words, None)
-    if value is None:
-        raise BuildArgumentError(f"Start argument '{option}' needs a value; write {option}=…")
-    return value
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """When an option is refused, by its value, and why."""
-
-    why: str
-    is_met: Callable[[str], bool]
-
-
-def _always(_value: str) -> bool:
-    return True
-
-
-def _is_on(value: str) -> bool:
-    # Go's strconv.ParseBool; what it does not know, Docker refuses.
-    return value not in ("0", "f", "F", "false", "FALSE", "False")
-
-
-def _is_off(value: str) -> bool:
-    return not _is_on(value)
 
 
 def _is_foreign_namespace(value: str) -> bool:
@@ -144,52 +113,132 @@ def _is_unusual_capability(value: str) -> bool:
     return value.upper().removeprefix("CAP_") not in _USUAL_CAPABILITIES
 
 
-def _is_bind(value: str) -> bool:
-    # A single path is a new volume of the container's own; a name is one that Docker keeps.
-    source, is_mount, _target = value.partition(":")
-    return bool(is_mount) and source.startswith(("/", ".", "~", "\\"))
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    """What a container would see at ``target``: a volume by its name, a path of the VPS, or "" for something new."""
+
+    source: str
+    target: str
+    is_unusual: bool = False
+
+    @property
+    def is_of_vps(self) -> bool:
+        return self.is_unusual or (self.source != "" and not _VOLUME_NAME.fullmatch(self.source))
+
+    def is_at(self, path: PurePosixPath) -> bool:
+        return PurePosixPath(posixpath.normpath(f"/{self.target.lstrip('/')}")).is_relative_to(path)
 
 
-def _is_mount_of_vps(value: str) -> bool:
-    if "\n" in value or "\r" in value:
-        return True
-    (fields,) = csv.reader([value])
-    settings = dict(field.lower().partition("=")[::2] for field in fields)
-    return settings.get("type", "volume").strip() not in ("volume", "tmpfs") or "volume-opt" in settings
+def _of_volume(value: str) -> _Mount:
+    first, *others = value.split(":")
+    return _Mount(first, others[0]) if others else _Mount("", first)
 
 
-_SHARED_NAMESPACE: Final = _Rule(
+def _of_tmpfs(value: str) -> _Mount:
+    return _Mount("", value.partition(":")[0])
+
+
+# See opts/mount.go of docker/cli.
+_MOUNT_ALIASES: Final = {"src": "source", "dst": "target", "destination": "target"}
+
+
+def _of_mount(value: str) -> _Mount:
+    # Of several settings of one meaning, the last counts.
+    settings = {_MOUNT_ALIASES.get(key, key): setting for key, setting in settings_of(value)}
+    is_plain = settings.get("type", "volume").lower() in ("volume", "tmpfs") and "volume-opt" not in settings
+    is_local = settings.get("volume-driver", "local") == "local"
+    target = settings.get("target", "")
+    return _Mount(settings.get("source", ""), target, is_unusual=not (is_plain and is_local and target))
+
+
+_MOUNTS: Final = {"--volume": _of_volume, "--mount": _of_mount, "--tmpfs": _of_tmpfs}
+_PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
+
+
+def _host_ports(value: str) -> range:
+    """The TCP ports of the VPS that ``--publish`` would take: ``[address:]port[-port]:…`` or ``published=port,…``."""
+    if "=" in value:
+        settings = dict(settings_of(value))
+        ports, protocol = settings.get("published", ""), settings.get("protocol", "tcp")
+    else:
+        mapping, _, protocol = value.partition("/")
+        _, _, ports = mapping.rpartition(":")[0].rpartition(":")
+    found = _PORTS.fullmatch(ports)
+    if found is None or protocol.lower() not in ("", "tcp"):
+        return range(0)
+    return range(int(found[1]), int(found[2] or found[1]) + 1)
+
+
+_SHARED_NAMESPACE: Final = Rule(
     "the container would share that part of the VPS, or of another container", _is_foreign_namespace
 )
+_FILES_OF_VPS: Final = "the container would see files of the VPS; use a named volume"
 _DANGERS: Final = {
-    "--privileged": _Rule("the container could do whatever root on the VPS can", _is_on),
-    "--use-api-socket": _Rule("the container would control the Docker of the VPS", _is_on),
-    "--network": _Rule(
-        "the container would reach what only the VPS may: its own services and the cloud's metadata",
-        _is_foreign_namespace,
+    "--privileged": Rule("the container could do whatever root on the VPS can", is_on),
+    "--use-api-socket": Rule("the container would control the Docker of the VPS", is_on),
+    "--network": Rule(
+        "the container would reach what only the VPS may, its own services and the cloud's metadata, or another"
+        " container's; use the plain name of a network",
+        is_foreign_network,
     ),
     "--pid": _SHARED_NAMESPACE,
     "--ipc": _SHARED_NAMESPACE,
     "--uts": _SHARED_NAMESPACE,
     "--userns": _SHARED_NAMESPACE,
     "--cgroupns": _SHARED_NAMESPACE,
-    "--cap-add": _Rule("root in the container could use it to get out", _is_unusual_capability),
-    "--device": _Rule("the container would get at a device of the VPS", _always),
-    "--device-cgroup-rule": _Rule("the container would get at devices of the VPS", _always),
-    "--security-opt": _Rule("it takes a defence away", lambda value: value not in _SAFE_SECURITY_OPTIONS),
-    "--volume": _Rule("the container would see files of the VPS; use a named volume", _is_bind),
-    "--mount": _Rule("the container would see files of the VPS; use a named volume", _is_mount_of_vps),
-    "--volumes-from": _Rule("the container would see another container's files", _always),
-    "--oom-kill-disable": _Rule("the VPS would run out of memory instead of the container", _is_on),
-    "--oom-score-adj": _Rule("the VPS's own services would be killed first", lambda value: value.startswith("-")),
+    "--cgroup-parent": Rule("the container would leave the limits that Docker sets", always),
+    "--annotation": Rule("it can tell the runtime to take a defence away", always),
+    "--cap-add": Rule("root in the container could use it to get out", _is_unusual_capability),
+    "--device": Rule("the container would get at a device of the VPS", always),
+    "--device-cgroup-rule": Rule("the container would get at devices of the VPS", always),
+    "--gpus": Rule("the container would get at devices of the VPS", always),
+    "--security-opt": Rule("it takes a defence away", lambda value: value not in _SAFE_SECURITY_OPTIONS),
+    "--volume": Rule(_FILES_OF_VPS, lambda value: _of_volume(value).is_of_vps),
+    "--mount": Rule(_FILES_OF_VPS, lambda value: _of_mount(value).is_of_vps),
+    "--volume-driver": Rule("it could make a volume of anything", lambda value: value != "local"),
+    "--volumes-from": Rule("the container would see another container's files", always),
+    "--oom-kill-disable": Rule("the VPS would run out of memory instead of the container", is_on),
+    "--oom-score-adj": Rule("the VPS's own services would be killed first", lambda value: value.startswith("-")),
 }
-_OURS: Final = {
-    "--name": _Rule("mngr names the container itself", _always),
-    "--entrypoint": _Rule("mngr keeps the container running by an entry point of its own", _always),
-    "--rm": _Rule("a stopped host must not vanish", _is_on),
-    "--detach": _Rule("the container runs in the background", _is_off),
-    "--restart": _Rule("a host that stopped must stay so until it is started", lambda value: value != "no"),
-    "--cidfile": _Rule("it would write a file on the VPS, not here", _always),
-    "--help": _Rule("no container would run", _is_on),
-    "--label": _Rule("labels that begin so are mngr's own", lambda value: value.startswith("com.imbue.mngr.")),
+_FORBIDDEN: Final = {
+    "--name": Rule("mngr names the container itself", always),
+    "--entrypoint": Rule("mngr keeps the container running by an entry point of its own", always),
+    "--rm": Rule("a stopped host must not vanish", is_on),
+    "--detach": Rule("the container runs in the background", is_off),
+    "--restart": Rule("a host that stopped must stay so until it is started", lambda value: value != "no"),
+    "--cidfile": Rule("it would write a file on the VPS, not here", always),
+    "--env-file": Rule("it would read a file of the VPS, not of this machine", always),
+    "--label-file": Rule("it would read a file of the VPS, not of this machine", always),
+    "--help": Rule("no container would run", is_on),
+    "--label": Rule("labels that begin so are mngr's own", lambda value: value.startswith("com.imbue.mngr.")),
 }
+_RUN: Final = DockerOptions(
+    verb="run",
+    kind=_KIND,
+    allowing="allowed_start_args",
+    switches=_SWITCHES,
+    with_value=_WITH_VALUE,
+    letters=_LETTERS,
+    aliases={"--net": "--network", "--net-alias": "--network-alias", "--dns-opt": "--dns-option"},
+    forbidden=_FORBIDDEN,
+    dangers=_DANGERS,
+)
+
+
+def _options_of(host_dir: PurePosixPath, ssh_port: int | None, state_volume: str | None) -> DockerOptions:
+    """`docker run`'s options, without those that would take from mngr what it needs of one host."""
+    own_places = (HOST_VOLUME_PATH, host_dir)
+
+    def is_taken(read: Callable[[str], _Mount], value: str) -> bool:
+        mount = read(value)
+        is_own = mount.source == state_volume or mount.source.startswith(_HOST_VOLUMES)
+        return is_own or any(mount.is_at(place) for place in own_places)
+
+    def is_port_taken(value: str) -> bool:
+        return any(port in _host_ports(value) for port in (VPS_SSH_PORT, ssh_port))
+
+    mounts = {
+        name: Rule("mngr keeps data of its own there", partial(is_taken, read)) for name, read in _MOUNTS.items()
+    }
+    ports = {"--publish": Rule("the VPS's own sshd, or the container's, has that port", is_port_taken)}
+    return replace(_RUN, forbidden={**_FORBIDDEN, **mounts, **ports})

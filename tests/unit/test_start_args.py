@@ -1,9 +1,13 @@
 """Which options of `docker run` a user may give, in whatever way they are written."""
 
+from pathlib import PurePosixPath
+
 import pytest
 
+from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.start_args import checked_start_args
+from imbue.mngr_vps_docker.start_args import start_args_of
 
 HARMLESS = [
     ["--cpus=2", "-m", "1g", "--memory-swap", "-1"],
@@ -12,7 +16,10 @@ HARMLESS = [
     ["--mount", "type=volume,src=data,dst=/data", "--mount=type=tmpfs,dst=/scratch"],
     ["--privileged=false", "--rm=false", "--network", "bridge", "--net=mine", "--restart=no"],
     ["--cap-add", "net_raw", "--cap-add=CAP_KILL", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"],
-    ["--gpus", "all", "--runtime=runsc", "--oom-score-adj=900", "--label", "team=a", "--new-option=of-docker"],
+    ["--runtime=runsc", "--oom-score-adj=900", "--label", "team=a", "--new-option=of-docker", "--new-switch=true"],
+    ["--network=name=mine,alias=web", "--network", "none", "--net", "default", "--volume-driver=local"],
+    ["-p", "2222:22/udp", "-p=127.0.0.1::22", "-p2220-2221:80-81", "--publish=published=8022,target=22"],
+    ["-v", "data:/mngr-volume", "--tmpfs=/mngr.d", "--mount=src=mngr-host,dst=/data,readonly", "--env=A=b\n\tc"],
 ]
 DANGEROUS = [
     ["--privileged"],
@@ -21,6 +28,22 @@ DANGEROUS = [
     ["--network", "host"],
     ["--net=host"],
     ["--network=container:mngr-docker-state-x"],
+    ["--network", "name=host"],
+    ["--network=name=HOST"],
+    ["--network=name=host,alias=x"],
+    ["--network=alias=x,name = host "],
+    ["--network", '"name=host"'],
+    ["--network", "name=mine,name=container:abc"],
+    ["--network", "name=container:abc"],
+    ["--net", " name = host "],
+    ["--network=container:a,name=b"],
+    ["--network=ns:/proc/1/ns/net"],
+    ["--network", "name="],
+    ["--cgroup-parent=/"],
+    ["--annotation", "org.systemd.property.DevicePolicy=auto"],
+    ["--gpus=all"],
+    ["--gpus", "device=0"],
+    ["--volume-driver", "nfs"],
     ["--pid=host"],
     ["--ipc", "host"],
     ["--uts=host"],
@@ -41,6 +64,11 @@ DANGEROUS = [
     ["--mount", "type=bind,src=/,dst=/host"],
     ["--mount=src=x,dst=/x,volume-opt=device=/"],
     ["--mount", '"type=bind",src=/,dst=/host'],
+    ["--mount", "TYPE=Bind,src=/,dst=/host"],
+    ["--mount", "type=volume,src=x,dst=/x,volume-driver=nfs"],
+    ["--mount", "src=data,dst=/x,type=image"],
+    ["--mount", "src=/etc,dst=/x"],
+    ["--mount", 'src=x,dst="/x'],
     ["--volumes-from=mngr-docker-state-x"],
     ["--oom-kill-disable"],
     ["--oom-score-adj=-1000"],
@@ -55,6 +83,44 @@ OURS = [
     ["--cidfile=/x"],
     ["-l", "com.imbue.mngr.host-id=x"],
     ["--help"],
+    ["--env-file", "/etc/shadow"],
+    ["--label-file=/etc/shadow"],
+    ["-v", "mngr-host-vol-0123:/other"],
+    ["-vmngr-docker-state-me:/state:ro"],
+    ["--mount", "type=volume,source=mngr-docker-state-me,target=/state"],
+    ["--mount=src=x,source=mngr-host-vol-1,src=mngr-docker-state-me,dst=/state"],
+    ["--mount=source=mngr-docker-state-me,src=data,source=mngr-docker-state-me,dst=/state"],
+    ["-v", "data:/mngr"],
+    ["-v/mngr/"],
+    ["-v", "data:/x/../mngr-vol"],
+    ["--volume=/mngr-vol/.sshd"],
+    ["--tmpfs", "/mngr-vol:size=1m"],
+    ["--tmpfs=//mngr/agents"],
+    ["--mount", "type=tmpfs,destination=/mngr-vol"],
+    ["--mount=type=tmpfs,dst=/x,target=/mngr"],
+    ["-p", "22:80"],
+    ["-p2222:80"],
+    ["-p", "127.0.0.1:2222:80/tcp"],
+    ["--publish=[::1]:2220-2230:80-90"],
+    ["--publish", "target=80,published=22"],
+]
+ALLOWED_IN_VAIN = "name entrypoint rm detach restart cidfile label help env-file label-file volume mount tmpfs publish"
+UNREADABLE = [
+    ["--new", "--privileged"],
+    ["--new"],
+    ["--new", "value"],
+    ["---privileged"],
+    ["--=x"],
+    ["-v=", "--privileged"],
+    ["-d=", "--privileged"],
+    ["-itz"],
+    ["--memory="],
+    ["--memory", " "],
+    ["-e", ""],
+    ["--rm=perhaps"],
+    ["--env=A=\x1b[0m"],
+    ["--env=A=\ud800"],
+    ["--env=A=" + "x" * 70_000],
 ]
 
 
@@ -76,7 +142,13 @@ def test_what_lets_an_agent_out_is_refused_with_the_way_to_allow_it(args: list[s
 @pytest.mark.parametrize("args", OURS, ids=" ".join)
 def test_what_mngr_needs_for_itself_is_refused_whatever_is_allowed(args: list[str]) -> None:
     with pytest.raises(BuildArgumentError, match="cannot be used"):
-        checked_start_args(args, allowed=["--name", "--entrypoint", "--rm", "--detach", "--restart", "--label"])
+        checked_start_args(
+            args,
+            allowed=[f"--{name}" for name in ALLOWED_IN_VAIN.split()],
+            host_dir=PurePosixPath("/mngr"),
+            ssh_port=2222,
+            state_volume="mngr-docker-state-me",
+        )
 
 
 @pytest.mark.parametrize("args", [["alpine"], ["--cpus", "2", "alpine"], ["-"], ["--"], [""], ["-z"], ["x\0y"]])
@@ -89,3 +161,20 @@ def test_what_docker_would_take_for_the_image_is_refused(args: list[str]) -> Non
 def test_an_option_without_its_value_is_refused(args: list[str]) -> None:
     with pytest.raises(BuildArgumentError, match="needs a value"):
         checked_start_args(args)
+
+
+@pytest.mark.parametrize("args", UNREADABLE, ids=repr)
+def test_what_cannot_be_read_as_docker_would_read_it_is_refused_in_one_line(args: list[str]) -> None:
+    with pytest.raises(BuildArgumentError) as raised:
+        checked_start_args(args, allowed=["--new", "--privileged"])
+    assert str(raised.value).isprintable()
+
+
+def test_arguments_of_the_settings_are_checked_as_those_of_the_command_line() -> None:
+    config = VpsDockerProviderConfig(default_start_args=("--cpus=2",), allowed_start_args=("--pid=host",))
+    assert start_args_of(config, ["--pid=host"], state_volume="state") == ("--cpus=2", "--pid=host")
+    for args in (["-p2222:80"], ["-vstate:/x"], ["--tmpfs=/mngr"], ["--ipc=host"]):
+        with pytest.raises(BuildArgumentError):
+            start_args_of(config, args, state_volume="state")
+        with pytest.raises(BuildArgumentError):
+            start_args_of(config.model_copy(update={"default_start_args": tuple(args)}), [], state_volume="state")

@@ -3,13 +3,23 @@
 import os
 import re
 import shlex
-from collections.abc import Iterator
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
 
+from imbue.mngr_vps_docker.docker_options import DockerOptions
+from imbue.mngr_vps_docker.docker_options import Option
+from imbue.mngr_vps_docker.docker_options import Rule
+from imbue.mngr_vps_docker.docker_options import always
+from imbue.mngr_vps_docker.docker_options import csv_fields
+from imbue.mngr_vps_docker.docker_options import is_foreign_network
+from imbue.mngr_vps_docker.docker_options import is_on
+from imbue.mngr_vps_docker.docker_options import settings_of
 from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.plain_text import check_texts
+from imbue.mngr_vps_docker.plain_text import shown
 
 BUILD_ARGS_HELP = """\
 --vps-region=REGION, --vps-plan=PLAN, --vps-os=OS: where and on what the host runs
@@ -18,6 +28,7 @@ All else goes to `docker build`: --file=Dockerfile, --target=x, --build-arg=k=v,
 For example: -b --vps-plan=vc2-2c-4gb -b --file=Dockerfile -b .
 """
 
+_KIND = "Build argument"
 _VPS_OPTIONS = ("--vps-region", "--vps-plan", "--vps-os")
 
 
@@ -25,31 +36,70 @@ def _long_options(names: str) -> frozenset[str]:
     return frozenset(f"--{name}" for name in names.split())
 
 
-# From `docker build --help` (legacy builder and BuildKit, Docker 20.10 to 28) and `depot build --help`.
-_OPTIONS_WITH_VALUE = _long_options("""
-    add-host allow annotation attest build-arg build-context build-platform builder cache-from cache-to call
-    cgroup-parent cpu-period cpu-quota cpu-shares cpuset-cpus cpuset-mems file iidfile isolation label memory
-    memory-swap metadata-file network no-cache-filter output platform progress project provenance sbom secret
-    security-opt shm-size ssh tag target token ulimit
-""")
-_SWITCHES = _long_options("""
-    check compress debug disable-content-trust force-rm load no-cache pull push quiet rm squash
-""")
-_SHORT_OPTIONS = {"-c": "--cpu-shares", "-f": "--file", "-m": "--memory", "-o": "--output", "-t": "--tag"}
-_SHORT_SWITCHES = frozenset({"-D", "-q"})
+def _is_directory_context(value: str) -> bool:
+    return not value.partition("=")[2].lower().startswith(("http://", "https://", "docker-image://"))
 
-_REFUSED = {
-    "--tag": "mngr names the image itself",
-    "--output": "the image must end up in the Docker of the VPS",
-    "--push": "the image must end up in the Docker of the VPS",
-    "--check": "it builds no image",
-    "--call": "it builds no image",
-    "--iidfile": "it would write a file on the VPS, not here",
-    "--metadata-file": "it would write a file on the VPS, not here",
-    "--secret": "it would read a file or variable of the VPS, not of this machine",
-    "--ssh": "it would use an agent or key of the VPS, not of this machine",
-    "--token": "it would show on the command line; set DEPOT_TOKEN in the environment",
-}
+
+def _is_cache_of_vps(value: str) -> bool:
+    """For a cache that is neither in a registry nor in the image: ``type=local,dest=/root``, say."""
+    if "=" not in value:
+        return csv_fields(value) is None
+    return dict(settings_of(value)).get("type") not in ("registry", "inline")
+
+
+_OTHER_CACHE = Rule("it would use files or credentials of the VPS; use type=registry or type=inline", _is_cache_of_vps)
+# The options are from `docker build --help` (legacy builder and BuildKit, Docker 20.10 to 28), `depot build --help`.
+_BUILD = DockerOptions(
+    verb="build",
+    kind=_KIND,
+    allowing="allowed_build_args",
+    switches=_long_options("""
+        check compress debug disable-content-trust force-rm help load no-cache pull push quiet rm squash
+    """),
+    with_value=_long_options("""
+        add-host allow annotation attest build-arg build-context build-platform builder cache-from cache-to call
+        cgroup-parent cpu-period cpu-quota cpu-shares cpuset-cpus cpuset-mems file git-depth iidfile isolation label
+        memory memory-swap metadata-file network no-cache-filter output platform progress project provenance sbom
+        secret security-opt shm-size ssh tag target token ulimit vps-region vps-plan vps-os
+    """),
+    letters={
+        "c": "--cpu-shares", "D": "--debug", "f": "--file", "m": "--memory", "o": "--output", "q": "--quiet",
+        "t": "--tag",
+    },
+    forbidden={
+        "--tag": Rule("mngr names the image itself", always),
+        "--output": Rule("the image must end up in the Docker of the VPS", always),
+        "--push": Rule("the image must end up in the Docker of the VPS", is_on),
+        "--check": Rule("it builds no image", is_on),
+        "--call": Rule("it builds no image", always),
+        "--help": Rule("it builds no image", is_on),
+        "--iidfile": Rule("it would write a file on the VPS, not here", always),
+        "--metadata-file": Rule("it would write a file on the VPS, not here", always),
+        "--secret": Rule("it would read a file or variable of the VPS, not of this machine", always),
+        "--ssh": Rule("it would use an agent or key of the VPS, not of this machine", always),
+        "--token": Rule("it would show on the command line; set DEPOT_TOKEN in the environment", always),
+        "--build-arg": Rule(
+            "it would take a variable of the VPS, not of this machine; write NAME=value",
+            lambda value: "=" not in value,
+        ),
+    },
+    dangers={
+        "--network": Rule(
+            "a step of the build would reach what only the VPS may: its own services and the cloud's metadata",
+            is_foreign_network,
+        ),
+        "--allow": Rule("it takes a defence away", always),
+        "--security-opt": Rule("it takes a defence away", always),
+        "--cgroup-parent": Rule("a step of the build would leave the limits that Docker sets", always),
+        "--cache-to": _OTHER_CACHE,
+        "--cache-from": _OTHER_CACHE,
+        "--build-context": Rule(
+            "it cannot be a directory of this machine; use a URL, https://… or docker-image://…", _is_directory_context
+        ),
+    },
+    unknown=Rule("what it does as root on the VPS is not known here", always),
+    is_strict=True,
+)  # fmt: skip
 
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_][\w.:/@+-]*", re.ASCII)
 # Git takes no depth from 2**31 on.
@@ -80,15 +130,22 @@ class ParsedBuildArgs:
 
 
 def parse_build_args(
-    args: Sequence[str], *, default_region: str, default_plan: str, default_os_id: int | str
+    args: Sequence[str],
+    *,
+    default_region: str,
+    default_plan: str,
+    default_os_id: int | str,
+    allowed: Sequence[str] = (),
 ) -> ParsedBuildArgs:
     """Understand ``args``, each one word or an option with its value behind it (``-f Dockerfile``).
 
     ``--vps-os`` must be a number where ``default_os_id`` is one. Paths are relative to the current directory, as
     in Docker. Everything that can be known on this machine is checked; BuildArgumentError says what would be right.
+    What could harm the VPS, on which Docker builds as root, is refused unless it is among ``allowed``.
     """
+    check_texts(_KIND, args, may_have_lines=True)
     words = _Words()
-    words.read([word for arg in args for word in _split(arg)])
+    words.read([word for arg in args for word in _split(arg)], allowed)
     context_dir, dockerfile = _find_build(words)
     return ParsedBuildArgs(
         region=words.vps.get("--vps-region", default_region),
@@ -109,7 +166,7 @@ def _split(arg: str) -> list[str]:
     try:
         return shlex.split(arg)
     except ValueError as error:
-        raise BuildArgumentError(f"Build argument {arg!r} cannot be split into words: {error}") from error
+        raise BuildArgumentError(f"{_KIND} '{shown(arg)}' cannot be split into words: {error}") from error
 
 
 @dataclass(slots=True)
@@ -121,77 +178,35 @@ class _Words:
     file: str | None = None
     docker: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
-    # Where in ``docker`` there are words behind an option that we do not know: its value, or the context directory.
-    unclear: list[int] = field(default_factory=list)
 
-    def read(self, args: Sequence[str]) -> None:
+    def read(self, args: Sequence[str], allowed: Sequence[str]) -> None:
         """Sort ``args``."""
-        words = iter(args)
-        for word in words:
-            if not word.strip():
-                raise BuildArgumentError("A build argument is empty; remove it, or give its value")
-            if word == "--":
-                self.paths.extend(words)
-            elif not word.startswith("-") or word == "-":
-                self.paths.append(word)
-            elif word.startswith("--vps-"):
-                self._read_vps_option(word, words)
+        if not all(word.strip() for word in args):
+            raise BuildArgumentError("A build argument is empty; remove it, or give its value")
+        for option in _BUILD.parsed(args):
+            if isinstance(option, str):
+                self.paths.append(option)
+                continue
+            if option.name.startswith("--vps-"):
+                self._read_vps_option(option)
+                continue
+            _BUILD.check(option, allowed)
+            if option.name == "--git-depth":
+                self.git_depth = option.value
+            elif option.name == "--file":
+                self.file = option.value
             else:
-                self._read_option(word, words)
+                self.docker.append(option.word)
+        if "--" in self.paths:
+            self.paths.remove("--")
 
-    def _read_vps_option(self, word: str, words: Iterator[str]) -> None:
-        option, value = _option_and_value(word)
-        if option not in _VPS_OPTIONS:
+    def _read_vps_option(self, option: Option) -> None:
+        if option.name not in _VPS_OPTIONS or option.value is None:
             valid = ", ".join(f"{name}=" for name in _VPS_OPTIONS)
-            raise BuildArgumentError(f"Unknown build argument '{option}'; those for the VPS are {valid}")
-        value = _required(option, value, words)
-        if not _PLAIN_WORD.fullmatch(value):
-            raise BuildArgumentError(f"{option} needs one plain word, not {value!r}")
-        self.vps[option] = value
-
-    def _read_option(self, word: str, words: Iterator[str]) -> None:
-        option, value = _option_and_value(word)
-        if option in _REFUSED:
-            raise BuildArgumentError(f"Build argument '{option}' cannot be used here: {_REFUSED[option]}")
-        if option == "--git-depth":
-            self.git_depth = _required(option, value, words)
-        elif option == "--file":
-            self.file = _required(option, value, words)
-        elif option in _OPTIONS_WITH_VALUE:
-            value = _required(option, value, words)
-            if option == "--build-context" and "://" not in value:
-                raise BuildArgumentError(f"--build-context={value} cannot be a directory of this machine; use a URL")
-            self.docker.append(f"{option}={value}")
-        else:
-            self.docker.append(word)
-            if value is None and option not in _SWITCHES | _SHORT_SWITCHES:
-                self._read_what_follows_unknown(words)
-
-    def _read_what_follows_unknown(self, words: Iterator[str]) -> None:
-        rest = list(words)
-        if rest and not rest[0].startswith("-"):
-            self.unclear.append(len(self.docker))
-            self.docker.append(rest.pop(0))
-        self.read(rest)
-
-
-def _option_and_value(word: str) -> tuple[str, str | None]:
-    """Take ``--file=x``, ``-f=x`` and ``-fx`` apart, the option in its long form; None where there is no value."""
-    long_form = _SHORT_OPTIONS.get(word[:2])
-    if long_form is not None and not word.startswith("--"):
-        return long_form, word[2:].removeprefix("=") or None
-    option, has_value, value = word.partition("=")
-    return option, value if has_value else None
-
-
-def _required(option: str, value: str | None, words: Iterator[str]) -> str:
-    if value is None:
-        value = next(words, "")
-        if value.startswith("--"):
-            raise BuildArgumentError(f"Build argument '{option}' needs a value before '{value}'; write {option}=…")
-    if not value.strip():
-        raise BuildArgumentError(f"Build argument '{option}' needs a value; write {option}=…")
-    return value
+            raise BuildArgumentError(f"Unknown build argument '{shown(option.name)}'; those for the VPS are {valid}")
+        if not _PLAIN_WORD.fullmatch(option.value):
+            raise BuildArgumentError(f"{option.name} needs one plain word, not '{shown(option.value)}'")
+        self.vps[option.name] = option.value
 
 
 def _os_id(value: str | None, default: int | str) -> int | str:
@@ -200,7 +215,7 @@ def _os_id(value: str | None, default: int | str) -> int | str:
     if isinstance(default, str):
         return value
     if not _NUMBER.fullmatch(value):
-        raise BuildArgumentError(f"--vps-os must be a number like {default}, not '{value}'")
+        raise BuildArgumentError(f"--vps-os must be a number like {default}, not '{shown(value)}'")
     return int(value)
 
 
@@ -208,7 +223,7 @@ def _git_depth(value: str | None, context_dir: Path | None) -> int | None:
     if value is None:
         return None
     if not _NUMBER.fullmatch(value) or int(value) == 0:
-        raise BuildArgumentError(f"--git-depth must be a number of commits, 1 or more, not '{value}'")
+        raise BuildArgumentError(f"--git-depth must be a number of commits, 1 or more, not '{shown(value)}'")
     if context_dir is None:
         raise BuildArgumentError("--git-depth needs a context directory to send; add it last, for example: -b .")
     if not (context_dir / ".git").exists():
@@ -218,10 +233,9 @@ def _git_depth(value: str | None, context_dir: Path | None) -> int | None:
 
 def _find_build(words: _Words) -> tuple[Path | None, Path | None]:
     """Find the context directory and the Dockerfile, and check that they are there."""
-    if not words.paths and words.unclear:
-        words.paths.append(words.docker.pop(words.unclear[-1]))
     if len(words.paths) > 1:
-        raise BuildArgumentError(f"There can be one context directory only, not {' and '.join(words.paths)}")
+        paths = " and ".join(words.paths)
+        raise BuildArgumentError(f"There can be one context directory only, not {shown(paths)}")
     if not words.paths:
         if words.file is not None or words.docker:
             raise BuildArgumentError("Building an image needs a context directory; add it last, for example: -b .")
@@ -232,11 +246,12 @@ def _find_build(words: _Words) -> tuple[Path | None, Path | None]:
 
 def _context_dir(word: str) -> Path:
     if word == "-" or "://" in word or word.startswith("git@"):
-        raise BuildArgumentError(f"The build context must be a directory on this machine, not '{word}'")
+        raise BuildArgumentError(f"The build context must be a directory on this machine, not '{shown(word)}'")
     path = _absolute(word)
-    if not path.is_dir():
-        problem = "is not a directory" if path.exists() else "does not exist"
-        raise BuildArgumentError(f"The build context '{word}' {problem} ({path})")
+    mode = _mode(path)
+    if not stat.S_ISDIR(mode):
+        problem = "is not a directory" if mode else "does not exist"
+        raise BuildArgumentError(f"The build context '{shown(word)}' {problem} ({shown(str(path))})")
     return path
 
 
@@ -246,24 +261,34 @@ def _dockerfile(word: str | None, context_dir: Path) -> Path:
     if word is None:
         # Docker takes either name.
         names = ("Dockerfile", "dockerfile")
-        path = next((context_dir / name for name in names if (context_dir / name).is_file()), context_dir / names[0])
+        paths = [context_dir / name for name in names]
+        path = next((path for path in paths if stat.S_ISREG(_mode(path))), paths[0])
     else:
         path = _absolute(word)
-    if not path.is_file():
-        problem = "is not a file" if path.exists() else "does not exist"
-        raise BuildArgumentError(f"The Dockerfile {path} {problem}; name one that is there with --file=PATH")
+    mode, name = _mode(path), shown(str(path))
+    if not stat.S_ISREG(mode):
+        problem = "is not a file" if mode else "does not exist"
+        raise BuildArgumentError(f"The Dockerfile {name} {problem}; name one that is there with --file=PATH")
     if not os.access(path, os.R_OK):
-        raise BuildArgumentError(f"The Dockerfile {path} cannot be read; check its permissions")
+        raise BuildArgumentError(f"The Dockerfile {name} cannot be read; check its permissions")
     return path
+
+
+def _mode(path: Path) -> int:
+    """What kind of file is at ``path`` (st_mode); 0 where there is none."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except OSError as error:
+        raise BuildArgumentError(f"'{shown(str(path))}' cannot be used: {error.strerror}") from error
 
 
 def _absolute(word: str) -> Path:
     """The path that ``word`` means in the current directory, which may have been deleted."""
-    if "\0" in word:
-        raise BuildArgumentError(f"{word!r} cannot be a path")
     try:
         return Path(os.path.abspath(word))  # noqa: PTH100 - resolve() would follow a symlink to another name
     except FileNotFoundError as error:
         raise BuildArgumentError(
-            f"The current directory has been deleted, so '{word}' means nothing; change to one that exists"
+            f"The current directory has been deleted, so '{shown(word)}' means nothing; change to one that exists"
         ) from error

@@ -94,13 +94,18 @@ class DockerOptions:
         if option.name not in self.switches | self.with_value:
             danger = danger or self.unknown
         if forbidden is not None and forbidden.is_met(option.value or ""):
-            raise self._error(option, f"cannot be used: {forbidden.why}")
+            # By its name alone where its value does not matter: that may be a secret.
+            what = option.name if forbidden.is_met is always else option.word
+            raise BuildArgumentError(f"{self.kind} '{shown(what)}' cannot be used here: {forbidden.why}")
         if danger is not None and danger.is_met(option.value or "") and not option.is_one_of(allowed):
             wanted = option.word if option.word == shown(option.word) else option.name
             remedy = f"If that is what you want, add '{wanted}' to {self.allowing} in the provider's settings"
-            raise self._error(option, f"is refused: {danger.why}. {remedy}")
+            raise BuildArgumentError(f"{self.kind} '{shown(option.word)}' is refused: {danger.why}. {remedy}")
         if option.value is None:
-            raise self._error(option, f"is not known here; write {option.name}=value, or {option.name}=true")
+            raise BuildArgumentError(
+                f"{self.kind} '{shown(option.name)}' is not known here; give it its value in one word:"
+                f" {shown(option.name)}=value (=true, if it takes none)"
+            )
 
     def _long(self, word: str, words: Iterator[str]) -> Option:
         name, has_value, value = word.partition("=")
@@ -136,9 +141,6 @@ class DockerOptions:
         if self.is_strict and value.startswith("--"):
             raise BuildArgumentError(f"{self.kind} '{name}' needs a value before '{shown(value)}'; write {name}=…")
         return value
-
-    def _error(self, option: Option, what: str) -> BuildArgumentError:
-        return BuildArgumentError(f"{self.kind} '{shown(option.word)}' {what}")
 
 
 def always(_value: str) -> bool:

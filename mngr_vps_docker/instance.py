@@ -366,6 +366,7 @@ class VpsDockerProvider(BaseProviderInstance):
             default_region=self.config.default_region,
             default_plan=self.config.default_plan,
             default_os_id=self.config.default_os_id,
+            allowed=self.config.allowed_build_args,
         )
 
     def _discover_host_records(self) -> list[VpsDockerHostRecord]:

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,8 @@ import pytest
 from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
 from imbue.mngr_vps_docker.build_args import parse_build_args
 from imbue.mngr_vps_docker.errors import BuildArgumentError
+
+CACHES = ("--cache-from=a/b:1,c", "--cache-to=type=inline")
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +20,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def parse(*args: str, default_os_id: int | str = 2136) -> ParsedBuildArgs:
-    return parse_build_args(args, default_region="ewr", default_plan="small", default_os_id=default_os_id)
+def parse(*args: str, default_os_id: int | str = 2136, allowed: Sequence[str] = ()) -> ParsedBuildArgs:
+    return parse_build_args(
+        args, default_region="ewr", default_plan="small", default_os_id=default_os_id, allowed=allowed
+    )
 
 
 def test_no_arguments_mean_the_defaults_and_no_build() -> None:
@@ -58,12 +63,15 @@ def test_the_operating_system_is_a_name_where_the_client_has_names() -> None:
         (("--build-arg=k=v", "."), ("--build-arg=k=v",), "Dockerfile"),
         (("--label=a b", "."), ("--label=a b",), "Dockerfile"),
         (("--no-cache", "."), ("--no-cache",), "Dockerfile"),
-        (("-q", "-m", "1g", "."), ("-q", "--memory=1g"), "Dockerfile"),
+        (("-q", "-m", "1g", "."), ("--quiet", "--memory=1g"), "Dockerfile"),
+        (("-qm1g", ".", "-c=2"), ("--quiet", "--memory=1g", "--cpu-shares=2"), "Dockerfile"),
+        (("-qfother", "."), ("--quiet",), "other"),
+        (("--target=true", "."), ("--target=true",), "Dockerfile"),
+        (("--network=none", "--network", "default", "."), ("--network=none", "--network=default"), "Dockerfile"),
+        (("--cache-from=a/b:1,c", "--cache-to", "type=inline", "."), CACHES, "Dockerfile"),
+        (("--build-context=a=docker-image://alpine", "."), ("--build-context=a=docker-image://alpine",), "Dockerfile"),
+        (("--build-context", "a=HTTPS://x/y.git", "."), ("--build-context=a=HTTPS://x/y.git",), "Dockerfile"),
         (("--pull=false", "--", "."), ("--pull=false",), "Dockerfile"),
-        (("--new-switch", "."), ("--new-switch",), "Dockerfile"),
-        (("--new-option", "value", "."), ("--new-option", "value"), "Dockerfile"),
-        ((".", "--new-option", "value"), ("--new-option", "value"), "Dockerfile"),
-        (("--new", "a", "--newer", "."), ("--new", "a", "--newer"), "Dockerfile"),
     ],
 )
 def test_the_rest_goes_to_docker_build(
@@ -74,6 +82,72 @@ def test_the_rest_goes_to_docker_build(
     assert parsed.context_dir == project
     assert parsed.dockerfile == project / dockerfile
     assert parsed.is_build
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--network=host",),
+        ("--network", "container:mngr-docker-state-x"),
+        ("--network=name=host",),
+        ("--allow=network.host",),
+        ("--allow", "security.insecure"),
+        ("--security-opt=seccomp=unconfined",),
+        ("--cgroup-parent=/",),
+        ("--cache-to=type=local,dest=/root",),
+        ("--cache-to", "dest=/root,type=LOCAL"),
+        ("--cache-to=mode=max",),
+        ("--cache-from=type=local,src=/root",),
+        ("--cache-from", "type=gha"),
+        ("--cache-from=type=registry,ref=x,type=local",),
+        ("--build-context=a=oci-layout:///var/lib/x",),
+        ("--build-context", "a=/etc"),
+        ("--build-context=a=file:///etc",),
+        ("--new-option=value",),
+        ("--new-switch",),
+        ("--new-switch", "value"),
+    ],
+    ids=" ".join,
+)
+def test_what_harms_the_vps_is_refused_with_the_way_to_allow_it(args: tuple[str, ...]) -> None:
+    with pytest.raises(BuildArgumentError, match=r"is refused: .* add '(--[^']*)' to allowed_build_args") as raised:
+        parse(*args, ".")
+    assert str(raised.value).isprintable()
+    allowed = str(raised.value).split("add '")[1].split("'")[0]
+    word = args[0] if len(args) == 1 else "=".join(args)
+    word = word if "=" in word else f"{word}=true"
+    for name in (allowed, allowed.partition("=")[0]):
+        assert parse(word, ".", allowed=[name]).docker_build_args == (word,)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("-qt", "evil:latest"),
+        ("-qtevil",),
+        ("-qotype=local,dest=/root",),
+        ("-Do", "out"),
+        ("-qz",),
+        ("-f=", "other"),
+        ("--build-arg", "DEPOT_TOKEN"),
+        ("--token=s3cret",),
+        ("--help",),
+        ("---tag=x",),
+        ("--pull=perhaps",),
+        ("--label=a\x1b[0m",),
+        ("--label=\ud800",),
+        ("--label=" + "x" * 70_000,),
+        ("y" * 300,),
+        ("--file=" + "y" * 300,),
+        ("no\nthing",),
+    ],
+    ids=repr,
+)
+def test_nothing_else_gets_past_by_the_way_it_is_written(args: tuple[str, ...]) -> None:
+    with pytest.raises(BuildArgumentError) as raised:
+        parse(*args, ".", allowed=["--tag", "--output", "--build-arg", "--token", "--help", "--pull", "--label"])
+    assert str(raised.value).isprintable()
+    assert "s3cret" not in str(raised.value)
 
 
 def test_the_dockerfile_is_relative_to_the_current_directory_and_may_lie_outside_the_context(project: Path) -> None:
@@ -122,7 +196,7 @@ def test_a_depth_needs_a_checkout(project: Path) -> None:
         (("-",), "directory on this machine"),
         ((".", "sub"), "one context directory only, not . and sub"),
         (("",), "is empty"),
-        (("a\0b",), "cannot be a path"),
+        (("a\0b",), "control character"),
         (("-t", "x", "."), "'--tag' cannot be used here: mngr names the image"),
         (("--tag=x", "."), "'--tag' cannot be used here"),
         (("-o", "out", "."), "'--output' cannot be used here"),

@@ -1,0 +1,16 @@
+"""What several unit tests share."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support.fleet import Fleet
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
+    with ExitStack() as groups:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", groups.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))
+        yield Fleet(tmp_path, groups)

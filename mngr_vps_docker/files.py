@@ -3,8 +3,11 @@
 import fcntl
 import os
 import secrets
+import shutil
+from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 PRIVATE_FOLDER_MODE = 0o700
@@ -13,8 +16,29 @@ PRIVATE_FILE_MODE = 0o600
 
 def make_private_folder(path: Path) -> Path:
     """Create ``path`` (0700) and its parents where they are missing, and return it."""
-    path.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER_MODE)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER_MODE)
+    except FileExistsError:
+        if path.exists():
+            raise
+        # It was removed while it was looked at.
+        return make_private_folder(path)
     return path
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all that is in it, in one step for who looks; one that is not there is no error."""
+    with suppress(FileNotFoundError):
+        path.rename(path.with_name(f".{path.name}.{secrets.token_hex(8)}.gone"))
+    # Also what a process that was killed has left.
+    for gone in path.parent.glob(".*.gone"):
+        shutil.rmtree(gone, onexc=_raise_unless_missing)
+
+
+def _raise_unless_missing(_act: Callable[..., object], _path: str, error: BaseException) -> None:
+    """Another process may be removing the same."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def write_atomically(path: Path, content: bytes, mode: int = PRIVATE_FILE_MODE) -> None:
@@ -34,24 +58,31 @@ def write_atomically(path: Path, content: bytes, mode: int = PRIVATE_FILE_MODE) 
 
 
 @contextmanager
-def locked(path: Path, *, is_waiting: bool = True) -> Iterator[None]:
+def locked(path: Path, *, is_waiting: bool = True, is_folder_made: bool = True) -> Iterator[None]:
     """Hold the lock file ``path`` exclusively; the kernel frees it when this process ends, however it ends.
 
-    Who holds it may remove it.
-    With ``is_waiting=False`` a lock that is held elsewhere raises BlockingIOError at once.
+    Who holds it may remove it, and its folder.
+    With ``is_waiting=False`` a lock that is held elsewhere raises BlockingIOError at once; with
+    ``is_folder_made=False`` a folder that is not there, or not any more, raises FileNotFoundError.
     """
-    descriptor = _acquire(path, is_waiting)
+    descriptor = _acquire(path, is_waiting, is_folder_made)
     try:
         yield
     finally:
         os.close(descriptor)
 
 
-def _acquire(path: Path, is_waiting: bool) -> int:
+def _acquire(path: Path, is_waiting: bool, is_folder_made: bool) -> int:
     """Lock the file that is at ``path``, and not one that whoever held it before has removed."""
     while True:
-        make_private_folder(path.parent)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE_MODE)
+        if is_folder_made:
+            make_private_folder(path.parent)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE_MODE)
+        except FileNotFoundError:
+            if is_folder_made:
+                continue
+            raise
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX if is_waiting else fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_at(path, descriptor):

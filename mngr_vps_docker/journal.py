@@ -6,6 +6,7 @@ truth: the truth of a finished host is the record on its VPS, and the truth of w
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from contextlib import contextmanager
 from datetime import UTC
 from datetime import datetime
@@ -22,11 +23,15 @@ from imbue.imbue_common.enums import UpperCaseStrEnum
 from imbue.imbue_common.frozen_model import FrozenModel
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.files import locked
+from imbue.mngr_vps_docker.files import remove_folder
 from imbue.mngr_vps_docker.files import write_atomically
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 
 _HOST_ID: Final = re.compile(r"host-[0-9a-f]{32}")
+# What the locks of a host are for, beside those of other modules.
+_NOTE: Final = "host"
+_OWNER: Final = "owner"
 
 
 class HostPhase(UpperCaseStrEnum):
@@ -57,7 +62,11 @@ class JournalEntry(FrozenModel):
 
 
 class HostJournal:
-    """The journal entries under ``<provider folder>/hosts/<host id>/host.json``."""
+    """The journal entries under ``<provider folder>/hosts/<host id>/host.json``, and the locks beside them.
+
+    A host's folder is there exactly as long as this machine knows the host: only what creates or destroys one makes
+    it, and nothing that only looks, or comes too late.
+    """
 
     def __init__(self, hosts_folder: Path) -> None:
         self._hosts_folder = hosts_folder
@@ -81,48 +90,73 @@ class HostJournal:
 
     def stand_ins(self) -> list[JournalEntry]:
         """Return what can still be said of the hosts whose entry cannot be read: that they are there."""
-        return [
-            JournalEntry(
-                host_id=host_id,
-                host_name=host_id,
-                phase=HostPhase.READY,
-                created_at=datetime.fromtimestamp(self._path(host_id).stat().st_mtime, UTC),
-                is_vps_ordered=True,
-                failure_reason=f"the local note {self._path(host_id)} of it cannot be read",
-            )
-            for host_id in self._host_ids()
-            if self._unreadable_content(host_id) is not None
-        ]
+        stand_ins = (self._stand_in(host_id) for host_id in self._host_ids())
+        return [stand_in for stand_in in stand_ins if stand_in is not None]
 
     def write(self, entry: JournalEntry) -> JournalEntry:
         """Put ``entry`` on disk (fsync) and return it. What was there and could not be read is kept beside it."""
-        with self._changing(entry.host_id):
+        with locked(self._lock_path(entry.host_id, _NOTE)):
             return self._put(entry)
 
     def update(self, host_id: HostId, **changes: object) -> JournalEntry | None:
         """Change some fields of an entry; None where there is no entry to change."""
-        with self._changing(host_id):
-            entry = self.read(host_id)
+        with self.alone(host_id, _NOTE) as is_known:
+            entry = self.read(host_id) if is_known else None
             return None if entry is None else self._put(entry.model_copy(update=changes))
+
+    def forget(self, host_id: HostId) -> None:
+        """Remove everything that this machine keeps of a host, its keys too; one that is not known is no error."""
+        with self.alone(host_id, _NOTE):
+            remove_folder(self._hosts_folder / host_id)
 
     @contextmanager
     def owned(self, host_id: HostId) -> Iterator[None]:
         """Mark this process as the one that is working on the host; freed by the kernel when the process ends."""
-        with locked(self._owner_path(host_id)):
+        with locked(self._lock_path(host_id, _OWNER)):
             yield
 
     def has_live_owner(self, host_id: HostId) -> bool:
         """Whether a live process on this machine is creating or destroying the host right now."""
         try:
-            with locked(self._owner_path(host_id), is_waiting=False):
+            with locked(self._lock_path(host_id, _OWNER), is_waiting=False, is_folder_made=False):
                 return False
+        except FileNotFoundError:
+            return False
         except BlockingIOError:
             return True
 
     @contextmanager
-    def _changing(self, host_id: HostId) -> Iterator[None]:
-        with locked(self._hosts_folder / host_id / "host.lock"):
-            yield
+    def alone(self, host_id: HostId, what: str) -> Iterator[bool]:
+        """Let one process or thread of this machine at a time do ``what`` to a host (a word for a file's name).
+
+        Yields whether this machine knows the host at all: of one that it does not, or has forgotten by now, nothing
+        is locked and nothing left behind.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self._lock_path(host_id, what), is_folder_made=False))
+            except FileNotFoundError:
+                is_known = False
+            else:
+                is_known = True
+            yield is_known
+
+    def _stand_in(self, host_id: HostId) -> JournalEntry | None:
+        path = self._path(host_id)
+        if self._unreadable_content(host_id) is None:
+            return None
+        try:
+            seen_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        except FileNotFoundError:
+            return None
+        return JournalEntry(
+            host_id=host_id,
+            host_name=host_id,
+            phase=HostPhase.READY,
+            created_at=seen_at,
+            is_vps_ordered=True,
+            failure_reason=f"the local note {path} of it cannot be read",
+        )
 
     def _put(self, entry: JournalEntry) -> JournalEntry:
         unreadable = self._unreadable_content(entry.host_id)
@@ -150,5 +184,5 @@ class HostJournal:
     def _path(self, host_id: HostId) -> Path:
         return self._hosts_folder / host_id / "host.json"
 
-    def _owner_path(self, host_id: HostId) -> Path:
-        return self._hosts_folder / host_id / "owner.lock"
+    def _lock_path(self, host_id: HostId, what: str) -> Path:
+        return self._hosts_folder / host_id / f"{what}.lock"

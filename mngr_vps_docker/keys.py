@@ -15,8 +15,6 @@
 Each key is an OpenSSH file (0600) with its public half in a ``.pub`` file beside it.
 """
 
-import errno
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +35,6 @@ from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.files import write_atomically
 
 _PUBLIC_FILE_MODE = 0o644
-_REMOVAL_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,19 +111,6 @@ class ProviderKeys:
     def container_client_key(self, host_id: HostId) -> KeyPair:
         """The key that logs in to a host's container; VpsAuthenticationError if this machine has none of that host."""
         return self._host_key_pair(host_id, "container_ssh_key", "container_ssh_key")
-
-    def forget_host(self, host_id: HostId) -> None:
-        """Remove everything this machine keeps of a host; one that is not known is no error."""
-        folder = self.hosts_folder / host_id
-        for attempt in range(_REMOVAL_ATTEMPTS):
-            try:
-                shutil.rmtree(folder)
-            except FileNotFoundError:
-                return
-            except OSError as error:
-                # Another process has just put a lock file into it.
-                if error.errno != errno.ENOTEMPTY or attempt == _REMOVAL_ATTEMPTS - 1:
-                    raise
 
     def _host_key_pair(self, host_id: HostId, name: str, shared_name: str) -> KeyPair:
         path = self.hosts_folder / host_id / name

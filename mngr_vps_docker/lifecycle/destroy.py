@@ -93,7 +93,7 @@ def forget_host(context: ProviderContext, entry: JournalEntry) -> None:
     """Remove what this machine keeps of a host: its keys, its pinned host keys, its shared connections, its notes."""
     context.close_connections(entry.host_id, entry.vps_ip)
     context.unpin(entry.host_id, entry.vps_ip)
-    context.keys.forget_host(entry.host_id)
+    context.journal.forget(entry.host_id)
 
 
 def _key_ids(context: ProviderContext, entry: JournalEntry) -> Iterator[str]:

@@ -23,12 +23,12 @@ from typing import Final
 from loguru import logger
 from pydantic import ValidationError
 
+from imbue.mngr.errors import HostNotFoundError
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId
 from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
 from imbue.mngr_vps_docker.docker_errors import NoSuchVolumeError
 from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.host_volume import HostVolumeOverSsh
@@ -211,7 +211,9 @@ def _has_live_agent(sighting: HostSighting, agent_id: str) -> bool:
 @contextmanager
 def _changing_data_json(context: ProviderContext, sighting: HostSighting) -> Iterator[None]:
     """One change at a time of all processes of this machine, record and data.json together."""
-    with locked(context.keys.hosts_folder / sighting.host_id / "data.lock"):
+    with context.journal.alone(sighting.host_id, "data") as is_known:
+        if not is_known:
+            raise sighting.problem or HostNotFoundError(sighting.host_id)
         yield
 
 

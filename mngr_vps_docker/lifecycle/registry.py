@@ -17,7 +17,6 @@ from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
-from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
@@ -88,11 +87,11 @@ class HostRegistry:
 
         It is as last seen, if that was successful, or with ``is_asked`` as it is now. Raises HostNotFoundError.
         """
-        # What does not exist leaves no lock behind.
+        # Seeing a host is what makes this machine know it.
         self.get(host_id)
-        with locked(self._context.keys.hosts_folder / host_id / "power.lock"):
+        with self._context.journal.alone(host_id, "power") as is_known:
             sighting = self.get(host_id)
-            if is_asked or sighting.reading is None or sighting.problem is not None:
+            if is_asked or not is_known or sighting.reading is None or sighting.problem is not None:
                 sighting = self.fresh(host_id)
             yield sighting
 

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +14,7 @@ from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.journal import HostJournal
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
+from imbue.mngr_vps_docker.keys import ProviderKeys
 
 
 @pytest.fixture
@@ -88,3 +91,65 @@ def test_a_host_has_a_live_owner_only_while_its_process_lives(journal: HostJourn
         process.kill()
         process.wait(10)
     assert not journal.has_live_owner(written.host_id)
+
+
+def test_forgetting_a_host_leaves_nothing_of_it_nor_of_one_that_was_forgotten_half(
+    journal: HostJournal, tmp_path: Path
+) -> None:
+    written = journal.write(entry())
+    ProviderKeys(tmp_path).create_vps_host_key(written.host_id)
+    half = tmp_path / "hosts" / f".{HostId.generate()}.0.gone"
+    half.mkdir()
+    (half / "vps_host_key").touch()
+    journal.forget(written.host_id)
+    journal.forget(written.host_id)
+    assert list((tmp_path / "hosts").iterdir()) == []
+
+
+def test_nothing_that_comes_too_late_brings_a_forgotten_host_back(journal: HostJournal, tmp_path: Path) -> None:
+    host_id = journal.write(entry()).host_id
+    journal.forget(host_id)
+    assert journal.update(host_id, vps_ip="192.0.2.1") is None
+    assert not journal.has_live_owner(host_id)
+    with journal.alone(host_id, "power") as is_known:
+        assert not is_known
+    assert list((tmp_path / "hosts").iterdir()) == []
+
+
+def test_who_waited_for_a_host_that_is_forgotten_meanwhile_is_told_so(journal: HostJournal) -> None:
+    host_id = journal.write(entry()).host_id
+
+    def wait() -> bool:
+        with journal.alone(host_id, "power") as is_known:
+            return is_known
+
+    with ThreadPoolExecutor() as pool:
+        with journal.alone(host_id, "power") as is_known:
+            assert is_known
+            waiting = pool.submit(wait)
+            journal.forget(host_id)
+        assert waiting.result(30) is False
+
+
+def test_a_host_may_be_forgotten_while_others_look_at_it(journal: HostJournal) -> None:
+    known = entry()
+    ends = threading.Event()
+
+    def look() -> None:
+        while not ends.is_set():
+            journal.read_all()
+            journal.stand_ins()
+            journal.update(known.host_id, vps_ip="192.0.2.1")
+            journal.has_live_owner(known.host_id)
+
+    with ThreadPoolExecutor() as pool:
+        lookers = [pool.submit(look) for _ in range(3)]
+        try:
+            for _ in range(150):
+                journal.write(known)
+                journal.forget(known.host_id)
+        finally:
+            ends.set()
+        for looker in lookers:
+            looker.result(30)
+    assert journal.read(known.host_id) is None

@@ -105,11 +105,3 @@ def test_a_host_of_another_machine_has_no_keys_here_and_gets_none(tmp_path: Path
     with pytest.raises(VpsAuthenticationError, match=str(host_id)):
         ProviderKeys(tmp_path).container_client_key(host_id)
     assert not (tmp_path / "hosts").exists()
-
-
-def test_forgetting_a_host_leaves_nothing_of_it(tmp_path: Path) -> None:
-    keys, host_id = ProviderKeys(tmp_path), HostId.generate()
-    keys.create_vps_host_key(host_id)
-    keys.forget_host(host_id)
-    keys.forget_host(host_id)
-    assert list(keys.hosts_folder.iterdir()) == []

@@ -26,6 +26,7 @@ from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.files import remove_folder
 from imbue.mngr_vps_docker.files import write_atomically
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
+from imbue.mngr_vps_docker.primitives import UtcDatetime
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 
 _HOST_ID: Final = re.compile(r"host-[0-9a-f]{32}")
@@ -49,7 +50,7 @@ class JournalEntry(FrozenModel):
     host_id: HostId
     host_name: str
     phase: HostPhase
-    created_at: datetime
+    created_at: UtcDatetime
     region: str | None = None
     ssh_key_name: str | None = Field(default=None, description="Name under which the cloud holds our public key")
     ssh_key_id: str | None = Field(default=None, description="The cloud's id of that key, once known")

@@ -1,6 +1,11 @@
 """Small values that every other module may use."""
 
+from datetime import UTC
+from datetime import datetime
 from enum import auto
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from imbue.imbue_common.enums import UpperCaseStrEnum
 from imbue.imbue_common.primitives import NonEmptyStr
@@ -22,3 +27,11 @@ class VpsInstanceStatus(UpperCaseStrEnum):
     HALTED = auto()
     DESTROYING = auto()
     UNKNOWN = auto()
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+UtcDatetime = Annotated[datetime, AfterValidator(_in_utc)]
+"""A moment in UTC. One without a time zone, as many clouds' answers are read, is taken for UTC."""

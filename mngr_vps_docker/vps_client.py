@@ -4,12 +4,12 @@ from abc import ABC
 from abc import abstractmethod
 from collections.abc import Mapping
 from collections.abc import Sequence
-from datetime import datetime
 
 from pydantic import Field
 
 from imbue.imbue_common.frozen_model import FrozenModel
 from imbue.imbue_common.mutable_model import MutableModel
+from imbue.mngr_vps_docker.primitives import UtcDatetime
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.primitives import VpsSnapshotId
@@ -20,7 +20,7 @@ class VpsSnapshotInfo(FrozenModel):
 
     id: VpsSnapshotId
     description: str
-    created_at: datetime
+    created_at: UtcDatetime
 
 
 class VpsSshKeyInfo(FrozenModel):
@@ -37,7 +37,7 @@ class VpsInstanceInfo(FrozenModel):
     address: str | None = Field(description="DNS name, IPv4 or IPv6 address; None while the cloud has assigned none")
     tags: Mapping[str, str] = Field(description="The tags given to create_instance, split at the first '='")
     status: VpsInstanceStatus
-    created_at: datetime
+    created_at: UtcDatetime
 
 
 class VpsClientInterface(MutableModel, ABC):

@@ -74,6 +74,15 @@ def test_one_silent_vps_hides_no_other_and_keeps_every_volume(fleet: Fleet) -> N
     assert [volume.host_id for volume in process.list_volumes()] == [stopped]
 
 
+def test_a_cloud_that_leaves_out_the_time_zone_is_understood(fleet: Fleet) -> None:
+    here, elsewhere = HostId.generate(), HostId.generate()
+    fleet.note(here, address="192.0.2.2")
+    fleet.cloud.order(here, "192.0.2.2", LONG_AGO)
+    fleet.cloud.order(elsewhere, ADDRESS, LONG_AGO.replace(tzinfo=None))
+    fleet.cloud.take_key(elsewhere, LONG_AGO)
+    assert states(fleet.process()) == {here: HostState.CRASHED, elsewhere: HostState.FAILED}
+
+
 @pytest.mark.parametrize("call", ["find_instances", "get_instance_status"])
 def test_a_cloud_that_does_not_answer_is_no_empty_list(fleet: Fleet, call: str) -> None:
     host_id = HostId.generate()

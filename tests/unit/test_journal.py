@@ -1,5 +1,6 @@
 """What this machine remembers of a host survives, and says whether somebody is working on it."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -68,6 +69,17 @@ def test_only_a_write_touches_a_torn_entry_and_keeps_it_beside(journal: HostJour
     journal.write(written)
     assert (journal.read(written.host_id), journal.stand_ins()) == (written, [])
     assert path.with_suffix(".unreadable").read_bytes() == b"torn"
+
+
+@pytest.mark.parametrize("moment", ["2026-01-02T03:04:05", "2026-01-02T03:04:05Z", "2026-01-02T05:04:05+02:00"])
+def test_a_moment_is_in_utc_also_in_an_entry_that_does_not_say_so(
+    journal: HostJournal, tmp_path: Path, moment: str
+) -> None:
+    written = journal.write(entry())
+    path = tmp_path / "hosts" / written.host_id / "host.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"created_at": moment}))
+    (read,) = journal.read_all()
+    assert read.created_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def test_nobody_else_can_read_it(journal: HostJournal, tmp_path: Path) -> None:

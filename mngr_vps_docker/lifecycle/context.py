@@ -11,6 +11,7 @@ from imbue.mngr.primitives import ProviderInstanceName
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
+from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.journal import HostJournal
 from imbue.mngr_vps_docker.keys import ProviderKeys
@@ -83,11 +84,12 @@ class ProviderContext:
         port = self.config.container_ssh_port
         self.container_known_hosts.pin((host_id, address_name(address, port)), public_key)
 
-    def unpin(self, host_id: HostId, address: str | None) -> None:
+    def unpin(self, host_id: HostId, address: str | None, record: VpsDockerHostRecord | None) -> None:
         """Forget the host keys of a host that is gone."""
-        port = self.config.container_ssh_port
-        self.vps_known_hosts.unpin((host_id, *((address,) if address else ())))
-        self.container_known_hosts.unpin((host_id, *((address_name(address, port),) if address else ())))
+        known = (None, None) if record is None else (record.ssh_host_public_key, record.container_ssh_host_public_key)
+        self.vps_known_hosts.unpin(host_id, address, known[0])
+        container_name = address_name(address, self.config.container_ssh_port) if address else None
+        self.container_known_hosts.unpin(host_id, container_name, known[1])
 
     def vps(self, address: str, host_id: HostId | None = None) -> SshConnection:
         """The connection to root on a VPS, whose host key is pinned by host id (by address, if that is not known)."""

@@ -92,7 +92,7 @@ def delete_key_of(context: ProviderContext, entry: JournalEntry) -> None:
 def forget_host(context: ProviderContext, entry: JournalEntry) -> None:
     """Remove what this machine keeps of a host: its keys, its pinned host keys, its shared connections, its notes."""
     context.close_connections(entry.host_id, entry.vps_ip)
-    context.unpin(entry.host_id, entry.vps_ip)
+    context.unpin(entry.host_id, entry.vps_ip, entry.record)
     context.journal.forget(entry.host_id)
 
 

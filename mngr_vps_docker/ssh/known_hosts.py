@@ -1,5 +1,6 @@
 """The generated known_hosts files: which host key each machine must show."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,22 +19,31 @@ class KnownHostsFile:
 
     def pin(self, names: Iterable[str], *public_keys: str) -> None:
         """Make ``public_keys`` ("ssh-ed25519 AAAA…") the only keys of each of ``names``, replacing older ones."""
-        keys = [" ".join(key.split()[:2]) for key in public_keys]
+        keys = [_bare(key) for key in public_keys]
         names = set(names)
         wanted = [f"{name} {key}" for name in sorted(names) for key in keys]
         # Reading alone tells whether there is anything to do, which there hardly ever is.
         if sorted(wanted) != sorted(line for line in self._lines() if line.split(" ")[0] in names):
-            self._rewrite(remove=names, add=wanted)
+            self._rewrite(lambda lines: [*_without(lines, lambda name, _key: name in names), *wanted])
 
-    def unpin(self, names: Iterable[str]) -> None:
-        """Forget each of ``names``; a name that is not there is no error."""
-        self._rewrite(remove=set(names), add=())
+    def unpin(self, name: str, address: str | None = None, public_key: str | None = None) -> None:
+        """Forget ``name``; what is not there is no error.
 
-    def _rewrite(self, *, remove: set[str], add: Iterable[str]) -> None:
+        ``address`` is where it was. It may have become another machine's, so only the keys of ``name`` are forgotten
+        of it, and ``public_key``, which is known to be one.
+        """
+
+        def change(lines: list[str]) -> list[str]:
+            own = {key for line in lines for names, key in [_parsed(line)] if name in names}
+            own |= {_bare(public_key or "")}
+            return _without(lines, lambda other, key: other == name or (other == address and key in own))
+
+        self._rewrite(change)
+
+    def _rewrite(self, change: Callable[[list[str]], list[str]]) -> None:
         with locked(self.path.with_name(f".{self.path.name}.lock")):
             lines = self._lines()
-            kept = [kept for line in lines if (kept := _without(line, remove))]
-            changed = [*kept, *add]
+            changed = change(lines)
             if changed != lines:
                 write_atomically(self.path, "".join(f"{line}\n" for line in changed).encode())
 
@@ -44,13 +54,31 @@ class KnownHostsFile:
             return []
 
 
-def _without(line: str, names: set[str]) -> str | None:
-    """The line without ``names``; None if no name is left. Lines of earlier versions may hold several names."""
-    if not line.strip() or line.startswith("#"):
-        return line
-    listed, *rest = line.split(" ")
-    kept = [name for name in listed.split(",") if name not in names]
-    return " ".join([",".join(kept), *rest]) if kept else None
+def _without(lines: list[str], is_removed: Callable[[str, str], bool]) -> list[str]:
+    """The lines, each without those of its names that ``is_removed`` says of name and key.
+
+    A line that has no name left goes. Lines of earlier versions may hold several names.
+    """
+    left = []
+    for line in lines:
+        names, key = _parsed(line)
+        kept = [name for name in names if not is_removed(name, key)]
+        if kept == names:
+            left.append(line)
+        elif kept:
+            left.append(" ".join([",".join(kept), *line.split(" ")[1:]]))
+    return left
+
+
+def _parsed(line: str) -> tuple[list[str], str]:
+    """The names and the key of a line; no names where it is none of a key."""
+    names, _, key = line.partition(" ")
+    return ([], "") if not names or names.startswith("#") else (names.split(","), _bare(key))
+
+
+def _bare(public_key: str) -> str:
+    """A key without a comment."""
+    return " ".join(public_key.split()[:2])
 
 
 def address_name(host: str, port: int) -> str:

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from contextlib import contextmanager
 from datetime import UTC
 from datetime import datetime
+from datetime import timedelta
 from enum import auto
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.primitives import UtcDatetime
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 
+# How long a cloud may take until it shows what it was asked to make, also if the answer was lost on the way.
+APPEARING_SECONDS = 300.0
 _HOST_ID: Final = re.compile(r"host-[0-9a-f]{32}")
 # What the locks of a host are for, beside those of other modules.
 _NOTE: Final = "host"
@@ -55,11 +58,19 @@ class JournalEntry(FrozenModel):
     ssh_key_name: str | None = Field(default=None, description="Name under which the cloud holds our public key")
     ssh_key_id: str | None = Field(default=None, description="The cloud's id of that key, once known")
     is_vps_ordered: bool = Field(default=False, description="Whether the cloud may have a VPS of it, id known or not")
+    vps_ordered_at: UtcDatetime | None = Field(default=None, description="When it was ordered, if this machine did")
     vps_instance_id: VpsInstanceId | None = Field(default=None, description="The cloud's id of the VPS, once known")
     vps_ip: str | None = Field(default=None, description="Address of the VPS, once known")
     failure_reason: str | None = Field(default=None, description="Why creating it failed, if it did")
     record: VpsDockerHostRecord | None = Field(default=None, description="Last seen record")
     agents: tuple[dict[str, Any], ...] = Field(default=(), description="Last seen data of its agents")
+
+    @property
+    def may_still_appear(self) -> bool:
+        """Whether that the cloud shows no VPS of it means nothing yet: it was ordered just now, and never seen."""
+        if not self.is_vps_ordered or self.vps_ordered_at is None or self.vps_ip is not None:
+            return False
+        return datetime.now(UTC) - self.vps_ordered_at < timedelta(seconds=APPEARING_SECONDS)
 
 
 class HostJournal:

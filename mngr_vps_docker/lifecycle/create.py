@@ -50,7 +50,6 @@ from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
 from imbue.mngr_vps_docker.lifecycle.creation import Creation
 from imbue.mngr_vps_docker.lifecycle.destroy import delete_instance_of
 from imbue.mngr_vps_docker.lifecycle.destroy import delete_key_of
-from imbue.mngr_vps_docker.lifecycle.destroy import delete_unanswered_instance_of
 from imbue.mngr_vps_docker.lifecycle.destroy import forget_host
 from imbue.mngr_vps_docker.lifecycle.image import prepare_image
 from imbue.mngr_vps_docker.lifecycle.interruption import ending_in_order
@@ -174,7 +173,7 @@ def _order_instance(creation: Creation) -> None:
     context, request = creation.context, creation.request
     host_key = context.keys.create_vps_host_key(request.host_id)
     tags = {HOST_ID_TAG: request.host_id, PROVIDER_TAG: context.provider_name, HOST_NAME_TAG: request.name}
-    creation.note(is_vps_ordered=True)
+    creation.note(is_vps_ordered=True, vps_ordered_at=datetime.now(UTC))
     try:
         instance_id = context.client.create_instance(
             label=f"mngr-{request.name}",
@@ -355,13 +354,16 @@ def _undo(remove: Callable[[ProviderContext, JournalEntry], None]) -> Callable[[
 
 
 def _delete_instance(creation: Creation) -> None:
-    if creation.entry.vps_instance_id is not None:
+    if creation.entry.is_vps_ordered:
         _undo(delete_instance_of)(creation)
         # Should something else be left, the host is not to count as destroyed because its VPS is.
         creation.note(vps_instance_id=None, is_vps_ordered=False)
-    elif creation.entry.is_vps_ordered:
-        _undo(delete_unanswered_instance_of)(creation)
-        creation.note(is_vps_ordered=False)
+
+
+def _delete_key(creation: Creation) -> None:
+    # As long as there may be a VPS, it says to other machines that the host was never finished.
+    if not creation.entry.is_vps_ordered:
+        _undo(delete_key_of)(creation)
 
 
 def _forget_unless_something_is_left(creation: Creation) -> None:
@@ -375,7 +377,7 @@ def _forget_unless_something_is_left(creation: Creation) -> None:
 # In this order whatever is billed is undone first, and what remembers it is forgotten last.
 CREATE_STEPS: tuple[Step[Creation], ...] = (
     Step("Claiming the name", _claim_name, _forget_unless_something_is_left),
-    Step("Giving the cloud the public key", _upload_key, _undo(delete_key_of)),
+    Step("Giving the cloud the public key", _upload_key, _delete_key),
     Step("Ordering the VPS", _order_instance, _delete_instance),
     Step("Waiting for the VPS to become active", _wait_until_active),
     Step("Waiting for its ssh", _wait_for_vps_ssh),

@@ -1,7 +1,11 @@
 """Destroying a host: everything that was made for it, in an order that keeps it findable until nothing is billed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from loguru import logger
 
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsDockerError
@@ -9,35 +13,47 @@ from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_TAG
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.steps import Step
 from imbue.mngr_vps_docker.lifecycle.steps import describe_error
+from imbue.mngr_vps_docker.lifecycle.steps import run_steps
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 
 # Most clouds go on reporting a destroyed instance for some seconds; one that is still there after a minute is billed.
 GONE_TIMEOUT_SECONDS = 60.0
-# What a cloud's listing may lag behind its own answers.
+# What a cloud's listing may lag behind its own answers, as long as it is worth waiting for.
 LISTING_LAG_SECONDS = 10.0
 _POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Destruction:
+    """A host that is being destroyed."""
+
+    context: ProviderContext
+    entry: JournalEntry
 
 
 def destroy_host(context: ProviderContext, entry: JournalEntry) -> None:
     """Remove the VPS of a host and everything else that was made for it. Works without ssh; twice is harmless.
 
-    Raises VpsDockerError, naming what remains, when something that costs money remains; the host then stays known.
+    ``entry`` is what was known of the host. Raises VpsDockerError, naming what remains, when something that costs
+    money remains; the host then stays known.
     """
+    was_known = context.journal.read(entry.host_id) is not None
     with context.journal.owned(entry.host_id):
-        entry = context.journal.write(entry.model_copy(update={"phase": HostPhase.DESTROYING}))
-        context.close_connections(entry.host_id, entry.vps_ip)
-        problems = []
-        for remove in (delete_instance_of, delete_key_of):
-            try:
-                remove(context, entry)
-            # A provider package's client may raise anything, and the next thing is to be removed all the same.
-            except Exception as error:  # noqa: BLE001
-                problems.append(describe_error(error))
-        if problems:
-            raise VpsDockerError(f"Host {entry.host_name} is not fully destroyed, try again: {'; '.join(problems)}")
-        forget_host(context, entry)
+        # Who owned the host until now has learned more of it, or has removed it.
+        newer = context.journal.read(entry.host_id)
+        if newer is None and was_known:
+            context.journal.forget(entry.host_id)
+            return
+        try:
+            run_steps(DESTROY_STEPS, Destruction(context, newer or entry), on_failure=lambda *_: False)
+        # A provider package's client may raise anything, and the user gets one clear line of it.
+        except Exception as error:
+            raise VpsDockerError(
+                f"Host {entry.host_name} is not fully destroyed, try again: {describe_error(error)}"
+            ) from error
 
 
 def delete_instance_of(context: ProviderContext, entry: JournalEntry) -> None:
@@ -46,32 +62,15 @@ def delete_instance_of(context: ProviderContext, entry: JournalEntry) -> None:
     A VPS whose order was answered too late, wrongly or never, or taken twice, is found by its tag. Raises
     VpsDockerError naming the VPS that remains, or that may.
     """
-    for instance_id in _instance_ids(context, entry):
-        try:
-            context.client.destroy_instance(instance_id)
-            _wait_until_gone(context, instance_id)
-        # A provider package's client may raise anything where the cloud did not answer at all.
-        except Exception as error:
-            if not _says_that_it_is_gone(error):
-                raise VpsDockerError(
-                    f"VPS {instance_id} of host {entry.host_name} may still exist and be billed:"
-                    f" {describe_error(error)}"
-                ) from error
-
-
-def delete_unanswered_instance_of(context: ProviderContext, entry: JournalEntry) -> None:
-    """Destroy the VPS that the cloud may have made of an order whose answer was lost, found by its tag.
-
-    Listings lag, so it is looked for a while. Raises VpsDockerError where the client cannot list.
-    """
     deadline = time.monotonic() + LISTING_LAG_SECONDS
-    while (found := context.client.find_instances({HOST_ID_TAG: entry.host_id})) is not None:
-        if found:
-            return delete_instance_of(context, entry)
+    while not _delete_instances_that_there_are(context, entry):
+        if not entry.may_still_appear:
+            return
         if time.monotonic() >= deadline:
-            return None
+            raise VpsDockerError(
+                f"A VPS of {entry.host_name} may still appear: one was ordered just now, and the cloud shows none"
+            )
         time.sleep(_POLL_SECONDS)
-    raise _may_have_vps(context, entry)
 
 
 def delete_key_of(context: ProviderContext, entry: JournalEntry) -> None:
@@ -79,49 +78,109 @@ def delete_key_of(context: ProviderContext, entry: JournalEntry) -> None:
 
     One that was left would say of a finished host that it was never finished, wherever only the cloud tells of it.
     """
-    for key_id in _key_ids(context, entry):
-        try:
-            context.client.delete_ssh_key(key_id)
-        except Exception as error:
-            if not _says_that_it_is_gone(error):
-                raise VpsDockerError(
-                    f"Public key {key_id} of host {entry.host_name} may still be there: {describe_error(error)}"
-                ) from error
+    # Version 0.1.0 noted it in the record, and left it there for the host's whole life.
+    in_record = None if entry.record is None or entry.record.config is None else entry.record.config.vps_ssh_key_id
+
+    def find() -> list[str]:
+        if not entry.ssh_key_name:
+            return []
+        return [key.id for key in context.client.list_ssh_keys() if key.name == entry.ssh_key_name]
+
+    def delete(key_id: str) -> bool:
+        return _unless_gone(lambda: context.client.delete_ssh_key(key_id))
+
+    known = [key_id for key_id in (entry.ssh_key_id, in_record) if key_id]
+    left = f"Public key {{}} of host {entry.host_name} may still be there"
+    _remove_each(lambda: known, find, remove=delete, left=left)
 
 
 def forget_host(context: ProviderContext, entry: JournalEntry) -> None:
     """Remove what this machine keeps of a host: its keys, its pinned host keys, its shared connections, its notes."""
-    context.close_connections(entry.host_id, entry.vps_ip)
+    try:
+        context.close_connections(entry.host_id, entry.vps_ip)
+    except (VpsDockerError, OSError) as error:
+        # They end by themselves, some time after the machine that they lead to.
+        logger.debug("Connections to {} stay open: {}", entry.host_name, error)
     context.unpin(entry.host_id, entry.vps_ip, entry.record)
     context.journal.forget(entry.host_id)
 
 
-def _key_ids(context: ProviderContext, entry: JournalEntry) -> Iterator[str]:
-    """The key that is known, and only when that was dealt with, those of its name."""
-    if entry.ssh_key_id:
-        yield entry.ssh_key_id
-    if entry.ssh_key_name:
-        named = [key.id for key in context.client.list_ssh_keys() if key.name == entry.ssh_key_name]
-        yield from (key_id for key_id in named if key_id != entry.ssh_key_id)
+def _note(destruction: Destruction) -> None:
+    context, entry = destruction.context, destruction.entry
+    try:
+        context.journal.write(entry.model_copy(update={"phase": HostPhase.DESTROYING}))
+    except OSError as error:
+        # Such as a full disk. What is billed goes all the same, and the note as it was still tells of it.
+        logger.warning("It cannot be noted that {} is being destroyed: {}", entry.host_name, error)
 
 
-def _instance_ids(context: ProviderContext, entry: JournalEntry) -> Iterator[VpsInstanceId]:
-    """The VPS that is known, and only when that was dealt with, those of its tag."""
+# The key goes after the VPS: as long as there is one, it says to other machines that the host was never finished.
+DESTROY_STEPS: tuple[Step[Destruction], ...] = (
+    Step("Noting that the host is to go", _note),
+    Step("Destroying the VPS", lambda host: delete_instance_of(host.context, host.entry)),
+    Step("Taking its public key from the cloud", lambda host: delete_key_of(host.context, host.entry)),
+    Step("Forgetting its keys and notes", lambda host: forget_host(host.context, host.entry)),
+)
+
+
+def _delete_instances_that_there_are(context: ProviderContext, entry: JournalEntry) -> bool:
+    """Destroy the VPS that is known and those of the host's tag, and say whether the cloud had any of them."""
     known = entry.vps_instance_id
-    if known is not None:
-        yield known
-    found = context.client.find_instances({HOST_ID_TAG: entry.host_id})
-    if found is None and known is None and entry.is_vps_ordered:
-        raise _may_have_vps(context, entry)
-    yield from (instance.id for instance in found or () if instance.id != known)
+
+    def find() -> Iterable[VpsInstanceId]:
+        found = context.client.find_instances({HOST_ID_TAG: entry.host_id})
+        if found is None and known is None and entry.is_vps_ordered:
+            raise VpsDockerError(
+                f"The cloud may have a VPS of {entry.host_name}, of which nothing but its tag is known, and cannot"
+                f" list its instances: look for the tag {HOST_ID_TAG}={entry.host_id} in its console, remove the VPS"
+                f" that has it, and then the folder {context.keys.hosts_folder / entry.host_id}"
+            )
+        return [instance.id for instance in found or ()]
+
+    def destroy(instance_id: VpsInstanceId) -> bool:
+        is_there = _unless_gone(lambda: context.client.destroy_instance(instance_id))
+        if is_there:
+            _unless_gone(lambda: _wait_until_gone(context, instance_id))
+        return is_there
+
+    left = f"VPS {{}} of host {entry.host_name} may still exist and be billed"
+    return _remove_each(lambda: () if known is None else (known,), find, remove=destroy, left=left)
 
 
-def _may_have_vps(context: ProviderContext, entry: JournalEntry) -> VpsDockerError:
-    return VpsDockerError(
-        f"The cloud may have a VPS of {entry.host_name}, of which nothing but its tag is known, and cannot list its"
-        f" instances: look for the tag {HOST_ID_TAG}={entry.host_id} in its console, remove the VPS that has it, and"
-        f" then the folder {context.keys.hosts_folder / entry.host_id}"
-    )
+def _remove_each[Id: str](*looks: Callable[[], Iterable[Id]], remove: Callable[[Id], bool], left: str) -> bool:
+    """Remove what there is to find in one place and then in the next, each thing whatever comes of the others.
+
+    Says whether ``remove`` did so of any. Raises VpsDockerError naming all that may be ``left``.
+    """
+    removed: dict[Id, bool] = {}
+    problems: list[str] = []
+    for look in looks:
+        try:
+            ids = [each for each in look() if each not in removed]
+        # A provider package's client may raise anything, and what else is known of is to be removed all the same.
+        except Exception as error:  # noqa: BLE001
+            problems.append(describe_error(error))
+            continue
+        for each in ids:
+            removed[each] = False
+            try:
+                removed[each] = remove(each)
+            except Exception as error:  # noqa: BLE001
+                problems.append(f"{left.format(each)}: {describe_error(error)}")
+    if problems:
+        raise VpsDockerError("; ".join(problems))
+    return any(removed.values())
+
+
+def _unless_gone(act: Callable[[], object]) -> bool:
+    """Do something with a thing of the cloud's, and say whether it was there."""
+    try:
+        act()
+    except VpsApiError as error:
+        if not error.is_gone:
+            raise
+        return False
+    return True
 
 
 def _wait_until_gone(context: ProviderContext, instance_id: VpsInstanceId) -> None:
@@ -134,7 +193,3 @@ def _wait_until_gone(context: ProviderContext, instance_id: VpsInstanceId) -> No
                 f" {GONE_TIMEOUT_SECONDS:.0f} s"
             )
         time.sleep(_POLL_SECONDS)
-
-
-def _says_that_it_is_gone(error: Exception) -> bool:
-    return isinstance(error, VpsApiError) and error.is_gone

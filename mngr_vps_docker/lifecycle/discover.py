@@ -243,6 +243,6 @@ def _sighting_of_unlisted(context: ProviderContext, entry: JournalEntry) -> Host
             status = context.client.get_instance_status(entry.vps_instance_id)
         except VpsApiError as error:
             if error.is_gone:
-                return HostSighting(entry=entry, is_gone=True)
+                return HostSighting(entry=entry, is_gone=not entry.may_still_appear)
             raise
     return HostSighting(entry=entry, is_gone=status is VpsInstanceStatus.DESTROYING)

@@ -25,6 +25,7 @@ from support.remote import heed_signals
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
+from imbue.mngr_vps_docker import journal
 from imbue.mngr_vps_docker.lifecycle import snapshot as snapshots
 from imbue.mngr_vps_docker.lifecycle.uploaded_keys import uploaded_keys
 from imbue.mngr_vps_docker.testing.fault_points import FaultKind
@@ -60,6 +61,12 @@ def chosen_runs(*, ending: bool) -> list[tuple[str, str, FaultKind]]:
         return runs
     today = random.Random(datetime.date.today().toordinal())
     return [run for run in ALWAYS if run in runs] + today.sample(runs, RUNS_PER_DAY)
+
+
+@pytest.fixture(autouse=True)
+def prompt_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The local cloud shows at once what it was asked to make, so there is no waiting for what it does not show."""
+    monkeypatch.setattr(journal, "APPEARING_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")

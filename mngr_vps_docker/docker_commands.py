@@ -115,6 +115,11 @@ def stop_argv(container: str, timeout_seconds: int) -> Argv:
     return ("docker", "stop", "-t", str(timeout_seconds), "--", container)
 
 
+def rename_container_argv(container: str, name: str) -> Argv:
+    """``docker rename``, of a running or stopped container."""
+    return ("docker", "rename", "--", container, name)
+
+
 def remove_container_argv(container: str) -> Argv:
     """``docker rm`` of a running or stopped container, with its anonymous volumes."""
     return ("docker", "rm", "--force", "--volumes", "--", container)

@@ -51,6 +51,7 @@ _SLOW_SECONDS: Final = 1800.0
 _FAILED_BUILD_LINES: Final = 15
 _BUILD_KINDS: Final = (DaemonNotRunningError, DiskFullError, NoSuchImageError, PullRateLimitError)
 _DOCKER_USAGE_CODE: Final = 125
+_REPLACED_STOP_SECONDS: Final = 10
 # Exit code of a script of ours that found a container stopped.
 NOT_RUNNING: Final = 87
 
@@ -344,6 +345,29 @@ def new_container_id(outcome: CommandOutcome) -> str:
     if not outcome.is_success:
         raise docker_error(outcome, outcome.error_text)
     return outcome.text.strip().splitlines()[-1]
+
+
+def replace_step(spec: ContainerSpec, *, aside: str) -> ChainStep:
+    """``run_step`` in the place of the container that has the name, if there is one; see ``new_container_id``.
+
+    The old one is stopped and called ``aside`` until the new one runs, and has its name back if that does not start.
+    Where this was cut short in between, doing it again goes on with it.
+    """
+    run = run_step(spec)
+    is_there = joined(commands.container_is_running_argv(spec.name))
+    stop = joined(commands.stop_argv(spec.name, _REPLACED_STOP_SECONDS))
+    remove = joined(commands.remove_container_argv(aside))
+    script = (
+        f"if {is_there} >/dev/null 2>&1; then\n"
+        f"  {remove} >/dev/null 2>&1\n"
+        f"  {stop} >/dev/null && {joined(commands.rename_container_argv(spec.name, aside))} || exit\n"
+        "fi\n"
+        f"({run.command}); rc=$?\n"
+        f"if [ $rc -eq 0 ]; then {remove}; else {joined(commands.rename_container_argv(aside, spec.name))}; fi"
+        " >/dev/null 2>&1\n"
+        "exit $rc"
+    )
+    return ChainStep(script, run.purpose)
 
 
 def unless_container(container: str, step: ChainStep) -> ChainStep:

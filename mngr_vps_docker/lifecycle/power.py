@@ -17,12 +17,15 @@ from imbue.mngr.primitives import SnapshotId
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
 from imbue.mngr_vps_docker.docker_commands import inspect_container_argv
 from imbue.mngr_vps_docker.docker_commands import start_argv
+from imbue.mngr_vps_docker.docker_errors import DockerError
 from imbue.mngr_vps_docker.docker_errors import NoSuchContainerError
 from imbue.mngr_vps_docker.docker_errors import checked_docker
 from imbue.mngr_vps_docker.docker_objects import parse_containers
 from imbue.mngr_vps_docker.docker_over_ssh import NOT_RUNNING
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.docker_over_ssh import docker_step
+from imbue.mngr_vps_docker.docker_over_ssh import new_container_id
+from imbue.mngr_vps_docker.docker_over_ssh import replace_step
 from imbue.mngr_vps_docker.docker_over_ssh import stop_if_running
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import SshdDownError
@@ -95,14 +98,13 @@ def start_host(
         raise sighting.problem
     docker = context.docker(address, sighting.host_id)
     if snapshot_id is not None:
-        sighting = _recreate_container(context, docker, sighting, config, image=_snapshot_image(sighting, snapshot_id))
+        sighting = _replace_container(context, docker, sighting, image=_snapshot_image(docker, sighting, snapshot_id))
     for is_last in (False, False, True):
         try:
             return _bring_up(context, sighting, address, config)
         except NoSuchContainerError:
-            logger.warning("The container of {} is gone; making it anew from {}", sighting.name, config.image)
-            image = config.image or context.config.default_image
-            sighting = _recreate_container(context, docker, sighting, config, image=image)
+            logger.warning("The container of {} is gone; making it anew ...", sighting.name)
+            sighting = _replace_container(context, docker, sighting)
         except (RemoteCommandError, SshdDownError):
             container = None if is_last else docker.inspect_container(config.container_name)
             if container is None or container.is_running:
@@ -175,34 +177,50 @@ def usable(sighting: HostSighting) -> tuple[str, VpsHostConfig]:
     return sighting.entry.vps_ip, sighting.record.config
 
 
-def _recreate_container(
-    context: ProviderContext, docker: DockerOverSsh, sighting: HostSighting, config: VpsHostConfig, *, image: str
+def _replace_container(
+    context: ProviderContext, docker: DockerOverSsh, sighting: HostSighting, *, image: str | None = None
 ) -> HostSighting:
-    """Make the container anew from ``image``, and return the host as it is then."""
-    context.container(usable(sighting)[0], sighting.host_id).close()
-    docker.remove_container(config.container_name, is_missing_ok=True)
-    container_id = docker.run_container(
-        host_container(
-            context,
-            ContainerRequest(
-                host_id=sighting.host_id,
-                host_name=HostName(sighting.name),
-                container_name=config.container_name,
-                image=image,
-                start_args=config.start_args,
-                tags=sighting.certified_data.user_tags,
-            ),
-        ),
-        timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS,
+    """Make the container anew, from ``image`` or what its record says, and return the host as it is then.
+
+    The record is to say it first, and the old container is kept until the new one runs. So the start that follows one
+    that was cut short, wherever that was, has the old container, or makes the new one.
+    """
+    address, config = usable(sighting)
+    default = context.config.default_image
+    context.container(address, sighting.host_id).close()
+
+    def made_from(record: VpsDockerHostRecord, image: str | None) -> VpsDockerHostRecord:
+        now = record.config or config
+        return record.model_copy(update={"config": now.model_copy(update={"image": image})})
+
+    record = update_record(
+        context, sighting, lambda now: made_from(now, image or (now.config or config).image or default)
     )
-
-    def with_container(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
-        return record.model_copy(
-            update={"container_id": container_id, "config": config.model_copy(update={"image": image})}
-        )
-
-    record = update_record(context, sighting, with_container)
-    if config.image is not None and config.image != image and _is_deleted_snapshot(sighting, config.image):
+    chosen = (record.config or config).image or default
+    request = ContainerRequest(
+        host_id=sighting.host_id,
+        host_name=HostName(sighting.name),
+        container_name=config.container_name,
+        image=chosen,
+        start_args=config.start_args,
+        tags=sighting.certified_data.user_tags,
+    )
+    step = replace_step(host_container(context, request), aside=f"{config.container_name}.replaced")
+    (outcome,) = run_chain(
+        docker.connection,
+        [step],
+        purpose=step.purpose,
+        timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS + _STEPS_TIMEOUT_SECONDS,
+    )
+    try:
+        container_id = new_container_id(outcome)
+    except DockerError:
+        update_record(context, sighting.with_record(record), lambda now: made_from(now, config.image))
+        raise
+    record = update_record(
+        context, sighting.with_record(record), lambda now: now.model_copy(update={"container_id": container_id})
+    )
+    if config.image is not None and config.image != chosen and _is_deleted_snapshot(sighting, config.image):
         remove_snapshot_image(docker, config.image)
     return sighting.with_record(record)
 
@@ -223,8 +241,9 @@ def _is_deleted_snapshot(sighting: HostSighting, image: str) -> bool:
     return image.startswith(("sha256:", f"{SNAPSHOT_REPOSITORY}:")) and not is_listed
 
 
-def _snapshot_image(sighting: HostSighting, snapshot_id: SnapshotId) -> str:
-    for snapshot in sighting.certified_data.snapshots:
-        if snapshot.id == snapshot_id:
-            return snapshot.id
-    raise SnapshotNotFoundError(snapshot_id)
+def _snapshot_image(docker: DockerOverSsh, sighting: HostSighting, snapshot_id: SnapshotId) -> str:
+    if all(snapshot.id != snapshot_id for snapshot in sighting.certified_data.snapshots):
+        raise SnapshotNotFoundError(snapshot_id)
+    if docker.inspect_image(snapshot_id) is None:
+        raise VpsDockerError(f"The image of snapshot {snapshot_id} of {sighting.name} is not on its VPS any more")
+    return snapshot_id

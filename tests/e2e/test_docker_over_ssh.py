@@ -29,11 +29,14 @@ from imbue.mngr_vps_docker.docker_errors import PortInUseError
 from imbue.mngr_vps_docker.docker_errors import UnknownRuntimeError
 from imbue.mngr_vps_docker.docker_over_ssh import ContainerSpec
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.docker_over_ssh import new_container_id
+from imbue.mngr_vps_docker.docker_over_ssh import replace_step
 from imbue.mngr_vps_docker.errors import HostRecordError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.host_volume import HostVolumeOverSsh
+from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.shell import joined
@@ -95,6 +98,34 @@ def real(connection: SshConnection, vps_image: None) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def running(real: Engine) -> str:
     return real.docker.run_container(real.spec("running"))
+
+
+def replaced(real: Engine, spec: ContainerSpec) -> str:
+    (outcome,) = run_chain(
+        real.docker.connection,
+        [replace_step(spec, aside=f"{spec.name}.replaced")],
+        purpose="replace a container",
+        timeout_seconds=120,
+    )
+    return new_container_id(outcome)
+
+
+def test_a_container_that_is_replaced_is_there_until_the_new_one_runs(real: Engine) -> None:
+    docker, spec = real.docker, real.spec("changed")
+    old = docker.run_container(spec)
+    for image in ("mngr-no-such-image:1", IMAGE):
+        broken = replace(spec, image=image, entrypoint="/no/such/program")
+        with pytest.raises(DockerError):
+            replaced(real, broken)
+        assert [found.id for found in docker.list_containers({real.prefix: "changed"})] == [old]
+        assert docker.inspect_container(spec.name) is not None
+    docker.start_container(spec.name)
+    new = replaced(real, spec)
+    assert [found.id for found in docker.list_containers({real.prefix: "changed"})] == [new] != [old]
+    # Cut short after the old one was set aside, and before the new one ran.
+    subprocess.run(("docker", "rename", spec.name, f"{spec.name}.replaced"), check=True, capture_output=True)
+    newest = replaced(real, spec)
+    assert [found.id for found in docker.list_containers({real.prefix: "changed"})] == [newest] != [new]
 
 
 def test_a_containers_life(real: Engine) -> None:

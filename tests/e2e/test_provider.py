@@ -125,6 +125,12 @@ def age_record(provider: LocalVpsProvider, host_id: HostId) -> None:
         store.update_host_record(host_id, aged)
 
 
+def image_in_record(lab: ProviderLab, host_id: HostId) -> str | None:
+    record = lab.process()._find_host_record(host_id)
+    assert record is not None and record.config is not None
+    return record.config.image
+
+
 def ids(provider: LocalVpsProvider, host: HostInterface | HostId) -> list[SnapshotId]:
     return [snapshot.id for snapshot in provider.list_snapshots(host)]
 
@@ -232,6 +238,30 @@ def test_a_snapshot_brings_back_the_container_while_the_volume_stays(
     assert new not in left
     provider.stop_host(host, create_snapshot=False)
     assert provider.start_host(host.id).read_text_file(Path("/root/layer")) == "after\n"
+
+
+@pytest.mark.parametrize("trouble", ["its image is gone", "its container does not start"])
+def test_a_snapshot_that_cannot_be_started_costs_nothing(
+    lab: ProviderLab, provider: LocalVpsProvider, running: Host, trouble: str
+) -> None:
+    running.execute_idempotent_command("echo kept >/root/layer")
+    snapshot_id = provider.create_snapshot(running)
+    image = image_in_record(lab, running.id)
+    lab.on_vps(running.id, f"docker image rm {snapshot_id}")
+    if "start" in trouble:
+        # An image in which there is no shell.
+        lab.on_vps(running.id, f"tar -c -T /dev/null | docker import - {snapshot_id}")
+    with pytest.raises(MngrError, match=r"not on its VPS any more|executable file not found"):
+        provider.start_host(running, snapshot_id)
+    assert image_in_record(lab, running.id) == image
+    process = lab.process()
+    assert process.start_host(running.id).read_text_file(Path("/root/layer")) == "kept\n"
+    process.delete_snapshot(running.id, snapshot_id)
+
+
+def test_a_container_that_is_gone_is_made_anew(lab: ProviderLab, running: Host) -> None:
+    lab.on_vps(running.id, "docker rm --force $(docker ps --quiet --filter label=com.imbue.mngr.host-id)")
+    assert lab.process().start_host(running.id).read_file(NOTES) == b"kept on the volume\n"
 
 
 def test_an_unknown_snapshot_is_refused_and_costs_nothing(provider: LocalVpsProvider, running: Host) -> None:

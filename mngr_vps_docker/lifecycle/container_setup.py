@@ -21,6 +21,8 @@ from imbue.mngr_vps_docker.ssh.shell import quoted
 STOP_REASON_FILE = "stop_reason"
 SSHD_FOLDER = HOST_VOLUME_PATH / ".sshd"
 
+# The keys that the host was made with: only who makes it knows them, and every later set-up leaves them alone.
+_EXTRA_KEYS_FILE = "extra_authorized_keys"
 _STOP_REASON_PATH = HOST_VOLUME_PATH / STOP_REASON_FILE
 _LOCK_PATH = HOST_VOLUME_PATH / ".setup.lock"
 _LOCK_SECONDS = 120
@@ -36,7 +38,7 @@ HOST_CONTAINER_SCRIPT = (
 _SSHD_CONFIG = f"""\
 Port 22
 HostKey {SSHD_FOLDER}/host_key
-AuthorizedKeysFile {SSHD_FOLDER}/authorized_keys .ssh/authorized_keys
+AuthorizedKeysFile {SSHD_FOLDER}/authorized_keys {SSHD_FOLDER}/{_EXTRA_KEYS_FILE} .ssh/authorized_keys
 PidFile /run/mngr-sshd.pid
 PermitRootLogin prohibit-password
 PasswordAuthentication no
@@ -133,20 +135,24 @@ mkdir -p {HOST_VOLUME_PATH}/agents {HOST_VOLUME_PATH}/activity {HOST_VOLUME_PATH
 
 
 def _configure_sshd(setup: ContainerSetup) -> str:
-    authorized_keys = "".join(f"{key.strip()}\n" for key in (setup.client_public_key, *setup.extra_authorized_keys))
     steps = [
         f"mkdir -p {SSHD_FOLDER} && chmod 700 {SSHD_FOLDER}",
         _write_file(SSHD_FOLDER / "host_key", setup.host_private_key.revealed, mode="600"),
         _write_file(SSHD_FOLDER / "sshd_config", _SSHD_CONFIG),
-        _write_file(SSHD_FOLDER / "authorized_keys", authorized_keys, mode="600"),
+        _write_file(SSHD_FOLDER / "authorized_keys", _lines([setup.client_public_key]), mode="600"),
     ]
+    if setup.extra_authorized_keys:
+        steps.append(_write_file(SSHD_FOLDER / _EXTRA_KEYS_FILE, _lines(setup.extra_authorized_keys), mode="600"))
     if setup.extra_known_hosts:
-        lines = "".join(f"{line.strip()}\n" for line in setup.extra_known_hosts)
         steps += [
             "mkdir -p /root/.ssh && chmod 700 /root/.ssh",
-            f"printf %s {quoted(lines)} >>/root/.ssh/known_hosts",
+            f"printf %s {quoted(_lines(setup.extra_known_hosts))} >>/root/.ssh/known_hosts",
         ]
     return "\n".join(steps)
+
+
+def _lines(texts: Sequence[str]) -> str:
+    return "".join(f"{text.strip()}\n" for text in texts)
 
 
 def _install_commands(host_dir: PurePosixPath) -> str:

@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC
 from datetime import datetime
 from pathlib import Path
@@ -39,8 +40,10 @@ from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
+from imbue.mngr_vps_docker.keys import load_or_create_key_pair
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
 
 NOTES = Path("/mngr/notes.txt")
@@ -197,6 +200,32 @@ def test_a_snapshot_taken_at_the_stop_is_kept(lab: ProviderLab, provider: LocalV
     assert [snapshot.id for snapshot in offline.get_snapshots()] == [snapshot_id]
     provider.delete_snapshot(running.id, snapshot_id)
     assert ids(lab.process(), running.id) == []
+
+
+def test_keys_that_a_host_was_made_with_log_in_to_it_whenever_it_runs(lab: ProviderLab, tmp_path: Path) -> None:
+    extra = load_or_create_key_pair(tmp_path / "extra")
+    known = "git.example.com ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA"
+    provider = lab.process()
+    host = provider.create_host(HostName("visited"), authorized_keys=[f"{extra.public_key} x"], known_hosts=[known])
+    assert known in host.read_text_file(Path("/root/.ssh/known_hosts"))
+    target = replace(host.ssh.target, identity_file=extra.private_key_path)
+
+    def check_that_it_logs_in() -> None:
+        visitor = SshConnection(target)
+        assert visitor.run("echo in", purpose="visit", timeout_seconds=20).checked().text == "in\n"
+        visitor.close()
+
+    check_that_it_logs_in()
+    provider.stop_host(host, create_snapshot=False)
+    lab.process().start_host(host.id)
+    check_that_it_logs_in()
+    lab.in_container(host.id, "kill -9 $(pidof sshd)")
+    repaired = lab.process().get_host(host.id)
+    assert isinstance(repaired, Host)
+    assert repaired.execute_idempotent_command("true").success
+    check_that_it_logs_in()
+    assert known in repaired.read_text_file(Path("/root/.ssh/known_hosts"))
+    lab.process().destroy_host(host.id)
 
 
 # --- snapshots

@@ -5,14 +5,9 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
-from functools import cached_property
-from pathlib import Path
-from pathlib import PurePosixPath
 from typing import Any
 
 from loguru import logger
-from pydantic import Field
-from pydantic import PrivateAttr
 from pyinfra.api.host import Host as PyinfraHost
 
 from imbue.concurrency_group.concurrency_group import ConcurrencyGroup
@@ -37,22 +32,12 @@ from imbue.mngr.primitives import ImageReference
 from imbue.mngr.primitives import SnapshotId
 from imbue.mngr.primitives import SnapshotName
 from imbue.mngr.primitives import VolumeId
-from imbue.mngr.providers.base_provider import BaseProviderInstance
-from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
-from imbue.mngr_vps_docker.build_args import parse_build_args
 from imbue.mngr_vps_docker.build_context import check_build_context
 from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
-from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
-from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
-from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
-from imbue.mngr_vps_docker.journal import HostJournal
-from imbue.mngr_vps_docker.keys import ProviderKeys
 from imbue.mngr_vps_docker.lifecycle import details
 from imbue.mngr_vps_docker.lifecycle import metadata
 from imbue.mngr_vps_docker.lifecycle import views
 from imbue.mngr_vps_docker.lifecycle import volumes
-from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.create import check_host_name
 from imbue.mngr_vps_docker.lifecycle.create import check_name_is_free
 from imbue.mngr_vps_docker.lifecycle.create import create_host
@@ -62,26 +47,18 @@ from imbue.mngr_vps_docker.lifecycle.image import check_tools
 from imbue.mngr_vps_docker.lifecycle.power import repair_host
 from imbue.mngr_vps_docker.lifecycle.power import start_host
 from imbue.mngr_vps_docker.lifecycle.power import stop_host
-from imbue.mngr_vps_docker.lifecycle.registry import HostRegistry
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.snapshot import create_snapshot
 from imbue.mngr_vps_docker.lifecycle.snapshot import delete_snapshot
 from imbue.mngr_vps_docker.lifecycle.snapshot import find_snapshot
 from imbue.mngr_vps_docker.lifecycle.snapshot import list_snapshots
 from imbue.mngr_vps_docker.outer_host import VpsDockerHost
-from imbue.mngr_vps_docker.outer_host import VpsOuterHost
-from imbue.mngr_vps_docker.ssh.command_log import CommandLog
+from imbue.mngr_vps_docker.package_hooks import PackageHooks
 from imbue.mngr_vps_docker.start_args import start_args_of
-from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
 
-class VpsDockerProvider(BaseProviderInstance):
+class VpsDockerProvider(PackageHooks):
     """Hosts of mngr as Docker containers on VPSes, one host to a VPS."""
-
-    config: VpsDockerProviderConfig = Field(frozen=True, description="The provider's settings")
-    vps_client: VpsClientInterface = Field(frozen=True, description="The cloud's API")
-
-    _host_record_cache: dict[HostId, VpsDockerHostRecord] = PrivateAttr(default_factory=dict)
 
     @property
     def supports_snapshots(self) -> bool:
@@ -102,28 +79,6 @@ class VpsDockerProvider(BaseProviderInstance):
     def supports_mutable_tags(self) -> bool:
         """Yes: tags live in the host's record."""
         return True
-
-    # --- the parts it is composed of ------------------------------------------------------------------------------
-
-    @cached_property
-    def _context(self) -> ProviderContext:
-        root = self.mngr_ctx.profile_dir / "providers" / str(self.config.backend) / str(self.name)
-        keys = ProviderKeys(root)
-        return ProviderContext(
-            provider_name=self.name,
-            prefix=self.mngr_ctx.config.prefix,
-            user_id=str(self.mngr_ctx.get_profile_user_id()),
-            host_dir=PurePosixPath(self.host_dir),
-            config=self.config,
-            client=self.vps_client,
-            keys=keys,
-            journal=HostJournal(keys.hosts_folder),
-            command_log=CommandLog(root / "logs" / "ssh.jsonl"),
-        )
-
-    @cached_property
-    def _registry(self) -> HostRegistry:
-        return HostRegistry(self._context, self._records_of_provider_package, self._host_record_cache)
 
     def reset_caches(self) -> None:
         """Ask the cloud and the VPSes again at the next operation."""
@@ -357,70 +312,7 @@ class VpsDockerProvider(BaseProviderInstance):
             metadata.remove_persisted_agent_data(self._context, self._registry.get(host_id), agent_id)
             self._registry.note_agent(host_id, agent_id, None)
 
-    # --- hooks for provider packages ------------------------------------------------------------------------------
-
-    def _parse_build_args(self, build_args: Sequence[str]) -> ParsedBuildArgs:
-        """Split ``-b`` arguments into the provider's own and those of ``docker build``."""
-        return parse_build_args(
-            build_args,
-            default_region=self.config.default_region,
-            default_plan=self.config.default_plan,
-            default_os_id=self.config.default_os_id,
-            allowed=self.config.allowed_build_args,
-        )
-
-    def _discover_host_records(self) -> list[VpsDockerHostRecord]:
-        """Every host record. A provider package may override this with its own way of finding its VPSes."""
-        return self._discover_host_records_with_agents()[0]
-
-    def _discover_host_records_with_agents(
-        self,
-    ) -> tuple[list[VpsDockerHostRecord], dict[HostId, list[dict[str, Any]]]]:
-        """Every host record, and the data of each host's agents. A provider package may override this likewise."""
-        sightings = self._registry.seen()
-        records = [sighting.record for sighting in sightings if sighting.record is not None]
-        return records, {sighting.host_id: sighting.agents for sighting in sightings}
-
-    def _find_host_record(self, host: HostId | HostName) -> VpsDockerHostRecord | None:
-        """The record of one host, or None if there is no such host."""
-        try:
-            return self._registry.get(host).record
-        except HostNotFoundError:
-            return None
-
-    @contextmanager
-    def _make_outer_for_vps_ip(self, vps_ip: str) -> Iterator[OuterHostInterface]:
-        """The VPS at an address, as root; from as many threads at once as you like."""
-        known = (entry.host_id for entry in self._context.journal.read_all() if entry.vps_ip == vps_ip)
-        yield views.outer_host(self._context, vps_ip, next(known, None))
-
-    def _get_existing_host_store(self, outer: OuterHostInterface) -> VpsDockerHostStore | None:
-        """The record store on a VPS, or None while it has no state container."""
-        if not isinstance(outer, VpsOuterHost):
-            raise TypeError(f"Expected what _make_outer_for_vps_ip yields, not {type(outer).__name__}")
-        if DockerOverSsh(outer.ssh).inspect_container(self._context.state_volume_name) is None:
-            return None
-        return self._context.store(outer.ssh)
-
-    def _get_vps_ssh_keypair(self) -> tuple[Path, str]:
-        """The key pair with which this provider logs in to its VPSes: path of the private half, text of the public."""
-        pair = self._context.keys.vps_client_key()
-        return pair.private_key_path, pair.public_key
-
-    def _vps_known_hosts_path(self) -> Path:
-        """The file that pins the VPSes' host keys."""
-        return self._context.keys.vps_known_hosts_path
-
     # --- what the parts call back ---------------------------------------------------------------------------------
-
-    def _records_of_provider_package(self) -> Sequence[VpsDockerHostRecord]:
-        """What a subclass finds by its own means, if it has its own."""
-        own, base = type(self), VpsDockerProvider
-        if own._discover_host_records_with_agents is not base._discover_host_records_with_agents:
-            return self._discover_host_records_with_agents()[0]
-        if own._discover_host_records is not base._discover_host_records:
-            return self._discover_host_records()
-        return ()
 
     def _listed(self, include_destroyed: bool) -> list[HostSighting]:
         return [sighting for sighting in self._registry.discover() if include_destroyed or not sighting.is_gone]

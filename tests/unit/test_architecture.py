@@ -29,6 +29,7 @@ LAYERS = (
     ("journal", "certified_changes"),
     ("outer_host",),
     ("lifecycle",),
+    ("package_hooks",),
     ("instance",),
     ("local_vps",),
     ("testing",),

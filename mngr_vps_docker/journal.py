@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from imbue.imbue_common.enums import UpperCaseStrEnum
 from imbue.imbue_common.frozen_model import FrozenModel
 from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.files import is_locked
 from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.files import remove_folder
 from imbue.mngr_vps_docker.files import write_atomically
@@ -129,13 +130,7 @@ class HostJournal:
 
     def has_live_owner(self, host_id: HostId) -> bool:
         """Whether a live process on this machine is creating or destroying the host right now."""
-        try:
-            with locked(self._lock_path(host_id, _OWNER), is_waiting=False, is_folder_made=False):
-                return False
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
+        return is_locked(self._lock_path(host_id, _OWNER))
 
     @contextmanager
     def alone(self, host_id: HostId, what: str) -> Iterator[bool]:

@@ -1,5 +1,6 @@
 """What this machine remembers of a host survives, and says whether somebody is working on it."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -165,3 +166,17 @@ def test_a_host_may_be_forgotten_while_others_look_at_it(journal: HostJournal) -
         for looker in lookers:
             looker.result(30)
     assert journal.read(known.host_id) is None
+
+
+def test_those_who_ask_whether_a_host_has_an_owner_are_none(journal: HostJournal, tmp_path: Path) -> None:
+    written = journal.write(entry())
+    with journal.owned(written.host_id):
+        pass
+    with (tmp_path / "hosts" / written.host_id / "owner.lock").open() as asked_by_another:
+        fcntl.flock(asked_by_another, fcntl.LOCK_SH)
+        assert not journal.has_live_owner(written.host_id)
+
+
+def test_asking_for_the_owner_of_an_unknown_host_leaves_nothing_behind(journal: HostJournal, tmp_path: Path) -> None:
+    assert not journal.has_live_owner(HostId.generate())
+    assert list(tmp_path.iterdir()) == []

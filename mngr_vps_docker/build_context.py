@@ -22,8 +22,6 @@ from tarfile import REGTYPE
 from tarfile import SYMTYPE
 from tarfile import TarInfo
 
-from loguru import logger
-
 from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
 from imbue.mngr_vps_docker.dockerignore import DOCKERIGNORE
 from imbue.mngr_vps_docker.dockerignore import IgnorePatterns
@@ -37,6 +35,7 @@ from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.ssh.striped import run_with_stream
+from imbue.mngr_vps_docker.terminal import logger
 
 REMOVAL_TIMEOUT_SECONDS = 120.0
 

@@ -13,6 +13,7 @@
     │   ├── BatchFormatError          the answer to several commands cannot be read (in remote_batch)
     │   └── DockerError               the same, for docker; see docker_errors for its kinds
     ├── RemoteCommandTimeoutError     a remote command was stopped at its deadline
+    ├── RemoteOutputError             a remote command printed more than is taken, and was stopped
     └── VpsConnectionError            (also mngr's HostConnectionError) ssh could not reach the machine, or lost it
         ├── SshdDownError             the machine answers, but no sshd does
         └── VpsAuthenticationError    (also mngr's HostAuthenticationError) our key was refused, or the host key is
@@ -26,10 +27,14 @@ from imbue.mngr.errors import HostAuthenticationError
 from imbue.mngr.errors import HostConnectionError
 from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import UserInputError
+from imbue.mngr_vps_docker.terminal import printable
 
 
 class VpsDockerError(MngrError):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. What its message quotes of other machines cannot act upon a terminal."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message, kept="\n\t"))
 
 
 class VpsProvisioningError(VpsDockerError):
@@ -72,6 +77,10 @@ class RemoteCommandError(VpsDockerError):
 
 class RemoteCommandTimeoutError(VpsDockerError):
     """A remote command did not end within its deadline and was stopped."""
+
+
+class RemoteOutputError(VpsDockerError):
+    """A remote command printed more than is taken, and was stopped."""
 
 
 class VpsConnectionError(VpsDockerError, HostConnectionError):

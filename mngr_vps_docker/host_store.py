@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 from typing import Final
 
-from loguru import logger
-
 from imbue.mngr.errors import HostNotFoundError
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
@@ -44,6 +42,7 @@ from imbue.mngr_vps_docker.stored_state import parse_state
 from imbue.mngr_vps_docker.stored_state import record_path
 from imbue.mngr_vps_docker.stored_state import state_files_of_agents
 from imbue.mngr_vps_docker.stored_state import state_files_script
+from imbue.mngr_vps_docker.terminal import logger
 from imbue.mngr_vps_docker.volume_scripts import ABSENT
 from imbue.mngr_vps_docker.volume_scripts import CHANGED
 from imbue.mngr_vps_docker.volume_scripts import enter_volume

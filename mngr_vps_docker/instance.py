@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from loguru import logger
 from pyinfra.api.host import Host as PyinfraHost
 
 from imbue.concurrency_group.concurrency_group import ConcurrencyGroup
@@ -55,6 +54,7 @@ from imbue.mngr_vps_docker.lifecycle.snapshot import list_snapshots
 from imbue.mngr_vps_docker.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.package_hooks import PackageHooks
 from imbue.mngr_vps_docker.start_args import start_args_of
+from imbue.mngr_vps_docker.terminal import logger
 
 
 class VpsDockerProvider(PackageHooks):

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from typing import Final
 
-from loguru import logger
 from pydantic import Field
 from pydantic import ValidationError
 
@@ -30,6 +29,7 @@ from imbue.mngr_vps_docker.files import write_atomically
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.primitives import UtcDatetime
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.terminal import logger
 
 # How long a cloud may take until it shows what it was asked to make, also if the answer was lost on the way.
 APPEARING_SECONDS = 300.0

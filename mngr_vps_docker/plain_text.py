@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.terminal import printable
 
 # One argument of a program holds 128 KiB, and tags are one in which a character may take six bytes.
 MAX_TEXT_BYTES: Final = 64 * 1024
@@ -35,6 +36,4 @@ def check_texts(kind: str, texts: Iterable[str], *, may_have_lines: bool = False
 def shown(text: str) -> str:
     """``text`` as a part of one line of a message: printable, and cut where it is long."""
     cut = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in cut
-    )
+    return printable(cut)

@@ -17,6 +17,7 @@ from typing import Final
 from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
 from imbue.mngr_vps_docker.ssh.command_log import follow_log
 from imbue.mngr_vps_docker.ssh.command_log import read_log
+from imbue.mngr_vps_docker.terminal import printable
 
 _POLL_SECONDS: Final = 0.2
 _RUN_TIMEOUT_SECONDS: Final = 120.0
@@ -122,13 +123,6 @@ def table_row(command: LoggedCommand) -> str:
             _size(command.stdout_bytes + command.stderr_bytes),
             f"{command.purpose} ({command.operation})",
         ).rstrip()
-    )
-
-
-def printable(text: str) -> str:
-    """``text`` with everything that a terminal would act upon written out: some of it comes from other machines."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
 
 

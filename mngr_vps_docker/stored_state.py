@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 from typing import Final
 
-from loguru import logger
-
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import HostRecordError
 from imbue.mngr_vps_docker.host_record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_record import decode_agent_data
 from imbue.mngr_vps_docker.host_record import decode_record
+from imbue.mngr_vps_docker.terminal import logger
 from imbue.mngr_vps_docker.volume_scripts import parse_files
 from imbue.mngr_vps_docker.volume_scripts import small_files
 

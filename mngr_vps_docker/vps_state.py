@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 from typing import Final
 
-from loguru import logger
-
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.docker_commands import list_volume_mountpoints_argv
 from imbue.mngr_vps_docker.docker_errors import refusal
@@ -31,6 +29,7 @@ from imbue.mngr_vps_docker.stored_state import NOTHING_STORED
 from imbue.mngr_vps_docker.stored_state import StoredState
 from imbue.mngr_vps_docker.stored_state import parse_state
 from imbue.mngr_vps_docker.stored_state import state_files_script
+from imbue.mngr_vps_docker.terminal import logger
 from imbue.mngr_vps_docker.volume_scripts import SmallFiles
 from imbue.mngr_vps_docker.volume_scripts import parse_files
 from imbue.mngr_vps_docker.volume_scripts import small_files

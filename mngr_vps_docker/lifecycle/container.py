@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from loguru import logger
-
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
@@ -28,6 +26,7 @@ from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.terminal import logger
 
 STATE_VOLUME_PATH = PurePosixPath("/mngr-state")
 CONTAINER_SSHD_PORT = 22

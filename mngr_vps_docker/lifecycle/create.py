@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from datetime import UTC
 from datetime import datetime
 
-from loguru import logger
-
 from imbue.mngr.errors import HostNameConflictError
 from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import UserInputError
@@ -61,6 +59,7 @@ from imbue.mngr_vps_docker.lifecycle.uploaded_keys import key_name
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.terminal import logger
 from imbue.mngr_vps_docker.vps_identity import make_host_key
 from imbue.mngr_vps_docker.vps_identity import take_host_key
 from imbue.mngr_vps_docker.vps_state import HostReading
@@ -102,7 +101,8 @@ def create_host(context: ProviderContext, request: CreateRequest) -> HostSightin
         except Exception as error:
             if not isinstance(error, MngrError):
                 # Not loguru's own way, which shows the values of variables too: keys are among them.
-                logger.debug("Creating {} failed:\n{}", request.name, "".join(traceback.format_exception(error)))
+                for line in "".join(traceback.format_exception(error)).splitlines():
+                    logger.debug("Creating {} failed: {}", request.name, line)
             raise _explained(creation, error) from error
     return HostSighting(
         entry=creation.entry,

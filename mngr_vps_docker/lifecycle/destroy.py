@@ -5,8 +5,6 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from loguru import logger
-
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.journal import HostPhase
@@ -18,6 +16,7 @@ from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.lifecycle.steps import run_steps
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.terminal import logger
 
 # Most clouds go on reporting a destroyed instance for some seconds; one that is still there after a minute is billed.
 GONE_TIMEOUT_SECONDS = 60.0

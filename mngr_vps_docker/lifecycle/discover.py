@@ -15,8 +15,6 @@ from datetime import UTC
 from datetime import datetime
 from datetime import timedelta
 
-from loguru import logger
-
 from imbue.mngr.errors import ProviderUnavailableError
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import VpsApiError
@@ -34,6 +32,7 @@ from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.lifecycle.uploaded_keys import UploadedKey
 from imbue.mngr_vps_docker.lifecycle.uploaded_keys import uploaded_keys
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.terminal import logger
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
 from imbue.mngr_vps_docker.vps_state import read_vps_state
 

@@ -3,8 +3,6 @@
 import os
 from dataclasses import dataclass
 
-from loguru import logger
-
 from imbue.mngr.errors import ImageNotFoundError
 from imbue.mngr.primitives import DockerBuilder
 from imbue.mngr.primitives import HostId
@@ -23,6 +21,7 @@ from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.pipe import pipe
 from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.ssh.version import installed_openssh
+from imbue.mngr_vps_docker.terminal import logger
 
 DEPOT_TOKEN_VARIABLE = "DEPOT_TOKEN"
 

@@ -20,7 +20,6 @@ from datetime import datetime
 from functools import partial
 from typing import Final
 
-from loguru import logger
 from pydantic import ValidationError
 
 from imbue.mngr.errors import HostNotFoundError
@@ -38,6 +37,7 @@ from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.terminal import logger
 
 _MOST_ATTEMPTS: Final = 20
 RECORD_OWNED_FIELDS = frozenset(

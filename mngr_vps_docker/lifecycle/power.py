@@ -7,8 +7,6 @@ old by then, so each finds out on the VPS itself whether it still is so.
 import math
 from typing import Final
 
-from loguru import logger
-
 from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import SnapshotNotFoundError
 from imbue.mngr.primitives import HostName
@@ -47,6 +45,7 @@ from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.terminal import logger
 
 SNAPSHOT_REPOSITORY: Final = "mngr-snapshot"
 # For what Docker and the disk do at once.

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from loguru import logger
-
 from imbue.mngr.errors import HostNotFoundError
 from imbue.mngr.errors import ProviderUnavailableError
 from imbue.mngr.primitives import HostId
@@ -24,6 +22,7 @@ from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.discover import discover
 from imbue.mngr_vps_docker.lifecycle.discover import observe
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+from imbue.mngr_vps_docker.terminal import logger
 
 
 class HostRegistry:

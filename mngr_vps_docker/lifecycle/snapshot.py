@@ -11,8 +11,6 @@ from datetime import timedelta
 from typing import Final
 from uuid import uuid4
 
-from loguru import logger
-
 from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import SnapshotNotFoundError
 from imbue.mngr.interfaces.data_types import CertifiedHostData
@@ -40,6 +38,7 @@ from imbue.mngr_vps_docker.lifecycle.power import usable
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.remote_batch import run_chain
+from imbue.mngr_vps_docker.terminal import logger
 
 _COMMIT_TIMEOUT_SECONDS: Final = 1800.0
 # What another machine may take to list an image that it has made, by far.

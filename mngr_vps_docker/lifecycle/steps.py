@@ -5,10 +5,9 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loguru import logger
-
 from imbue.mngr.errors import BaseMngrError
 from imbue.mngr_vps_docker.ssh.span import span
+from imbue.mngr_vps_docker.terminal import logger
 
 
 @dataclass(frozen=True, slots=True)

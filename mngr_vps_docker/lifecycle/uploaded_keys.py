@@ -11,11 +11,10 @@ from datetime import UTC
 from datetime import datetime
 from typing import Final
 
-from loguru import logger
-
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.steps import describe_error
+from imbue.mngr_vps_docker.terminal import logger
 
 _NAME: Final = re.compile(r"mngr-(host-[0-9a-f]{32})-(\d{10,11})")
 

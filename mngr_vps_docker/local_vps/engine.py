@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from loguru import logger
 from pydantic import JsonValue
 
 from imbue.mngr_vps_docker.errors import VpsApiError
+from imbue.mngr_vps_docker.terminal import logger
 
 DEFAULT_TIMEOUT_SECONDS: Final = 60.0
 # The engine ends everything that runs in a VPS before the removal is done.

@@ -19,6 +19,7 @@ from imbue.mngr_vps_docker.files import is_at
 from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.files import make_private_folder
 from imbue.mngr_vps_docker.ssh.shell import joined
+from imbue.mngr_vps_docker.terminal import printable
 
 TRACE_VARIABLE: Final = "MNGR_VPS_TRACE"
 _ROTATE_AT_BYTES: Final = 10 << 20
@@ -153,4 +154,4 @@ def _commands(lines: TextIO) -> Iterator[LoggedCommand]:
 def trace(text: str) -> None:
     """With MNGR_VPS_TRACE=1, show a line on stderr."""
     if os.environ.get(TRACE_VARIABLE) == "1":
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201

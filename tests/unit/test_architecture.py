@@ -14,9 +14,9 @@ LONGEST_MODULE_LINES = 450
 # A module may import from the lines above its own only; the modules of one line know nothing of each other. Inside a
 # folder, modules order themselves: there, only a circle is forbidden.
 LAYERS = (
+    ("terminal",),
     ("primitives", "errors", "image_reference", "files"),
     ("config", "plain_text"),
-    ("docker_options",),
     ("ssh",),
     ("docker_commands", "remote_batch", "replay"),
     ("docker_errors",),
@@ -126,6 +126,16 @@ def test_ssh_options_are_written_in_the_ssh_layer_only(source: Path) -> None:
     option = re.compile(rf"^-[FSO]$|\b({names})\b")
     written = [line for line, text in _words_written(source) if option.search(text)]
     assert written == [] or _layer(source) in {"ssh", "testing"}
+
+
+@every_source
+def test_what_is_logged_cannot_act_upon_a_terminal(source: Path) -> None:
+    written = [
+        node.lineno
+        for node in ast.walk(ast.parse(source.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom) and "loguru" in ast.unparse(node)
+    ]
+    assert written == [] or source == PACKAGE / "terminal.py"
 
 
 @every_source

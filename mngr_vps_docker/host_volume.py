@@ -188,7 +188,8 @@ def _write_script(volume: str, paths: Iterable[str], arrive: str, condition: str
     return (
         enter_volume(volume)
         + _GO
-        + 'stage=$(mktemp -d "$root/.mngr-new.XXXXXXXX") || exit 1\n'
+        # Beside the volume's content, on the same file system: what lies in it, the container could replace by links.
+        + 'stage=$(mktemp -d "$root/../.mngr-new.XXXXXXXX") || exit 1\n'
         + "trap 'rm -rf \"$stage\"' EXIT\ntrap 'exit 143' HUP INT TERM\n"
         + arrive
         + condition

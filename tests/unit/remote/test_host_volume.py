@@ -1,6 +1,8 @@
 import hashlib
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,36 @@ def test_paths_do_not_leave_the_volume(volume: HostVolumeOverSsh, files: Path, t
     assert (files / "file").read_text() == "mine" and not (files / "file").is_symlink()
 
 
+@pytest.mark.parametrize("name", ["0", "tar"])
+def test_no_link_that_is_planted_meanwhile_leads_a_write_out_of_the_volume(
+    volume: HostVolumeOverSsh, files: Path, tmp_path: Path, name: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    is_over = threading.Event()
+
+    def plant_links() -> None:
+        while not is_over.is_set():
+            for new in files.iterdir():
+                with suppress(OSError):
+                    (new / name).symlink_to(victim)
+
+    with ThreadPoolExecutor(1) as pool:
+        planting = pool.submit(plant_links)
+        for number in range(10):
+            volume.write_files({"f": b"%d" % number})
+            digest = hashlib.sha256(b"%d" % number).hexdigest()
+            step = volume.replace_step("f", b"stepped", expected_sha256=digest)
+            (outcome,) = run_chain(volume.connection, [step], purpose="test", timeout_seconds=30)
+            assert not volume.is_changed_meanwhile(outcome)
+        is_over.set()
+        planting.result()
+    assert victim.read_text() == "untouched"
+    assert (files / "f").read_text() == "stepped"
+    assert {path.name for path in files.iterdir()} == {"f"}
+    assert not list(files.parent.rglob(".mngr-new*"))
+
+
 def test_links_inside_the_volume_are_followed_to_directories(volume: HostVolumeOverSsh, files: Path) -> None:
     (files / "real").mkdir()
     (files / "real" / "f").write_text("1")
@@ -149,7 +181,7 @@ def test_a_step_replaces_a_file_only_while_it_is_what_was_expected(volume: HostV
     assert not run_step("it's $HOME\n é".encode(), b"")
     assert run_step(b"second", b"first")
     assert (files / "d" / "f").read_text() == "it's $HOME\n é"
-    assert list(files.glob(".mngr-new*")) == []
+    assert list(files.parent.rglob(".mngr-new*")) == []
 
 
 def test_replacements_at_once_lose_nothing(volume: HostVolumeOverSsh, files: Path) -> None:

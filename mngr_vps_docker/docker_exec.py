@@ -17,6 +17,7 @@ from imbue.mngr_vps_docker.docker_commands import exec_argv
 from imbue.mngr_vps_docker.docker_errors import InvalidDockerArgumentError
 from imbue.mngr_vps_docker.docker_errors import docker_error
 from imbue.mngr_vps_docker.remote_batch import ChainStep
+from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES
 from imbue.mngr_vps_docker.ssh.connection import OnLine
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.connection import StandardInput
@@ -77,7 +78,14 @@ def exec_in_container(
     deadline = timeout_seconds + _GRACE_SECONDS
     watcher = _StartWatcher(on_line)
     if on_line is None:
-        outcome = connection.run(line, purpose=purpose, timeout_seconds=deadline, stdin=stdin, effect=effect)
+        outcome = connection.run(
+            line,
+            purpose=purpose,
+            timeout_seconds=deadline,
+            stdin=stdin,
+            effect=effect,
+            limit_bytes=LARGE_OUTPUT_BYTES,
+        )
     else:
         outcome = connection.stream(
             line, on_line=watcher, purpose=purpose, timeout_seconds=deadline, stdin=stdin, effect=effect

@@ -28,7 +28,9 @@ from imbue.mngr.primitives import HostName
 from imbue.mngr.providers.ssh_utils import create_pyinfra_host
 from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
 from imbue.mngr_vps_docker.certified_changes import change_between
+from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import SshdDownError
+from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
@@ -164,7 +166,12 @@ class _OverOpenSsh(OuterHostInterface):
     def get_file_mtime(self, path: Path) -> datetime | None:
         """Return when a file was last modified, or None where there is no such file."""
         result = self.execute_idempotent_command(f"stat -c %Y -- {quoted(path)}")
-        return datetime.fromtimestamp(int(result.stdout), tz=UTC) if result.success else None
+        if not result.success:
+            return None
+        try:
+            return datetime.fromtimestamp(int(result.stdout), tz=UTC)
+        except (ValueError, OverflowError, OSError) as error:
+            raise RemoteCommandError(f"{self.ssh.target.name} says no time for {path}: {error}") from error
 
     def get_ssh_connection_info(self) -> tuple[str, str, int, Path] | None:
         """Return (user, host, port, private key path)."""
@@ -195,6 +202,7 @@ class _OverOpenSsh(OuterHostInterface):
             timeout_seconds=timeout_seconds or DEFAULT_COMMAND_TIMEOUT_SECONDS,
             stdin=stdin,
             effect=effect,
+            limit_bytes=LARGE_OUTPUT_BYTES,
         )
         return self._command_result(outcome)
 

@@ -23,6 +23,8 @@ _MAGIC: Final = b"mngr-batch-1\n"
 _END: Final = b"mngr-batch-end\n"
 _HEADER: Final = re.compile(rb"(\d{1,3}) (\d{1,18}) (\d{1,18})\n")
 
+# Of the answers to questions of our own.
+_OUTPUT_BYTES: Final = 8 << 20
 # Outputs are held in memory-backed directories where there are some, so that a full disk can still be read.
 _PROLOGUE: Final = """\
 export LC_ALL=C
@@ -33,8 +35,9 @@ done
 trap 'rm -rf "$held"' EXIT
 trap 'exit 143' HUP INT TERM
 run() { # NUMBER COMMAND
-  ( eval "$2" ) >"$held/out$1" 2>"$held/err$1" </dev/null
-  echo $? >"$held/code$1"
+  {
+    { ( eval "$2" ) </dev/null 3>&-; echo $? >"$held/code$1"; } 2>&1 >&3 | head -c $limit >"$held/err$1"
+  } 3>&1 | head -c $limit >"$held/out$1"
 }
 show() { # NUMBER
   read -r rc <"$held/code$1" && sizes=$(stat -c %s "$held/out$1" "$held/err$1") || exit
@@ -72,12 +75,12 @@ class BatchResult:
         return self.stderr.decode("utf-8", "replace")
 
 
-def batch_script(commands: Sequence[str], *, is_chain: bool = False) -> str:
+def batch_script(commands: Sequence[str], *, is_chain: bool = False, limit_bytes: int = _OUTPUT_BYTES) -> str:
     """The POSIX shell script that runs ``commands``, each in a subshell of its own with an empty stdin.
 
     They run at the same time; a chain runs one after the other, until one fails. A command that fails, exits or cannot
     be parsed does not keep the others of a batch from running. Messages are in English (LC_ALL=C), so that they can be
-    recognised.
+    recognised. Of each output ``limit_bytes`` are held: a command that prints more finds nobody to read it.
     """
     numbered = list(enumerate(quoted(command) for command in commands))
     if is_chain:
@@ -86,7 +89,7 @@ def batch_script(commands: Sequence[str], *, is_chain: bool = False) -> str:
     else:
         ran = "".join(f"run {n} {word} &\n" for n, word in numbered) + "wait\n"
         ran += "".join(f"show {n}\n" for n, _ in numbered)
-    return f"{_PROLOGUE}{ran}printf 'mngr-batch-end\\n'\n"
+    return f"limit={limit_bytes}\n{_PROLOGUE}{ran}printf 'mngr-batch-end\\n'\n"
 
 
 def parse_batch(stdout: bytes) -> tuple[BatchResult, ...]:
@@ -122,14 +125,20 @@ def run_batch(
     purpose: str,
     timeout_seconds: float,
     effect: Effect = Effect.ONCE,
+    limit_bytes: int = _OUTPUT_BYTES,
 ) -> tuple[BatchResult, ...]:
     """Run ``commands`` on the machine at the same time, in one round trip, and return one result for each.
 
-    Raises VpsConnectionError or RemoteCommandTimeoutError if the batch did not run to its end, BatchFormatError if its
-    answer cannot be read. A command that failed is a result, not an error.
+    Raises VpsConnectionError or RemoteCommandTimeoutError if the batch did not run to its end, RemoteOutputError if
+    all of them together printed more than ``limit_bytes``, BatchFormatError if its answer cannot be read. A command
+    that failed is a result, not an error.
     """
     outcome = connection.run(
-        batch_script(commands), purpose=purpose, timeout_seconds=timeout_seconds, effect=effect
+        batch_script(commands, limit_bytes=limit_bytes),
+        purpose=purpose,
+        timeout_seconds=timeout_seconds,
+        effect=effect,
+        limit_bytes=limit_bytes,
     ).checked()
     results = parse_batch(outcome.stdout)
     if len(results) != len(commands):

@@ -43,7 +43,7 @@ from imbue.mngr_vps_docker.ssh.standard_input import is_repeatable
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 from imbue.mngr_vps_docker.ssh.target import standalone_argv
 
-__all__ = ["OnLine", "SshConnection", "StandardInput"]
+__all__ = ["LARGE_OUTPUT_BYTES", "OnLine", "SshConnection", "StandardInput"]
 
 type OnLine = Callable[[str, bool], None]
 
@@ -55,6 +55,10 @@ _MAX_REPEATS: Final = 3
 _FIRST_DELAY_SECONDS: Final = 0.2
 _LONGEST_DELAY_SECONDS: Final = 2.0
 _TAIL_BYTES: Final = 64 << 10
+_READ_IDLE_SECONDS: Final = 60.0
+# What is taken of the answer to a question of our own, and of a command or file that the user asked for.
+_OUTPUT_BYTES: Final = 8 << 20
+LARGE_OUTPUT_BYTES: Final = 256 << 20
 _NO_SUCH_FILE: Final = 44
 
 INTERRUPTED: Final = "INTERRUPTED"
@@ -85,16 +89,17 @@ class SshConnection:
         idle_timeout_seconds: float | None = None,
         stdin: StandardInput = None,
         effect: Effect = Effect.ONCE,
+        limit_bytes: int = _OUTPUT_BYTES,
     ) -> CommandOutcome:
         """Run shell text ``command`` on the machine and return its outcome; never raises for what happens remotely.
 
         ``purpose`` reads after "Could not" ("read host records"), for errors and the command log. At the deadline,
-        and after ``idle_timeout_seconds`` without a byte in either direction, the command is ended on the machine
-        too; likewise if this is interrupted. A command that never started is tried again, a few times, where waiting
+        after ``idle_timeout_seconds`` without a byte in either direction, and when both streams together have more
+        than ``limit_bytes``, the command is ended on the machine too; likewise if this is interrupted. A command that never started is tried again, a few times, where waiting
         may help; one that was lost half-way only if its ``effect`` allows it.
         """
         call = _Call(command, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect)
-        return self._run(call, OutputReader())
+        return self._run(call, OutputReader(limit_bytes=limit_bytes))
 
     def stream(
         self,
@@ -140,14 +145,19 @@ class SshConnection:
         """
         wait_until_ready(self.target, self._master.open, timeout_seconds)
 
-    def read_file(self, path: str) -> bytes:
-        """Return the content of a file on the machine; raise FileNotFoundError where there is none."""
+    def read_file(self, path: str, *, limit_bytes: int = LARGE_OUTPUT_BYTES) -> bytes:
+        """Return the content of a file on the machine; raise FileNotFoundError where there is none.
+
+        Raises RemoteOutputError for one of more than ``limit_bytes``.
+        """
         word = quoted(path)
         outcome = self.run(
-            f"[ -e {word} ] || exit {_NO_SUCH_FILE}; exec cat <{word}",
+            f"[ -e {word} ] || exit {_NO_SUCH_FILE}; exec head -c {limit_bytes + 1} <{word}",
             purpose=f"read {path}",
-            timeout_seconds=_transfer_seconds(0),
+            timeout_seconds=_transfer_seconds(limit_bytes),
+            idle_timeout_seconds=_READ_IDLE_SECONDS,
             effect=Effect.READS,
+            limit_bytes=limit_bytes,
         )
         if outcome.exit_code == _NO_SUCH_FILE:
             raise FileNotFoundError(f"There is no {path} on {self.target.name}")
@@ -253,13 +263,15 @@ class SshConnection:
         exit_code = reader.exit_code
         if failure is not None:
             status = OutcomeStatus.NEVER_STARTED
+        elif reader.excess is not None:
+            status = OutcomeStatus.TOO_MUCH_OUTPUT
         elif exit_code is None:
             status = OutcomeStatus.TIMED_OUT if stop in (Stop.DEADLINE, Stop.IDLE) else OutcomeStatus.LOST
         elif Framing.is_time_out(exit_code, elapsed_seconds, call.timeout_seconds):
             status = OutcomeStatus.TIMED_OUT
         else:
             status = OutcomeStatus.COMPLETED
-        detail = "" if failure is None else failure.detail
+        detail = reader.excess or "" if failure is None else failure.detail
         if stop in (Stop.IDLE, Stop.UNANSWERED):
             silent_seconds = call.idle_timeout_seconds if stop is Stop.IDLE else elapsed_seconds
             detail = f"nothing was heard for {silent_seconds:.0f} s"

@@ -6,15 +6,22 @@ exit code on stderr when it has ended: without the second, the end was not seen.
 """
 
 import codecs
+import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+from typing import NoReturn
 
 from imbue.mngr_vps_docker.ssh.shell import quoted
 
 # ASCII's record separator: hardly ever printed, so that a stream is hardly ever held back to see what follows.
 _RECORD_SEPARATOR: Final = b"\x1e"
 _LONGEST_MARKER_BYTES: Final = 48
+# More than any login shell's greeting.
+_NOISE_LIMIT_BYTES: Final = 1 << 20
+# A line that is longer is handed on in pieces of about this length.
+_LONGEST_LINE: Final = 1 << 20
 # From TERM to KILL, for a command that has reached its deadline.
 _KILL_AFTER_SECONDS: Final = 5
 # timeout(1) exits with 124 when TERM ended the command, 137 when KILL had to.
@@ -49,11 +56,12 @@ class Framing:
     def end_command(self, process_id: int) -> str:
         """Shell text that ends what ``process_id``, of the start line, is running, just as its deadline would.
 
-        A pid may be somebody else's by then, but nobody else has the nonce in his command line.
+        It itself ends as well: nobody reads any more what it would have to say, and it would wait for that for ever. A
+        pid may be somebody else's by then, but nobody else has the nonce in his command line.
         """
         return (
             f"grep -q {self.nonce} /proc/{process_id}/cmdline &&"
-            f" kill -TERM $(cat /proc/{process_id}/task/{process_id}/children)"
+            f" kill -TERM $(cat /proc/{process_id}/task/{process_id}/children) {process_id}"
         )
 
     @staticmethod
@@ -62,32 +70,47 @@ class Framing:
         return exit_code in _TIMED_OUT_CODES and elapsed_seconds >= timeout_seconds
 
 
+class OutputLimitError(Exception):
+    """More was printed than is taken: whatever prints it is to be ended."""
+
+
 class OutputReader:
     """Takes ssh's output piece by piece and keeps what is the command's own.
 
     Each piece goes to ``on_chunk(chunk, is_stdout)`` as it comes, if given. All output is kept, or the last
-    ``tail_bytes`` of each stream.
+    ``tail_bytes`` of each stream. Raises OutputLimitError once both streams together have more than ``limit_bytes``,
+    if given, or what comes before the command starts has no end.
     """
 
     def __init__(
-        self, *, on_chunk: Callable[[bytes, bool], None] | None = None, tail_bytes: int | None = None
+        self,
+        *,
+        on_chunk: Callable[[bytes, bool], None] | None = None,
+        tail_bytes: int | None = None,
+        limit_bytes: int | None = None,
     ) -> None:
         self._on_chunk = on_chunk
         self._tail_bytes = tail_bytes
+        self._limit_bytes = limit_bytes
         self.begin(Framing(""))
 
     def begin(self, framing: Framing) -> None:
         """Start over, for an attempt with other markers."""
-        self._framing = framing
+        marker = re.escape(framing.marker)
+        self._start_line = re.compile(marker + rb":(\d{1,10})\n")
+        self._end_line = re.compile(marker + rb" (\d{1,3})\n")
         self._kept = {True: bytearray(), False: bytearray()}
         self._held = {True: b"", False: b""}
         self._is_started = {True: False, False: False}
         self._before = bytearray()
+        self._noise_bytes = 0
         self.byte_counts = {True: 0, False: 0}
         """How many bytes of stdout (True) and of stderr the command wrote."""
         self.exit_code: int | None = None
         self.process_id: int | None = None
         """The machine's process that runs the command and waits for it, once the command was seen to start."""
+        self.excess: str | None = None
+        """What there was too much of, once OutputLimitError was raised."""
 
     @property
     def has_started(self) -> bool:
@@ -114,16 +137,15 @@ class OutputReader:
         data = self._held[is_stdout] + chunk
         self._held[is_stdout] = b""
         if not self._is_started[is_stdout]:
-            noise, _, rest = data.partition(self._framing.marker + b":")
-            process_id, newline, own = rest.partition(b"\n")
-            if not newline:
-                self._held[is_stdout] = data
+            start = self._start_line.search(data)
+            if start is None:
+                self._note_before(self._without_possible_marker(data, is_stdout), is_stdout)
                 return
             self._is_started[is_stdout] = True
-            self.process_id = int(process_id)
-            self._note_before(noise, is_stdout)
-            data = own
-        if not is_stdout:
+            self.process_id = int(start[1])
+            self._note_before(data[: start.start()], is_stdout)
+            data = data[start.end() :]
+        if not is_stdout and self.exit_code is None:
             data = self._without_end(data)
         self._keep(data, is_stdout)
 
@@ -138,24 +160,37 @@ class OutputReader:
 
     def _without_end(self, data: bytes) -> bytes:
         """Cut the end marker off, and hold back what may yet become one."""
-        own, marker, rest = data.partition(self._framing.marker + b" ")
-        if marker and rest.endswith(b"\n"):
-            self.exit_code = int(rest)
-            return own
+        end = self._end_line.search(data)
+        if end is None:
+            return self._without_possible_marker(data, is_stdout=False)
+        self.exit_code = int(end[1])
+        # What follows comes from what the command has left running.
+        return data[: end.start()] + data[end.end() :]
+
+    def _without_possible_marker(self, data: bytes, is_stdout: bool) -> bytes:
         possible = data.rfind(_RECORD_SEPARATOR, max(0, len(data) - _LONGEST_MARKER_BYTES))
         if possible < 0:
             return data
-        self._held[False] = data[possible:]
+        self._held[is_stdout] = data[possible:]
         return data[:possible]
 
     def _note_before(self, noise: bytes, is_stdout: bool) -> None:
+        self._noise_bytes += len(noise)
+        if self._noise_bytes > _NOISE_LIMIT_BYTES:
+            self._refuse(f"more than {_NOISE_LIMIT_BYTES} bytes came before it started")
         if not is_stdout:
             self._before += noise
+
+    def _refuse(self, excess: str) -> NoReturn:
+        self.excess = excess
+        raise OutputLimitError(excess)
 
     def _keep(self, data: bytes, is_stdout: bool) -> None:
         if not data:
             return
         self.byte_counts[is_stdout] += len(data)
+        if self._limit_bytes is not None and sum(self.byte_counts.values()) > self._limit_bytes:
+            self._refuse(f"it printed more than {self._limit_bytes} bytes")
         kept = self._kept[is_stdout]
         kept += data
         if self._tail_bytes is not None and len(kept) > 2 * self._tail_bytes:
@@ -165,22 +200,36 @@ class OutputReader:
 
 
 class LineSplitter:
-    """Turns pieces of two streams into whole lines of text, without their ends; what is not UTF-8 is replaced."""
+    """Turns pieces of two streams into whole lines of text, without their ends; what is not UTF-8 is replaced.
+
+    A line without end is handed on in pieces.
+    """
 
     def __init__(self, on_line: Callable[[str, bool], None]) -> None:
         self._on_line = on_line
         self._decoders = {is_stdout: codecs.getincrementaldecoder("utf-8")("replace") for is_stdout in (True, False)}
-        self._begun = {True: "", False: ""}
+        self._begun = {True: io.StringIO(), False: io.StringIO()}
 
     def __call__(self, chunk: bytes, is_stdout: bool) -> None:
         """Take the next piece of one stream."""
-        *lines, self._begun[is_stdout] = (self._begun[is_stdout] + self._decoders[is_stdout].decode(chunk)).split("\n")
-        for line in lines:
-            self._on_line(line.removesuffix("\r"), is_stdout)
+        begun = self._begun[is_stdout]
+        first, *others = self._decoders[is_stdout].decode(chunk).split("\n")
+        begun.write(first)
+        for other in others:
+            self._hand_on(is_stdout)
+            begun.write(other)
+        if begun.tell() > _LONGEST_LINE:
+            self._hand_on(is_stdout)
 
     def flush(self) -> None:
         """Hand on last lines that have no end."""
         for is_stdout, begun in self._begun.items():
-            if begun:
-                self._on_line(begun, is_stdout)
-        self._begun = {True: "", False: ""}
+            if begun.tell():
+                self._hand_on(is_stdout)
+
+    def _hand_on(self, is_stdout: bool) -> None:
+        begun = self._begun[is_stdout]
+        line = begun.getvalue()
+        begun.seek(0)
+        begun.truncate()
+        self._on_line(line.removesuffix("\r"), is_stdout)

@@ -34,6 +34,7 @@ _ANSWER_SECONDS: Final = 1.0
 _EXIT_TIMEOUT_SECONDS: Final = 2.0
 # What authentication may take after ConnectTimeout, which covers the TCP connection and the banner.
 _LOGIN_SECONDS: Final = 20.0
+_MESSAGES_BYTES: Final = 1 << 20
 
 _TRACES_KEPT_SECONDS: Final = 24 * 3600.0
 
@@ -139,7 +140,7 @@ class SshMaster:
                 master_argv(self.target, control_path, log_file),
                 timeout_seconds=self.target.connect_timeout_seconds + _LOGIN_SECONDS,
             )
-            messages = log_file.read_text(errors="replace") if log_file.exists() else ""
+            messages = _beginning(log_file)
         if result.stop is not None:
             return LoginFailure(NotStartedReason.CONNECT_TIMEOUT, "ssh did not finish logging in")
         if result.exit_code != 0:
@@ -184,6 +185,14 @@ def socket_folder() -> Path:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise VpsDockerError(f"{folder} must be a folder of yours that nobody else can enter (0700): remove it")
     return folder
+
+
+def _beginning(log_file: Path) -> str:
+    try:
+        with log_file.open("rb") as file:
+            return file.read(_MESSAGES_BYTES).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
 
 
 def _remove_traces_of_ended_masters(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Self
 from imbue.imbue_common.enums import UpperCaseStrEnum
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
+from imbue.mngr_vps_docker.errors import RemoteOutputError
 from imbue.mngr_vps_docker.errors import SshdDownError
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
@@ -33,6 +34,7 @@ class OutcomeStatus(UpperCaseStrEnum):
     NEVER_STARTED = auto()
     LOST = auto()
     TIMED_OUT = auto()
+    TOO_MUCH_OUTPUT = auto()
 
 
 class NotStartedReason(UpperCaseStrEnum):
@@ -118,6 +120,8 @@ class CommandOutcome:
             case OutcomeStatus.TIMED_OUT:
                 why = f" ({self.detail})" if self.detail else ""
                 return RemoteCommandTimeoutError(f"Timed out after {self.elapsed_seconds:.0f} s{why}: {where}")
+            case OutcomeStatus.TOO_MUCH_OUTPUT:
+                return RemoteOutputError(f"Ended, since {self.detail}: {where}")
             case OutcomeStatus.COMPLETED:
                 return RemoteCommandError(f"{where} failed with exit code {self.exit_code}: {self.last_words()}")
 

@@ -23,6 +23,8 @@ from imbue.mngr_vps_docker.ssh.standard_input import chunks_of
 type OnChunk = Callable[[bytes, bool], None]
 
 _READ_BYTES: Final = 1 << 16
+# What ssh says of itself is little; what a machine sends before it lets us in is as much as it likes.
+_COLLECTED_BYTES: Final = 1 << 20
 # How long a program that was told to end gets before it is killed.
 _TERMINATION_SECONDS: Final = 2.0
 
@@ -69,7 +71,7 @@ class ProcessRunner(Protocol):
     ) -> ProcessResult:
         """Run ``argv`` with ``stdin`` (nothing, if None) and return how it ended.
 
-        Output is collected, or handed to ``on_chunk`` instead. The deadline is wall-clock time and holds while output
+        The first mebibyte of each stream is collected, or all is handed to ``on_chunk`` instead. The deadline is wall-clock time and holds while output
         flows; ``idle_timeout_seconds`` is how long nothing at all may flow, in either direction.
         If anything is raised meanwhile (Ctrl-C, or by ``on_chunk``), the program is ended first. Raises
         BinaryNotInstalledError if there is no such program.
@@ -93,7 +95,7 @@ def run_process(
     collected: dict[bool, bytearray] = {True: bytearray(), False: bytearray()}
 
     def collect(chunk: bytes, is_stdout: bool) -> None:
-        collected[is_stdout] += chunk
+        collected[is_stdout] += chunk[: _COLLECTED_BYTES - len(collected[is_stdout])]
 
     try:
         with selectors.DefaultSelector() as selector:

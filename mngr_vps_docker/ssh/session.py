@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from imbue.mngr_vps_docker.ssh.framing import Framing
+from imbue.mngr_vps_docker.ssh.framing import OutputLimitError
 from imbue.mngr_vps_docker.ssh.framing import OutputReader
 from imbue.mngr_vps_docker.ssh.master import SshMaster
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
@@ -23,6 +24,7 @@ _GRACE_SECONDS: Final = 1.5
 _STALL_SECONDS: Final = 3.0
 # What ending a command takes, on a connection that just worked, while somebody waits for Ctrl-C.
 _END_TIMEOUT_SECONDS: Final = 3.0
+_MESSAGES_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def run_in_session(
     """Run shell text over the shared connection, if that is open, and hand all that comes to ``reader``.
 
     Ending our ssh does not end the command on the machine. At the deadline the machine does that by itself; before
-    it, when this is interrupted or nothing was heard for too long, it is told to.
+    it, when this is interrupted, nothing was heard for too long or too much was printed, it is told to.
     """
     began = time.monotonic()
     framing = Framing(secrets.token_hex(8))
@@ -83,18 +85,21 @@ def run_in_session(
                 stall_check=StallCheck(min(_STALL_SECONDS, target.connect_timeout_seconds), is_worth_waiting),
                 idle_timeout_seconds=idle_timeout_seconds,
             ).stop
+            reader.finish()
             is_over = stop is not Stop.IDLE
+        except OutputLimitError:
+            # The reader knows of what there was too much.
+            pass
         finally:
             if not is_over and reader.process_id is not None:
                 runner(
                     shared_argv(target, control_path, framing.end_command(reader.process_id), log_path),
                     timeout_seconds=_END_TIMEOUT_SECONDS,
                 )
-        messages = log_file.read().decode("utf-8", "replace")
-    reader.finish()
+        messages = log_file.read(_MESSAGES_BYTES).decode("utf-8", "replace")
     if stop is Stop.STALLED and is_master_alive:
         stop = Stop.UNANSWERED
-    may_have_begun = reader.has_started or _has_opened_session(messages)
+    may_have_begun = reader.has_started or reader.excess is not None or _has_opened_session(messages)
     return SessionResult(stop, may_have_begun, messages, elapsed_seconds=time.monotonic() - began)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES
 from imbue.mngr_vps_docker.ssh.connection import OnLine
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.connection import StandardInput
@@ -79,6 +80,7 @@ class LocalMachine(SshConnection):
         idle_timeout_seconds: float | None = None,
         stdin: StandardInput = None,
         effect: Effect = Effect.ONCE,
+        limit_bytes: int = LARGE_OUTPUT_BYTES,
     ) -> CommandOutcome:
         assert stdin is None or isinstance(stdin, bytes)
         if self.before_command is not None:
@@ -94,15 +96,17 @@ class LocalMachine(SshConnection):
             env=self.environment,
             cwd="/",
         )
+        is_too_much = len(done.stdout) + len(done.stderr) > limit_bytes
         return CommandOutcome(
-            status=OutcomeStatus.COMPLETED,
+            status=OutcomeStatus.TOO_MUCH_OUTPUT if is_too_much else OutcomeStatus.COMPLETED,
             argv=argv,
             host=self.target.name,
             purpose=purpose,
             elapsed_seconds=time.monotonic() - started,
-            exit_code=done.returncode,
+            exit_code=None if is_too_much else done.returncode,
             stdout=done.stdout,
             stderr=done.stderr,
+            detail=f"it printed more than {limit_bytes} bytes" if is_too_much else "",
         )
 
     def stream(

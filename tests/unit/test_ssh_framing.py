@@ -2,6 +2,7 @@
 
 import itertools
 import subprocess
+import time
 
 import pytest
 from hypothesis import given
@@ -9,10 +10,12 @@ from hypothesis import strategies as st
 
 from imbue.mngr_vps_docker.ssh.framing import Framing
 from imbue.mngr_vps_docker.ssh.framing import LineSplitter
+from imbue.mngr_vps_docker.ssh.framing import OutputLimitError
 from imbue.mngr_vps_docker.ssh.framing import OutputReader
 
 FRAMING = Framing("0123456789abcdef")
 START = FRAMING.start_line(4711)
+MARKER = FRAMING.marker
 
 
 def feed(reader: OutputReader, data: bytes, cuts: list[int], *, is_stdout: bool) -> None:
@@ -49,6 +52,45 @@ def test_without_its_last_line_the_end_was_not_seen(err: bytes, cuts: list[int])
     assert reader.process_id == 4711
     assert reader.exit_code is None
     assert reader.stderr == err
+
+
+@given(said=st.lists(st.sampled_from([MARKER, b":", b" ", b"\n", b"0", b"9" * 5000, b"x", b"\x1e", b"-1"])))
+def test_whatever_follows_a_marker_is_no_error(said: list[bytes]) -> None:
+    reader = OutputReader()
+    reader.begin(FRAMING)
+    for is_stdout in (True, False):
+        for piece in said:
+            reader(piece, is_stdout)
+    reader.finish()
+    assert reader.exit_code is None or 0 <= reader.exit_code <= 999
+
+
+def test_what_comes_after_the_end_belongs_to_nobody_and_is_no_error() -> None:
+    reader = OutputReader()
+    reader.begin(FRAMING)
+    reader(START + b"own\n" + MARKER + b" 7\nlate\n" + MARKER + b" 0\n", False)
+    reader(b"later\n", False)
+    assert (reader.exit_code, reader.stderr.startswith(b"own\n")) == (7, True)
+
+
+def test_more_than_is_wanted_is_an_error_that_says_so() -> None:
+    reader = OutputReader(limit_bytes=10)
+    for _attempt in range(2):
+        reader.begin(FRAMING)
+        reader(START + b"12345", True)
+        with pytest.raises(OutputLimitError, match="more than 10 bytes"):
+            reader(START + b"123456", False)
+        assert reader.excess == "it printed more than 10 bytes"
+
+
+def test_what_comes_before_the_start_costs_little_and_has_an_end() -> None:
+    reader = OutputReader()
+    reader.begin(FRAMING)
+    began = time.monotonic()
+    with pytest.raises(OutputLimitError, match="before it started"):
+        for _ in range(2_000_000):
+            reader(b"x", True)
+    assert time.monotonic() - began < 30
 
 
 def test_what_ssh_says_before_the_start_is_kept_apart() -> None:

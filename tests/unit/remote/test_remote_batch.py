@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from imbue.mngr_vps_docker.errors import RemoteOutputError
 from imbue.mngr_vps_docker.remote_batch import BatchFormatError
 from imbue.mngr_vps_docker.remote_batch import BatchResult
 from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.remote_batch import batch_script
 from imbue.mngr_vps_docker.remote_batch import parse_batch
+from imbue.mngr_vps_docker.remote_batch import run_batch
 from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
 
@@ -24,10 +26,9 @@ def _answer(results: list[BatchResult]) -> bytes:
     return b"mngr-batch-1\n" + b"".join(framed) + b"mngr-batch-end\n"
 
 
-def _run(*commands: str, shell: str = "sh") -> tuple[BatchResult, ...]:
-    done = subprocess.run(
-        [shell, "-s"], input=batch_script(commands).encode(), capture_output=True, timeout=30, check=True
-    )
+def _run(*commands: str, shell: str = "sh", limit_bytes: int = 1 << 20) -> tuple[BatchResult, ...]:
+    script = batch_script(commands, limit_bytes=limit_bytes).encode()
+    done = subprocess.run([shell, "-s"], input=script, capture_output=True, timeout=30, check=True)
     return parse_batch(done.stdout)
 
 
@@ -92,6 +93,21 @@ def test_a_batch_leaves_nothing_behind() -> None:
     (result,) = _run('echo "$held"; [ -d "$held" ]')
     assert result.is_success
     assert subprocess.run(["test", "-e", result.text.strip()]).returncode == 1
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_of_an_output_without_end_no_more_than_its_limit_is_held(shell: str) -> None:
+    endless, complaining, whole = _run("yes", "echo x; yes >&2", "echo whole; exit 3", shell=shell, limit_bytes=1000)
+    assert (len(endless.stdout), endless.is_success) == (1000, False)
+    assert (complaining.stdout, len(complaining.stderr), complaining.is_success) == (b"x\n", 1000, False)
+    assert (whole.exit_code, whole.stdout, whole.stderr) == (3, b"whole\n", b"")
+
+
+def test_more_than_is_wanted_is_never_taken_for_the_whole(machine: LocalMachine) -> None:
+    # This one does not end because nobody reads what it prints.
+    command = "trap '' PIPE; head -c 2000 /dev/zero; exit 0"
+    with pytest.raises(RemoteOutputError, match="more than 1000 bytes"):
+        run_batch(machine, [command], purpose="test", timeout_seconds=30, limit_bytes=1000)
 
 
 def test_commands_longer_than_an_argument_may_be_are_run() -> None:

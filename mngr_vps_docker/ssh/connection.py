@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from dataclasses import replace
 from datetime import UTC
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
 from imbue.mngr_vps_docker.ssh.command_log import trace
+from imbue.mngr_vps_docker.ssh.file_scripts import NO_SUCH_FILE
+from imbue.mngr_vps_docker.ssh.file_scripts import read_script
+from imbue.mngr_vps_docker.ssh.file_scripts import replace_script
+from imbue.mngr_vps_docker.ssh.file_scripts import write_script
 from imbue.mngr_vps_docker.ssh.framing import Framing
 from imbue.mngr_vps_docker.ssh.framing import LineSplitter
 from imbue.mngr_vps_docker.ssh.framing import OutputReader
@@ -35,7 +38,6 @@ from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
 from imbue.mngr_vps_docker.ssh.shell import for_stdin
 from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import one_line
-from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.ssh.span import current_span
 from imbue.mngr_vps_docker.ssh.standard_input import MeteredInput
 from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
@@ -55,11 +57,13 @@ _MAX_REPEATS: Final = 3
 _FIRST_DELAY_SECONDS: Final = 0.2
 _LONGEST_DELAY_SECONDS: Final = 2.0
 _TAIL_BYTES: Final = 64 << 10
-_READ_IDLE_SECONDS: Final = 60.0
 # What is taken of the answer to a question of our own, and of a command or file that the user asked for.
 _OUTPUT_BYTES: Final = 8 << 20
-LARGE_OUTPUT_BYTES: Final = 256 << 20
-_NO_SUCH_FILE: Final = 44
+LARGE_OUTPUT_BYTES: Final = 1 << 30
+# A file of unknown size may take this long, as long as it comes.
+_LONGEST_READ_SECONDS: Final = 6 * 3600.0
+_IDLE_TRANSFER_SECONDS: Final = 60.0
+_SLOWEST_BYTES_PER_SECOND: Final = 100_000
 
 INTERRUPTED: Final = "INTERRUPTED"
 
@@ -95,8 +99,9 @@ class SshConnection:
 
         ``purpose`` reads after "Could not" ("read host records"), for errors and the command log. At the deadline,
         after ``idle_timeout_seconds`` without a byte in either direction, and when both streams together have more
-        than ``limit_bytes``, the command is ended on the machine too; likewise if this is interrupted. A command that never started is tried again, a few times, where waiting
-        may help; one that was lost half-way only if its ``effect`` allows it.
+        than ``limit_bytes``, the command is ended on the machine too; likewise if this is interrupted. A command that
+        never started is tried again, a few times, where waiting may help; one that was lost half-way only if its
+        ``effect`` allows it.
         """
         call = _Call(command, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect)
         return self._run(call, OutputReader(limit_bytes=limit_bytes))
@@ -150,31 +155,28 @@ class SshConnection:
 
         Raises RemoteOutputError for one of more than ``limit_bytes``.
         """
-        word = quoted(path)
         outcome = self.run(
-            f"[ -e {word} ] || exit {_NO_SUCH_FILE}; exec head -c {limit_bytes + 1} <{word}",
+            read_script(path, limit_bytes + 1),
             purpose=f"read {path}",
-            timeout_seconds=_transfer_seconds(limit_bytes),
-            idle_timeout_seconds=_READ_IDLE_SECONDS,
+            timeout_seconds=_LONGEST_READ_SECONDS,
+            idle_timeout_seconds=_IDLE_TRANSFER_SECONDS,
             effect=Effect.READS,
             limit_bytes=limit_bytes,
         )
-        if outcome.exit_code == _NO_SUCH_FILE:
+        if outcome.exit_code == NO_SUCH_FILE:
             raise FileNotFoundError(f"There is no {path} on {self.target.name}")
         return outcome.checked().stdout
 
     def write_file(self, path: str, content: bytes, *, mode: int | None = None, is_atomic: bool = False) -> None:
-        """Write a file on the machine, and its parent folders where they are missing; in one step if ``is_atomic``."""
-        target = f"{path}.{secrets.token_hex(6)}.tmp" if is_atomic else path
-        steps = [f"mkdir -p {quoted(Path(path).parent)}", f"cat >{quoted(target)}"]
-        if mode is not None:
-            steps.append(f"chmod {mode:o} {quoted(target)}")
-        if is_atomic:
-            steps.append(f"sync {quoted(target)} && mv -f {quoted(target)} {quoted(path)}")
+        """Write a file on the machine, and its parent folders where they are missing; in one step if ``is_atomic``.
+
+        Whether all of it arrived is seen. A file that exists keeps its mode, unless one is given.
+        """
+        script = replace_script if is_atomic else write_script
         self.run(
-            " && ".join(steps),
+            script(path, len(content), mode),
             purpose=f"write {path}",
-            timeout_seconds=_transfer_seconds(len(content)),
+            timeout_seconds=_IDLE_TRANSFER_SECONDS + len(content) / _SLOWEST_BYTES_PER_SECOND,
             stdin=content,
             effect=Effect.REPEATABLE,
         ).checked()
@@ -334,8 +336,3 @@ class _Call:
     idle_timeout_seconds: float | None
     stdin: StandardInput
     effect: Effect
-
-
-def _transfer_seconds(size_bytes: int) -> float:
-    """A limit for moving a file: a minute, and what a slow line of 100 kB/s takes."""
-    return 60 + size_bytes / 100_000

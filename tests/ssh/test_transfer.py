@@ -1,16 +1,27 @@
 """Files and streams between machines arrive whole."""
 
 import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.remote import run
 from support.remote import wait_for
 
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.pipe import pipe
 from imbue.mngr_vps_docker.ssh.striped import run_with_stream
 from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+
+_WRITER = """\
+import pickle, sys
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+
+SshConnection(pickle.load(sys.stdin.buffer)).write_file(sys.argv[1], bytes(400 << 20), is_atomic=True)
+"""
 
 
 def test_files_are_written_and_read_whole(connection: SshConnection, tmp_path: Path) -> None:
@@ -20,6 +31,24 @@ def test_files_are_written_and_read_whole(connection: SshConnection, tmp_path: P
     assert path.stat().st_mode & 0o777 == 0o640
     assert connection.read_file(str(path)) == content
     assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_a_writer_that_is_killed_leaves_the_old_file(connection: SshConnection, tmp_path: Path) -> None:
+    run(connection, "true")
+    path = tmp_path / "data"
+    path.write_bytes(b"old")
+    program = "import pickle, sys\nfrom imbue.mngr_vps_docker.ssh.connection import SshConnection\n"
+    program += (
+        f"SshConnection(pickle.load(sys.stdin.buffer)).write_file({str(path)!r}, bytes(400 << 20), is_atomic=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as writer:
+        assert writer.stdin is not None
+        writer.stdin.write(pickle.dumps(connection.target))
+        writer.stdin.close()
+        wait_for(lambda: any(part.stat().st_size > 1 << 20 for part in tmp_path.glob("data.*")))
+        writer.kill()
+    wait_for(lambda: not list(tmp_path.glob("data.*")))
+    assert path.read_bytes() == b"old"
 
 
 def test_a_missing_file_is_a_file_not_found_error(connection: SshConnection, tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""Shell text that reads and writes files of a machine, so that what is cut off is never taken for whole.
+
+A connection that is lost looks to ``cat`` like the end of its data: only the size tells.
+"""
+
+from pathlib import PurePosixPath
+from typing import Final
+
+from imbue.mngr_vps_docker.ssh.shell import ShellText
+from imbue.mngr_vps_docker.ssh.shell import quoted
+
+# Exit codes of our own, apart from those of the tools.
+NO_SUCH_FILE: Final = 44
+CUT_OFF: Final = 83
+
+
+def read_script(path: str, most_bytes: int) -> ShellText:
+    """Print a file, or the first ``most_bytes`` of it; ends with NO_SUCH_FILE where there is none."""
+    word = quoted(path)
+    return ShellText(f"[ -e {word} ] || exit {NO_SUCH_FILE}; exec head -c {most_bytes} <{word}")
+
+
+def write_script(path: str, size_bytes: int, mode: int | None) -> ShellText:
+    """Write stdin, ``size_bytes`` of it, to a file in place; ends with CUT_OFF if less than that arrives.
+
+    A file that gets a mode has it before it has a content: nobody reads a secret meanwhile.
+    """
+    word = quoted(path)
+    steps = [f"mkdir -p -- {quoted(PurePosixPath(path).parent)}"]
+    if mode is not None:
+        steps += [f"(umask 077; : >>{word})", f"chmod {mode | 0o600:o} {word}"]
+    steps += [f"cat >{word}", f"{{ [ ! -f {word} ] || {_is_whole(word, size_bytes)}; }}"]
+    if mode is not None:
+        steps.append(f"chmod {mode:o} {word}")
+    return ShellText(" && ".join(steps))
+
+
+def replace_script(path: str, size_bytes: int, mode: int | None) -> ShellText:
+    """Replace a file by stdin in one step, or leave it as it was; nothing else is left however it ends.
+
+    Without ``mode`` the new file has that of the old one. What a symbolic link leads to is replaced, not the link.
+    """
+    # A shell's arithmetic takes the mask, which begins with 0, for octal.
+    kept = 'stat -c %a -- "$path" 2>/dev/null || printf %o $((0666 & ~$(umask)))'
+    return ShellText(f"""\
+path={quoted(path)}
+[ ! -L "$path" ] || path=$(readlink -f -- "$path") || exit
+mkdir -p -- {quoted(PurePosixPath(path).parent)} || exit
+trap 'rm -f -- "$new"' EXIT
+trap 'exit 143' HUP INT TERM
+new=$(mktemp -- "$path.XXXXXXXX") || exit
+cat >"$new" || exit
+{_is_whole('"$new"', size_bytes)} || exit
+chmod {f"{mode:o}" if mode is not None else f'"$({kept})"'} "$new" && sync "$new" && mv -fT -- "$new" "$path"
+""")
+
+
+def _is_whole(word: str, size_bytes: int) -> str:
+    arrived = f'[ "$(stat -Lc %s -- {word})" = {size_bytes} ]'
+    return f"{{ {arrived} || {{ echo 'not all {size_bytes} bytes arrived' >&2; exit {CUT_OFF}; }}; }}"

@@ -71,10 +71,10 @@ class ProcessRunner(Protocol):
     ) -> ProcessResult:
         """Run ``argv`` with ``stdin`` (nothing, if None) and return how it ended.
 
-        The first mebibyte of each stream is collected, or all is handed to ``on_chunk`` instead. The deadline is wall-clock time and holds while output
-        flows; ``idle_timeout_seconds`` is how long nothing at all may flow, in either direction.
-        If anything is raised meanwhile (Ctrl-C, or by ``on_chunk``), the program is ended first. Raises
-        BinaryNotInstalledError if there is no such program.
+        The first mebibyte of each stream is collected, or all is handed to ``on_chunk`` instead. The deadline is
+        wall-clock time and holds while output flows; ``idle_timeout_seconds`` is how long nothing at all may flow, in
+        either direction. If anything is raised meanwhile (Ctrl-C, or by ``on_chunk``), the program is ended first.
+        Raises BinaryNotInstalledError if there is no such program.
         """
         ...
 

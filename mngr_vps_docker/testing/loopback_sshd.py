@@ -126,12 +126,13 @@ class LoopbackSshd:
     def change_host_key(self, *, is_pinned: bool) -> None:
         """Take another host key from the next start on, known to the client or not."""
         self._host_key_path = self.folder / f"host_key_{time.monotonic_ns()}"
+        public_key = self.host_public_key
         if is_pinned:
-            self._known_hosts.pin((_HOST_KEY_ALIAS,), self.host_public_key)
+            self._known_hosts.pin((_HOST_KEY_ALIAS,), public_key)
 
     @property
     def host_public_key(self) -> str:
-        """The public half of its host key."""
+        """The public half of its host key, which is made if there is none yet."""
         return load_or_create_key_pair(self._host_key_path).public_key
 
     @property

@@ -83,7 +83,7 @@ def test_a_file_without_end_is_not_read(connection: SshConnection, tmp_path: Pat
     else:
         with path.open("wb") as file:
             file.truncate(3 << 30)
-    with cheap(8 * MIB), pytest.raises(RemoteOutputError, match="read .*data.json"):
+    with cheap(8 * MIB), pytest.raises(RemoteOutputError, match=r"read .*data\.json"):
         connection.read_file(str(path), limit_bytes=MIB)
 
 

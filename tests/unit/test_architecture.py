@@ -17,6 +17,7 @@ LAYERS = (
     ("terminal",),
     ("primitives", "errors", "image_reference", "files"),
     ("config", "plain_text"),
+    ("docker_options",),
     ("ssh",),
     ("docker_commands", "remote_batch", "replay"),
     ("docker_errors",),

@@ -36,7 +36,7 @@ test-faults: bootstrap ## cut every operation short at every point, in every way
 
 bench: bootstrap ## time what users wait for, from 0 and 100 ms away, beside the least that it can take (20 minutes)
 	@scripts/ensure-engine
-	@PYTHONPATH=tests $(PYTHON) -m bench
+	@PYTHONPATH=tests $(PYTHON) -m bench $(BENCH)
 
 check: bootstrap ## lint, format, types, shell scripts, architecture, dependencies and the built wheel
 	$(PYTHON) -m ruff check . $(PYTHON_SCRIPTS)

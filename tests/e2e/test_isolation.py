@@ -21,6 +21,7 @@ from imbue.mngr_vps_docker.keys import KeyPair
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
 
 SECRET = "canary-5f1e9a"
+KEPT = "what-a-snapshot-is-for-2b7c"
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,8 @@ def test_an_audit_finds_nothing_wrong_with_sshd(lab: ProviderLab, host: Host, po
 
 def test_a_snapshot_holds_no_key_and_no_secret(lab: ProviderLab, host: Host) -> None:
     """Every byte of every layer, and what docker says of the image."""
-    host.execute_stateful_command("cat >/dev/null", env={"TOKEN": SECRET})
+    host.set_env_vars({"TOKEN": SECRET})
+    host.execute_stateful_command(f"cat >/dev/null; echo {KEPT} >/etc/kept", env={"TOKEN": SECRET})
     provider = lab.process()
     snapshot = provider.create_snapshot(host.id, SnapshotName("s1"))
     keys = provider._context.keys
@@ -136,6 +138,7 @@ def test_a_snapshot_holds_no_key_and_no_secret(lab: ProviderLab, host: Host) -> 
         assert [line for line in lines if line.encode() in held] == []
         assert pair.public_key.split()[1].encode() not in held
     assert SECRET.encode() not in held
+    assert KEPT.encode() in held
 
 
 def content_of_image(lab: ProviderLab, host: Host, image: str) -> bytes:
@@ -148,10 +151,8 @@ def content_of_image(lab: ProviderLab, host: Host, image: str) -> bytes:
         for member in archive:
             file = archive.extractfile(member)
             content = b"" if file is None else file.read()
-            if member.name.endswith("layer.tar"):
-                parts += _files(content)
-            else:
-                parts.append(content)
+            # Layers are archives in the archive, by names that differ from version to version.
+            parts += _files(content) if content[257:262] == b"ustar" else [content]
     return b"\n".join(parts)
 
 

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 
 from imbue.mngr_vps_docker.ssh.span import span
 
@@ -37,7 +36,7 @@ class Milestone:
 
 
 class BackgroundWork[Answer]:
-    """Work that has begun; its remote commands count as part of the step ``title``."""
+    """Work that has begun; its remote commands count as part of the step ``title``, and not of the one it began in."""
 
     def __init__(self, title: str, work: Callable[[], Answer]) -> None:
         def run() -> Answer:
@@ -45,7 +44,7 @@ class BackgroundWork[Answer]:
                 return work()
 
         pool = ThreadPoolExecutor(1, thread_name_prefix=title)
-        self._future: Future[Answer] = pool.submit(copy_context().run, run)
+        self._future: Future[Answer] = pool.submit(run)
         pool.shutdown(wait=False)
 
     @property

@@ -160,6 +160,14 @@ def test_without_persistence_a_command_ends_the_shared_connections(meter: Meter)
     meter.mngr("exec", "a1", "true")
 
 
+def test_exec_brings_back_a_host_that_has_stopped_by_itself(meter: Meter) -> None:
+    stop = "docker exec $(docker ps -q --filter label=com.imbue.mngr.host-id) /mngr/commands/shutdown.sh"
+    run_docker("exec", meter.instance, "sh", "-c", stop)
+    wait_for(lambda: [agent["host"]["state"] for agent in meter.mngr.agents()] == ["PAUSED"], 60)
+    assert "back" in meter.mngr("exec", "a1", "echo back")
+    assert [agent["host"]["state"] for agent in meter.mngr.agents()] == ["RUNNING"]
+
+
 def test_destroy_ends_the_connections_that_other_processes_opened(meter: Meter) -> None:
     sockets = meter.sockets()
     assert [processes_with(socket) != [] for socket in sockets] == [True, True]

@@ -49,3 +49,9 @@ class ChunkQueue:
             else:
                 yield chunk
         raise AbandonedError
+
+    def until_abandoned(self) -> Iterator[bytes]:
+        """No chunk at all: raises AbandonedError as soon as the stream is given up, by whichever end."""
+        self._is_abandoned.wait()
+        raise AbandonedError
+        yield b""

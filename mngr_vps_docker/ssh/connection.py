@@ -136,10 +136,11 @@ class SshConnection:
         purpose: str,
         timeout_seconds: float,
         idle_timeout_seconds: float | None = None,
+        stdin: StandardInput = None,
     ) -> CommandOutcome:
         """Like ``stream``, for output that is not text; what ``on_chunk(chunk, is_stdout)`` raises ends it."""
         reader = OutputReader(on_chunk=on_chunk, tail_bytes=_TAIL_BYTES)
-        return self._run(_Call(command, purpose, timeout_seconds, idle_timeout_seconds, None, Effect.ONCE), reader)
+        return self._run(_Call(command, purpose, timeout_seconds, idle_timeout_seconds, stdin, Effect.ONCE), reader)
 
     def wait_until_ready(self, timeout_seconds: float) -> None:
         """Wait until the machine lets us in, under the pinned host key.
@@ -208,10 +209,11 @@ class SshConnection:
             attempt += 1
 
     def _may_help_to_repeat(self, call: "_Call", outcome: CommandOutcome, attempt: int, give_up_at: float) -> bool:
-        if self._is_abandoned or not is_repeatable(call.stdin):
+        if self._is_abandoned:
             return False
         if outcome.status is OutcomeStatus.LOST:
-            return call.effect is not Effect.ONCE and attempt < _MAX_REPEATS and not outcome.detail
+            may_run_again = call.effect is not Effect.ONCE and is_repeatable(call.stdin)
+            return may_run_again and attempt < _MAX_REPEATS and not outcome.detail
         # Other processes use the machine's sessions too; one that is refused has done nothing.
         return outcome.reason is NotStartedReason.SESSION_REFUSED and time.monotonic() < give_up_at
 
@@ -297,9 +299,8 @@ class SshConnection:
         """Run one attempt; return why it never started, if it did not, and why we ended it, if we did."""
         if self._is_abandoned:
             return LoginFailure(NotStartedReason.OTHER, "it is not wanted any more"), None
-        # The shared connection is nearly always there, and asking first would cost a process and a round trip. Only
-        # what cannot be sent twice must not be lost to one that is gone.
-        failure = None if is_repeatable(call.stdin) else self._master.open()
+        # The shared connection is nearly always there, and asking first would cost time.
+        failure: LoginFailure | None = None
         for is_last in (False, True):
             if failure is not None:
                 return failure, None
@@ -320,7 +321,7 @@ class SshConnection:
                 silence = f"it has not answered for {session.elapsed_seconds:.0f} s"
                 return LoginFailure(NotStartedReason.CONNECT_TIMEOUT, silence), None
             failure = login_failure(session.messages)
-            if is_last or failure.reason is NotStartedReason.SESSION_REFUSED or not is_repeatable(call.stdin):
+            if is_last or failure.reason is NotStartedReason.SESSION_REFUSED:
                 return failure, None
             failure = self._master.open()
         return failure, None

@@ -60,8 +60,10 @@ class Framing:
         pid may be somebody else's by then, but nobody else has the nonce in his command line.
         """
         return (
-            f"grep -q {self.nonce} /proc/{process_id}/cmdline &&"
-            f" kill -TERM $(cat /proc/{process_id}/task/{process_id}/children) {process_id}"
+            # timeout(1) passes the signal on to its whole group; where there is none, nobody does.
+            "under() { for child in $(cat /proc/$1/task/$1/children); do echo $child;"
+            " grep -q ^timeout /proc/$child/cmdline || (under $child); done; };"
+            f" grep -q {self.nonce} /proc/{process_id}/cmdline && kill -TERM $(under {process_id}) {process_id}"
         )
 
     @staticmethod

@@ -35,7 +35,14 @@ def pipe(
     def read_source() -> CommandOutcome | None:
         outcome = None
         try:
-            outcome = source.stream_bytes(source_command, take, purpose=purpose, timeout_seconds=timeout_seconds)
+            outcome = source.stream_bytes(
+                f"exec </dev/null\n{source_command}",
+                take,
+                purpose=purpose,
+                timeout_seconds=timeout_seconds,
+                # A source that has nothing to say yet is ended all the same when there is no sink any more.
+                stdin=stream.until_abandoned(),
+            )
             return outcome
         except AbandonedError:
             # The sink has ended before its time; its outcome says why.

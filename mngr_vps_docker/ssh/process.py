@@ -6,7 +6,6 @@ import selectors
 import subprocess
 import time
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import auto
@@ -16,6 +15,7 @@ from typing import Protocol
 
 from imbue.imbue_common.enums import UpperCaseStrEnum
 from imbue.mngr.errors import BinaryNotInstalledError
+from imbue.mngr_vps_docker.ssh.feeder import Feeder
 from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
 from imbue.mngr_vps_docker.ssh.standard_input import chunks_of
 
@@ -25,6 +25,8 @@ type OnChunk = Callable[[bytes, bool], None]
 _READ_BYTES: Final = 1 << 16
 # What ssh says of itself is little; what a machine sends before it lets us in is as much as it likes.
 _COLLECTED_BYTES: Final = 1 << 20
+# selectors can wait for some weeks at most; whoever waits longer looks again.
+_LONGEST_WAIT_SECONDS: Final = 3600.0
 # How long a program that was told to end gets before it is killed.
 _TERMINATION_SECONDS: Final = 2.0
 
@@ -49,11 +51,16 @@ class ProcessResult:
 
 
 @dataclass(frozen=True, slots=True)
-class StallCheck:
-    """What to do while a program has said nothing at all: every ``every_seconds``, ``is_alive`` decides."""
+class Watch:
+    """What is to be seen to while a program runs.
+
+    Whenever it has said nothing for ``every_seconds``, ``is_alive`` decides whether to go on. ``give_up`` is called
+    before it is ended because of what is raised or, with the reason, because it has not ended by itself.
+    """
 
     every_seconds: float
     is_alive: Callable[[], bool]
+    give_up: Callable[[Stop | None], None]
 
 
 class ProcessRunner(Protocol):
@@ -66,15 +73,15 @@ class ProcessRunner(Protocol):
         timeout_seconds: float,
         stdin: StandardInput = None,
         on_chunk: OnChunk | None = None,
-        stall_check: StallCheck | None = None,
+        watch: Watch | None = None,
         idle_timeout_seconds: float | None = None,
     ) -> ProcessResult:
         """Run ``argv`` with ``stdin`` (nothing, if None) and return how it ended.
 
         The first mebibyte of each stream is collected, or all is handed to ``on_chunk`` instead. The deadline is
         wall-clock time and holds while output flows; ``idle_timeout_seconds`` is how long nothing at all may flow, in
-        either direction. If anything is raised meanwhile (Ctrl-C, or by ``on_chunk``), the program is ended first.
-        Raises BinaryNotInstalledError if there is no such program.
+        either direction. If anything is raised meanwhile (Ctrl-C, or by ``on_chunk`` or ``stdin``), the program is
+        ended first. Raises BinaryNotInstalledError if there is no such program.
         """
         ...
 
@@ -85,34 +92,36 @@ def run_process(
     timeout_seconds: float,
     stdin: StandardInput = None,
     on_chunk: OnChunk | None = None,
-    stall_check: StallCheck | None = None,
+    watch: Watch | None = None,
     idle_timeout_seconds: float | None = None,
 ) -> ProcessResult:
     """The real ProcessRunner."""
     deadline = time.monotonic() + timeout_seconds
-    stop: Stop | None
+    stop: Stop | None = None
+    exit_code: int | None = None
     process = _start(argv, has_stdin=stdin is not None)
+    feeder: Feeder | None = None
     collected: dict[bool, bytearray] = {True: bytearray(), False: bytearray()}
 
     def collect(chunk: bytes, is_stdout: bool) -> None:
         collected[is_stdout] += chunk[: _COLLECTED_BYTES - len(collected[is_stdout])]
 
     try:
-        with selectors.DefaultSelector() as selector:
-            stop = _exchange(
-                process,
-                selector,
-                iter(chunks_of(stdin)),
-                on_chunk or collect,
-                deadline,
-                stall_check,
-                idle_timeout_seconds,
-            )
-        exit_code = None if stop is not None else process.wait(max(0.1, deadline - time.monotonic()))
+        if process.stdin is not None:
+            feeder, process.stdin = Feeder(chunks_of(stdin), process.stdin), None
+        stop = _exchange(process, feeder, on_chunk or collect, deadline, watch, idle_timeout_seconds)
+        if stop is None:
+            exit_code = process.wait(max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        stop, exit_code = Stop.DEADLINE, None
+        stop = Stop.DEADLINE
     finally:
-        _end(process)
+        try:
+            if exit_code is None and watch is not None:
+                watch.give_up(stop)
+        finally:
+            _end(process)
+            if feeder is not None:
+                feeder.stop()
     return ProcessResult(exit_code=exit_code, stdout=bytes(collected[True]), stderr=bytes(collected[False]), stop=stop)
 
 
@@ -134,67 +143,50 @@ def _start(argv: Sequence[str], *, has_stdin: bool) -> subprocess.Popen[bytes]:
 
 def _exchange(
     process: subprocess.Popen[bytes],
-    selector: selectors.BaseSelector,
-    chunks: Iterator[bytes],
+    feeder: Feeder | None,
     on_chunk: OnChunk,
     deadline: float,
-    stall_check: StallCheck | None,
+    watch: Watch | None,
     idle_timeout_seconds: float | None,
 ) -> Stop | None:
-    """Pass data both ways until the program has closed its output; say why, if it was given up before."""
-    for stream in (process.stdout, process.stderr):
-        if stream is not None:
-            selector.register(stream, selectors.EVENT_READ)
-    pending = memoryview(b"")
-    if process.stdin is not None:
-        os.set_blocking(process.stdin.fileno(), False)
-        selector.register(process.stdin, selectors.EVENT_WRITE)
-    stall_at = math.inf if stall_check is None else time.monotonic() + stall_check.every_seconds
+    """Pass output on until the program has closed both its streams; say why, if it was given up before."""
     idle_seconds = math.inf if idle_timeout_seconds is None else idle_timeout_seconds
-    idle_at = time.monotonic() + idle_seconds
-    while any(key.events & selectors.EVENT_READ for key in selector.get_map().values()):
-        now = time.monotonic()
-        if now >= deadline:
-            return Stop.DEADLINE
-        if now >= idle_at:
-            return Stop.IDLE
-        if stall_check is not None and now >= stall_at:
-            if not stall_check.is_alive():
-                return Stop.STALLED
-            stall_at = time.monotonic() + stall_check.every_seconds
-        ready = selector.select(min(deadline, idle_at, stall_at) - now)
-        if ready:
-            idle_at = time.monotonic() + idle_seconds
-        for key, events in ready:
-            if events & selectors.EVENT_WRITE:
-                pending = _write_some(process, selector, chunks, pending)
-                continue
-            chunk = os.read(key.fd, _READ_BYTES)
-            if not chunk:
+    stall_seconds = math.inf if watch is None else watch.every_seconds
+    heard_at = checked_at = time.monotonic()
+    open_streams = 2
+    with selectors.DefaultSelector() as selector:
+        for source in (process.stdout, process.stderr, feeder):
+            if source is not None:
+                selector.register(source, selectors.EVENT_READ)
+        while open_streams:
+            flowed_at = heard_at if feeder is None else max(heard_at, feeder.flowed_at)
+            next_at = min(deadline, flowed_at + idle_seconds, max(heard_at, checked_at) + stall_seconds)
+            ready = selector.select(min(max(0.0, next_at - time.monotonic()), _LONGEST_WAIT_SECONDS))
+            for key, _ in ready:
+                chunk = b"" if key.fileobj is feeder else os.read(key.fd, _READ_BYTES)
+                if chunk:
+                    on_chunk(chunk, key.fileobj is process.stdout)
+                    heard_at = time.monotonic()
+                    continue
                 selector.unregister(key.fileobj)
+                if key.fileobj is feeder:
+                    feeder.check()
+                else:
+                    open_streams -= 1
+            now = time.monotonic()
+            if open_streams and now >= deadline:
+                return Stop.DEADLINE
+            # What is there is taken before anybody is judged by it.
+            if ready or now < next_at:
                 continue
-            stall_at = math.inf
-            on_chunk(chunk, key.fileobj is process.stdout)
+            if feeder is not None and feeder.flowed_at > flowed_at:
+                continue
+            if now >= flowed_at + idle_seconds:
+                return Stop.IDLE
+            if watch is not None and not watch.is_alive():
+                return Stop.STALLED
+            checked_at = time.monotonic()
     return None
-
-
-def _write_some(
-    process: subprocess.Popen[bytes], selector: selectors.BaseSelector, chunks: Iterator[bytes], pending: memoryview
-) -> memoryview:
-    """Write what the pipe takes, and return what is left of the current chunk; close stdin after the last."""
-    stdin = process.stdin
-    assert stdin is not None
-    try:
-        while not pending:
-            pending = memoryview(next(chunks))
-        return pending[os.write(stdin.fileno(), pending) :]
-    except (StopIteration, BrokenPipeError):
-        # The program may end without having read all of it; how it ended says what that means.
-        selector.unregister(stdin)
-        stdin.close()
-        return memoryview(b"")
-    except BlockingIOError:
-        return pending
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

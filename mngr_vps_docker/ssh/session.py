@@ -13,15 +13,18 @@ from imbue.mngr_vps_docker.ssh.framing import OutputLimitError
 from imbue.mngr_vps_docker.ssh.framing import OutputReader
 from imbue.mngr_vps_docker.ssh.master import SshMaster
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
-from imbue.mngr_vps_docker.ssh.process import StallCheck
 from imbue.mngr_vps_docker.ssh.process import Stop
-from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
+from imbue.mngr_vps_docker.ssh.process import Watch
+from imbue.mngr_vps_docker.ssh.standard_input import Gate
+from imbue.mngr_vps_docker.ssh.standard_input import MeteredInput
 from imbue.mngr_vps_docker.ssh.target import shared_argv
 
 # What the end of a command may take to arrive after its deadline on the machine.
 _GRACE_SECONDS: Final = 1.5
 # A command says at its start that it has begun. While it does not, the master may be wedged, or the machine gone.
 _STALL_SECONDS: Final = 3.0
+# A command that runs is not given up because its master was once slow to answer, on a busy machine.
+_SILENCES_OF_THE_DEAD: Final = 3
 # What ending a command takes, on a connection that just worked, while somebody waits for Ctrl-C.
 _END_TIMEOUT_SECONDS: Final = 3.0
 _MESSAGES_BYTES: Final = 1 << 20
@@ -50,12 +53,14 @@ def run_in_session(
     *,
     timeout_seconds: float,
     idle_timeout_seconds: float | None,
-    stdin: StandardInput,
+    stdin: MeteredInput | None,
 ) -> SessionResult:
     """Run shell text over the shared connection, if that is open, and hand all that comes to ``reader``.
 
-    Ending our ssh does not end the command on the machine. At the deadline the machine does that by itself; before
-    it, when this is interrupted, nothing was heard for too long or too much was printed, it is told to.
+    Ending our ssh does not end the command on the machine. At the deadline the machine does that by itself, if it has
+    ``timeout``. Before our ssh is ended, for whatever reason, the machine is told to: to the command, the end of our
+    ssh would look like the end of its input. Nothing is taken of a ``stdin`` that can be taken only once before the
+    command was seen to start.
     """
     began = time.monotonic()
     framing = Framing(secrets.token_hex(8))
@@ -65,39 +70,52 @@ def run_in_session(
         return SessionResult(None, may_have_begun=False, messages="", elapsed_seconds=0.0)
     whole_seconds = math.ceil(timeout_seconds)
 
-    is_master_alive = True
+    silences = 0
 
     def is_worth_waiting() -> bool:
-        nonlocal is_master_alive
-        is_master_alive = master.is_alive()
-        return is_master_alive and time.monotonic() - began < target.connect_timeout_seconds
+        nonlocal silences
+        silences = 0 if master.is_alive() else silences + 1
+        if reader.has_started:
+            return silences < _SILENCES_OF_THE_DEAD
+        return silences == 0 and time.monotonic() - began < target.connect_timeout_seconds
 
-    stop: Stop | None = None
-    is_over = False
+    gate = Gate()
+
+    def on_chunk(chunk: bytes, is_stdout: bool) -> None:
+        reader(chunk, is_stdout)
+        if reader.has_started:
+            gate.open()
+
     with tempfile.NamedTemporaryFile(dir=control_path.parent, suffix=".log") as log_file:
         log_path = Path(log_file.name)
-        try:
-            stop = runner(
-                shared_argv(target, control_path, framing.wrap(command, whole_seconds), log_path),
-                timeout_seconds=whole_seconds + _GRACE_SECONDS,
-                stdin=stdin,
-                on_chunk=reader,
-                stall_check=StallCheck(min(_STALL_SECONDS, target.connect_timeout_seconds), is_worth_waiting),
-                idle_timeout_seconds=idle_timeout_seconds,
-            ).stop
-            reader.finish()
-            is_over = stop is not Stop.IDLE
-        except OutputLimitError:
-            # The reader knows of what there was too much.
-            pass
-        finally:
-            if not is_over and reader.process_id is not None:
+
+        def end_command(stop: Stop | None) -> None:
+            gate.close()
+            # Of a machine that has gone silent nothing more is asked.
+            if reader.process_id is not None and stop is not Stop.STALLED:
                 runner(
                     shared_argv(target, control_path, framing.end_command(reader.process_id), log_path),
                     timeout_seconds=_END_TIMEOUT_SECONDS,
                 )
+
+        stop: Stop | None = None
+        try:
+            stop = runner(
+                shared_argv(target, control_path, framing.wrap(command, whole_seconds), log_path),
+                timeout_seconds=whole_seconds + _GRACE_SECONDS,
+                stdin=stdin if stdin is None or stdin.is_repeatable else gate.behind(stdin),
+                on_chunk=on_chunk,
+                watch=Watch(min(_STALL_SECONDS, target.connect_timeout_seconds), is_worth_waiting, end_command),
+                idle_timeout_seconds=idle_timeout_seconds,
+            ).stop
+            reader.finish()
+        except OutputLimitError:
+            # The reader knows of what there was too much.
+            pass
+        finally:
+            gate.close()
         messages = log_file.read(_MESSAGES_BYTES).decode("utf-8", "replace")
-    if stop is Stop.STALLED and is_master_alive:
+    if stop is Stop.STALLED and silences == 0:
         stop = Stop.UNANSWERED
     may_have_begun = reader.has_started or reader.excess is not None or _has_opened_session(messages)
     return SessionResult(stop, may_have_begun, messages, elapsed_seconds=time.monotonic() - began)

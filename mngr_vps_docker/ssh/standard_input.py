@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final
 
 # A file's path stands for its content. None is an empty input, which never waits.
@@ -30,10 +31,31 @@ def is_repeatable(stdin: StandardInput) -> bool:
     return stdin is None or isinstance(stdin, bytes | Path)
 
 
+class Gate:
+    """Holds an input back until it is opened: as long as it is not, nothing was taken of what can be taken once."""
+
+    def __init__(self) -> None:
+        self._decisions: SimpleQueue[bool] = SimpleQueue()
+
+    def open(self) -> None:
+        """Let the input through."""
+        self._decisions.put(True)
+
+    def close(self) -> None:
+        """Let nothing through that has not been let through before."""
+        self._decisions.put(False)
+
+    def behind(self, stdin: Iterable[bytes]) -> Iterator[bytes]:
+        """The input, once the gate is open; nothing, if it is closed."""
+        if self._decisions.get():
+            yield from stdin
+
+
 class MeteredInput:
     """An input that counts and digests what was taken of it, each time from its beginning."""
 
     def __init__(self, stdin: StandardInput) -> None:
+        self.is_repeatable = is_repeatable(stdin)
         self._stdin = stdin
         self._digest = hashlib.sha256()
         self.byte_count = 0

@@ -2,7 +2,8 @@
 
 A session has at most 2 MiB on the way (OpenSSH's channel window), so that over a distance of 100 ms it moves 16 MB/s
 however fast the network is. The stream is cut into blocks that take turns over the sessions, each after a line with
-its size in bytes; a size of 0 ends it. So what was cut off is never taken for whole.
+its size in bytes; a size of 0 ends it. So what was cut off is never taken for whole, and the command that it was for
+is ended before it sees an end.
 """
 
 import secrets
@@ -115,7 +116,11 @@ def _meeting_point(folder: str, number: int) -> str:
 
 
 def _feeding(folder: str, number: int) -> str:
-    return f"umask 077; mkdir -p {folder} && {_meeting_point(folder, number)} && exec cat >{folder}/{number}"
+    return f"""\
+umask 077
+trap 'rm -rf {folder}; exit 143' HUP INT TERM
+mkdir -p {folder} && {_meeting_point(folder, number)} && cat >{folder}/{number}
+"""
 
 
 def _merging(folder: str, command: str) -> str:
@@ -146,6 +151,7 @@ done
 }}
 merge
 merged=$?
+[ $merged -eq 0 ] || kill $! 2>/dev/null
 exec {closed} 9>&-
 wait $! || exit
 exit $merged

@@ -20,7 +20,7 @@ from imbue.imbue_common.enums import UpperCaseStrEnum
 from imbue.mngr_vps_docker.ssh.process import OnChunk
 from imbue.mngr_vps_docker.ssh.process import ProcessResult
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
-from imbue.mngr_vps_docker.ssh.process import StallCheck
+from imbue.mngr_vps_docker.ssh.process import Watch
 from imbue.mngr_vps_docker.ssh.span import current_span
 from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
 from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
@@ -129,7 +129,7 @@ class FaultPointRunner:
         timeout_seconds: float,
         stdin: StandardInput = None,
         on_chunk: OnChunk | None = None,
-        stall_check: StallCheck | None = None,
+        watch: Watch | None = None,
         idle_timeout_seconds: float | None = None,
     ) -> ProcessResult:
         """Run it as ``real`` does."""
@@ -140,7 +140,7 @@ class FaultPointRunner:
                 timeout_seconds=timeout_seconds,
                 stdin=stdin,
                 on_chunk=on_chunk,
-                stall_check=stall_check,
+                watch=watch,
                 idle_timeout_seconds=idle_timeout_seconds,
             )
 

@@ -19,6 +19,7 @@ from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.keys import load_or_create_key_pair
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
@@ -145,10 +146,14 @@ def test_a_killed_session_means_lost_and_a_repeatable_command_runs_again(
 
 
 def test_sessions_that_the_server_refuses_are_waited_for_and_cost_no_login(tmp_path: Path) -> None:
+    def echoed(number: int) -> CommandOutcome:
+        # What can be sent once only is sent once a session is there.
+        return run(connection, "sleep 0.3; cat", stdin=iter([b"%d\n" % number]))
+
     with LoopbackSshd(tmp_path, options=("MaxSessions 2",)) as sshd:
         connection = SshConnection(sshd.target(connect_timeout_seconds=30))
         with ThreadPoolExecutor(8) as pool:
-            outcomes = list(pool.map(lambda number: run(connection, f"sleep 0.3; echo {number}"), range(16)))
+            outcomes = list(pool.map(echoed, range(16)))
         logins = sshd.login_count
         connection.close()
     assert [outcome.text for outcome in outcomes] == [f"{number}\n" for number in range(16)]

@@ -1,6 +1,9 @@
 """Commands over a real sshd give exactly what they gave there, and end when they must."""
 
+import shutil
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,36 @@ def test_stdin_may_come_piece_by_piece_or_from_a_file(connection: SshConnection,
     (tmp_path / "data").write_bytes(b"from a file")
     assert run(connection, "cat", stdin=(part for part in (b"piece ", b"by piece"))).stdout == b"piece by piece"
     assert run(connection, "cat", stdin=tmp_path / "data").stdout == b"from a file"
+
+
+def slowly(seconds: float, error: type[Exception] | None = None) -> Iterator[bytes]:
+    yield b"begun"
+    time.sleep(seconds)
+    if error is not None:
+        raise error("the input broke")
+
+
+def test_an_input_that_takes_its_time_delays_nothing(connection: SshConnection) -> None:
+    began = time.monotonic()
+    assert run(connection, "cat; sleep 60", timeout_seconds=1, stdin=slowly(6)).status is OutcomeStatus.TIMED_OUT
+    assert run(connection, "exit 3", stdin=slowly(6)).exit_code == 3
+    assert time.monotonic() - began < 5
+
+
+def test_an_input_may_be_silent_for_longer_than_a_machine(sshd: LoopbackSshd) -> None:
+    connection = SshConnection(sshd.target(connect_timeout_seconds=1))
+    assert run(connection, "cat", stdin=slowly(2)).stdout == b"begun"
+    connection.close()
+
+
+@pytest.mark.parametrize("error", [LookupError, BrokenPipeError])
+def test_an_input_that_breaks_is_never_taken_for_whole(
+    connection: SshConnection, tmp_path: Path, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="the input broke"):
+        run(connection, f"cat >/dev/null; touch {tmp_path}/whole", stdin=slowly(0.2, error))
+    run(connection, "true")
+    assert not (tmp_path / "whole").exists()
 
 
 def test_a_command_without_stdin_finds_it_empty(connection: SshConnection) -> None:
@@ -100,6 +133,17 @@ def test_a_first_command_is_bounded_like_any_other(
     assert outcome.status is OutcomeStatus.TIMED_OUT
     assert outcome.elapsed_seconds < 5
     wait_for(lambda: not processes_with(command), 5)
+
+
+def test_a_machine_without_timeout_is_told_to_end_a_command_at_its_deadline(tmp_path: Path) -> None:
+    for tool in ("sh", "sleep", "cat", "grep"):
+        (tmp_path / tool).symlink_to(shutil.which(tool) or "")
+    plain = f'ForceCommand export PATH={tmp_path}; eval "$SSH_ORIGINAL_COMMAND"'
+    with LoopbackSshd(tmp_path, options=(plain,)) as sshd:
+        connection = SshConnection(sshd.target())
+        assert run(connection, f"sleep 65.{sshd.port}", timeout_seconds=1).status is OutcomeStatus.TIMED_OUT
+        wait_for(lambda: not processes_with(f"sleep 65.{sshd.port}"))
+        connection.close()
 
 
 def test_silence_for_too_long_ends_the_command_on_the_machine_too(

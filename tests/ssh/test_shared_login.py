@@ -77,7 +77,10 @@ def test_a_killed_master_is_replaced(connection: SshConnection, sshd: LoopbackSs
     assert sshd.login_count == 2
 
 
-def test_a_frozen_master_is_found_and_replaced(connection: SshConnection, sshd: LoopbackSshd) -> None:
+def test_a_frozen_master_is_found_and_replaced(
+    connection: SshConnection, sshd: LoopbackSshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.session._STALL_SECONDS", 0.5)
     run(connection, "true")
     os.kill(master_pid(connection), signal.SIGSTOP)
     assert run(connection, "echo alive").text == "alive\n"
@@ -90,6 +93,18 @@ def test_a_master_killed_during_a_command_means_lost(connection: SshConnection, 
         future = pool.submit(run, connection, f"touch {tmp_path}/begun; sleep 8")
         wait_for((tmp_path / "begun").exists)
         os.kill(master_pid(connection), signal.SIGKILL)
+        assert future.result(15).status is OutcomeStatus.LOST
+
+
+def test_a_master_that_freezes_during_a_command_means_lost(
+    connection: SshConnection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.session._STALL_SECONDS", 0.1)
+    run(connection, "true")
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run, connection, f"touch {tmp_path}/begun; sleep 50", timeout_seconds=60)
+        wait_for((tmp_path / "begun").exists)
+        os.kill(master_pid(connection), signal.SIGSTOP)
         assert future.result(15).status is OutcomeStatus.LOST
 
 

@@ -4,10 +4,12 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.remote import processes_with
 from support.remote import run
 from support.remote import wait_for
 
@@ -74,6 +76,19 @@ def test_a_broken_end_of_a_pipe_is_an_error(connection: SshConnection, source: s
         pipe(connection, source, connection, sink, purpose="test", timeout_seconds=10)
 
 
+def test_a_source_that_is_silent_is_waited_for_and_ended_with_its_sink(
+    connection: SshConnection, sshd: LoopbackSshd
+) -> None:
+    quiet = SshConnection(sshd.target(connect_timeout_seconds=1))
+    pipe(connection, "sleep 2; echo x", quiet, "grep x", purpose="test", timeout_seconds=30)
+    began = time.monotonic()
+    silent = f"sleep 64.{sshd.port}"
+    with pytest.raises(Exception, match="exit code 7"):
+        pipe(connection, silent, connection, "exit 7", purpose="test", timeout_seconds=90)
+    assert time.monotonic() - began < 10
+    wait_for(lambda: not processes_with(silent))
+
+
 def blocks_of(size_bytes: int, chunk_bytes: int = 70_001) -> tuple[bytes, Iterator[bytes]]:
     data = os.urandom(size_bytes)
     return data, (data[start : start + chunk_bytes] for start in range(0, size_bytes, chunk_bytes))
@@ -90,7 +105,7 @@ def test_a_stream_over_several_sessions_of_one_login_arrives_in_order(
     assert outcome.checked().stdout == b"done\n"
     assert (tmp_path / "got").read_bytes() == data
     assert sshd.login_count == 1
-    assert list(Path("/tmp").glob("mngr-stream-*")) == []
+    wait_for(lambda: not list(Path("/tmp").glob("mngr-stream-*")))
 
 
 def test_a_command_that_fails_before_the_end_of_its_stream_ends_the_whole(connection: SshConnection) -> None:

@@ -15,6 +15,7 @@
     ├── RemoteCommandTimeoutError     a remote command was stopped at its deadline
     ├── RemoteOutputError             a remote command printed more than is taken, and was stopped
     └── VpsConnectionError            (also mngr's HostConnectionError) ssh could not reach the machine, or lost it
+        ├── SshBusyError          the machine is well, but has no session to spare for long enough
         ├── SshdDownError             the machine answers, but no sshd does
         └── VpsAuthenticationError    (also mngr's HostAuthenticationError) our key was refused, or the host key is
                                       not the pinned one
@@ -85,6 +86,10 @@ class RemoteOutputError(VpsDockerError):
 
 class VpsConnectionError(VpsDockerError, HostConnectionError):
     """A machine could not be reached over ssh, or the connection was lost."""
+
+
+class SshBusyError(VpsConnectionError):
+    """A machine can be reached, but all the sessions that it allows are in use."""
 
 
 class SshdDownError(VpsConnectionError):

@@ -1,9 +1,11 @@
 """Files on the user's machine that must never be seen half-written, and the locks that guard them."""
 
 import fcntl
+import math
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,8 @@ from pathlib import Path
 
 PRIVATE_FOLDER_MODE = 0o700
 PRIVATE_FILE_MODE = 0o600
+# The kernel has no limit for waiting for a lock.
+_POLL_SECONDS = 0.02
 
 
 def make_private_folder(path: Path) -> Path:
@@ -58,14 +62,14 @@ def write_atomically(path: Path, content: bytes, mode: int = PRIVATE_FILE_MODE) 
 
 
 @contextmanager
-def locked(path: Path, *, is_waiting: bool = True, is_folder_made: bool = True) -> Iterator[None]:
+def locked(path: Path, *, timeout_seconds: float = math.inf, is_folder_made: bool = True) -> Iterator[None]:
     """Hold the lock file ``path`` exclusively; the kernel frees it when this process ends, however it ends.
 
     Who holds it may remove it, and its folder.
-    With ``is_waiting=False`` a lock that is held elsewhere raises BlockingIOError at once; with
+    A lock that is held elsewhere for longer than ``timeout_seconds`` raises BlockingIOError; with
     ``is_folder_made=False`` a folder that is not there, or not any more, raises FileNotFoundError.
     """
-    descriptor = _acquire(path, is_waiting, is_folder_made)
+    descriptor = _acquire(path, time.monotonic() + timeout_seconds, is_folder_made)
     try:
         yield
     finally:
@@ -90,7 +94,7 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _acquire(path: Path, is_waiting: bool, is_folder_made: bool) -> int:
+def _acquire(path: Path, deadline: float, is_folder_made: bool) -> int:
     """Lock the file that is at ``path``, and not one that whoever held it before has removed."""
     while True:
         if is_folder_made:
@@ -102,13 +106,27 @@ def _acquire(path: Path, is_waiting: bool, is_folder_made: bool) -> int:
                 continue
             raise
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if is_waiting else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(descriptor, deadline)
             if is_at(path, descriptor):
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _flock(descriptor: int, deadline: float) -> None:
+    if math.isinf(deadline):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_POLL_SECONDS)
 
 
 def is_at(path: Path, descriptor: int) -> bool:

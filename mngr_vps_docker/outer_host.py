@@ -140,7 +140,7 @@ class _OverOpenSsh(OuterHostInterface):
             text,
             on_line=lambda line, _is_stdout: on_line(line),
             purpose=_purpose(command),
-            timeout_seconds=timeout_seconds or DEFAULT_COMMAND_TIMEOUT_SECONDS,
+            timeout_seconds=DEFAULT_COMMAND_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds,
             stdin=stdin,
         )
         return self._command_result(outcome)
@@ -199,7 +199,7 @@ class _OverOpenSsh(OuterHostInterface):
         outcome = self.ssh.run(
             text,
             purpose=_purpose(command),
-            timeout_seconds=timeout_seconds or DEFAULT_COMMAND_TIMEOUT_SECONDS,
+            timeout_seconds=DEFAULT_COMMAND_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds,
             stdin=stdin,
             effect=effect,
             limit_bytes=LARGE_OUTPUT_BYTES,

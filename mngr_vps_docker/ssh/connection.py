@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import field
 from dataclasses import replace
 from datetime import UTC
 from datetime import datetime
@@ -53,6 +54,8 @@ type OnLine = Callable[[str, bool], None]
 _MAX_SESSIONS: Final = 8
 # A command line longer than this travels on stdin: one argument holds 128 KiB, and quoting makes it longer.
 _LONGEST_COMMAND_BYTES: Final = 32_000
+# What an infinite deadline means: some threads cannot wait for longer.
+_LONGEST_SECONDS: Final = 30 * 24 * 3600.0
 _MAX_REPEATS: Final = 3
 _FIRST_DELAY_SECONDS: Final = 0.2
 _LONGEST_DELAY_SECONDS: Final = 2.0
@@ -97,11 +100,12 @@ class SshConnection:
     ) -> CommandOutcome:
         """Run shell text ``command`` on the machine and return its outcome; never raises for what happens remotely.
 
-        ``purpose`` reads after "Could not" ("read host records"), for errors and the command log. At the deadline,
-        after ``idle_timeout_seconds`` without a byte in either direction, and when both streams together have more
-        than ``limit_bytes``, the command is ended on the machine too; likewise if this is interrupted. A command that
-        never started is tried again, a few times, where waiting may help; one that was lost half-way only if its
-        ``effect`` allows it.
+        ``purpose`` reads after "Could not" ("read host records"), for errors and the command log. The deadline is one
+        for all: for waiting for a session, and for what is tried again; logging in comes on top, and has the target's
+        connect timeout. At the deadline, after ``idle_timeout_seconds`` without a byte in either direction, and when
+        both streams together have more than ``limit_bytes``, the command is ended on the machine too; likewise if this
+        is interrupted. A command that never started is tried again, a few times, where waiting may help; one that was
+        lost half-way only if its ``effect`` allows it.
         """
         call = _Call(command, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect)
         return self._run(call, OutputReader(limit_bytes=limit_bytes))
@@ -201,15 +205,15 @@ class SshConnection:
         give_up_at = time.monotonic() + self.target.connect_timeout_seconds
         attempt = 0
         while True:
-            with self._sessions:
-                outcome = self._attempt(call, reader)
+            outcome = self._attempt(call, reader)
             if not self._may_help_to_repeat(call, outcome, attempt, give_up_at):
                 return outcome
-            time.sleep(min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2**attempt) * random.uniform(0.5, 1.5))
+            delay = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2**attempt) * random.uniform(0.5, 1.5)
+            time.sleep(min(delay, max(0.0, call.seconds_left)))
             attempt += 1
 
     def _may_help_to_repeat(self, call: "_Call", outcome: CommandOutcome, attempt: int, give_up_at: float) -> bool:
-        if self._is_abandoned:
+        if self._is_abandoned or call.seconds_left <= 0:
             return False
         if outcome.status is OutcomeStatus.LOST:
             may_run_again = call.effect is not Effect.ONCE and is_repeatable(call.stdin)
@@ -226,7 +230,7 @@ class SshConnection:
         began, started = datetime.now(UTC), time.monotonic()
         outcome: CommandOutcome | None = None
         try:
-            failure, stop = self._over_shared_connection(call, reader, metered)
+            failure, stop = self._when_there_is_a_session(call, reader, metered)
             outcome = self._outcome(call, reader, argv, time.monotonic() - started, failure, stop, log_id)
             return outcome
         finally:
@@ -293,12 +297,24 @@ class SshConnection:
             log_id=None if self._log is None else log_id,
         )
 
-    def _over_shared_connection(
+    def _when_there_is_a_session(
         self, call: "_Call", reader: OutputReader, metered: MeteredInput | None
     ) -> tuple[LoginFailure | None, Stop | None]:
         """Run one attempt; return why it never started, if it did not, and why we ended it, if we did."""
         if self._is_abandoned:
             return LoginFailure(NotStartedReason.OTHER, "it is not wanted any more"), None
+        if call.seconds_left <= 0:
+            return None, Stop.DEADLINE
+        if not self._sessions.acquire(timeout=call.seconds_left):
+            return LoginFailure(NotStartedReason.BUSY, f"{_MAX_SESSIONS} other commands are running there"), None
+        try:
+            return self._over_shared_connection(call, reader, metered)
+        finally:
+            self._sessions.release()
+
+    def _over_shared_connection(
+        self, call: "_Call", reader: OutputReader, metered: MeteredInput | None
+    ) -> tuple[LoginFailure | None, Stop | None]:
         # The shared connection is nearly always there, and asking first would cost time.
         failure: LoginFailure | None = None
         for is_last in (False, True):
@@ -309,13 +325,14 @@ class SshConnection:
                 self._runner,
                 call.command,
                 reader,
-                timeout_seconds=call.timeout_seconds,
+                timeout_seconds=call.seconds_left,
                 idle_timeout_seconds=call.idle_timeout_seconds,
                 stdin=metered,
             )
-            if session.may_have_begun:
+            # That it had not begun in time is no proof of anything: the shared connection is left to the others.
+            if session.may_have_begun or session.stop in (Stop.DEADLINE, Stop.IDLE):
                 return None, session.stop
-            if session.stop in (Stop.DEADLINE, Stop.IDLE, Stop.UNANSWERED):
+            if session.stop is Stop.UNANSWERED:
                 # The master lives and the machine does not: the next command is to find that out by a login.
                 self._master.close()
                 silence = f"it has not answered for {session.elapsed_seconds:.0f} s"
@@ -323,13 +340,20 @@ class SshConnection:
             failure = login_failure(session.messages)
             if is_last or failure.reason is NotStartedReason.SESSION_REFUSED:
                 return failure, None
-            failure = self._master.open()
+            failure = self._log_in(call)
         return failure, None
 
+    def _log_in(self, call: "_Call") -> LoginFailure | None:
+        began = time.monotonic()
+        failure = self._master.open(call.seconds_left)
+        # A login has a limit of its own, which is not the command's.
+        call.deadline += time.monotonic() - began
+        return failure
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class _Call:
-    """What was asked for; see SshConnection.run."""
+    """What was asked for, see SshConnection.run, and when it must have ended."""
 
     command: str
     purpose: str
@@ -337,3 +361,12 @@ class _Call:
     idle_timeout_seconds: float | None
     stdin: StandardInput
     effect: Effect
+    deadline: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.timeout_seconds = min(self.timeout_seconds, _LONGEST_SECONDS)
+        self.deadline = time.monotonic() + self.timeout_seconds
+
+    @property
+    def seconds_left(self) -> float:
+        return self.deadline - time.monotonic()

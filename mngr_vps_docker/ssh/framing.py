@@ -43,12 +43,12 @@ class Framing:
         """The line that says that the command starts, as a child of the machine's process ``process_id``."""
         return b"%s:%d\n" % (self.marker, process_id)
 
-    def wrap(self, command: str, timeout_seconds: int) -> str:
+    def wrap(self, command: str, timeout_seconds: float) -> str:
         """Shell text that runs ``command`` between its markers, ended by the machine itself at its deadline."""
         start = f"printf '\\036%s:%d\\n' {self.nonce} $$"
         script = (
             f'command -v timeout >/dev/null || timeout() {{ shift 3; "$@"; }}; {start}; {start} >&2;'
-            f" timeout -k {_KILL_AFTER_SECONDS} {timeout_seconds} sh -c {quoted(command)}; rc=$?;"
+            f" timeout -k {_KILL_AFTER_SECONDS} {timeout_seconds:g} sh -c {quoted(command)}; rc=$?;"
             f" printf '\\036%s %d\\n' {self.nonce} $rc >&2; exit $rc"
         )
         return f"sh -c {quoted(script)}"

@@ -4,14 +4,17 @@ ssh's own ``ControlMaster=auto`` logs in once per thread when many start at once
 under a lock that holds across processes.
 """
 
+import json
+import math
 import os
 import re
 import signal
 import stat
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ from imbue.mngr_vps_docker.ssh.mux import master_process_id
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
 from imbue.mngr_vps_docker.ssh.target import SshTarget
+from imbue.mngr_vps_docker.ssh.target import control_path_option
 from imbue.mngr_vps_docker.ssh.target import exit_argv
 from imbue.mngr_vps_docker.ssh.target import master_argv
 from imbue.mngr_vps_docker.ssh.version import installed_openssh
@@ -37,6 +41,9 @@ _LOGIN_SECONDS: Final = 20.0
 _MESSAGES_BYTES: Final = 1 << 20
 
 _TRACES_KEPT_SECONDS: Final = 24 * 3600.0
+# What lies beside a socket; the lock goes last.
+_BESIDE: Final = (".failure", ".lock")
+_CLIENT_LOG: Final = "client-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,32 +95,34 @@ class SshMaster:
     def __init__(self, target: SshTarget, runner: ProcessRunner) -> None:
         self.target = target
         self._runner = runner
-        self._last_failure: tuple[float, LoginFailure] | None = None
-        self._failure_lock = threading.Lock()
 
     @property
     def control_path(self) -> Path:
         """Where its socket is, whether it is open or not."""
         return socket_folder() / self.target.fingerprint
 
-    def open(self) -> LoginFailure | None:
+    def open(self, wait_seconds: float = math.inf) -> LoginFailure | None:
         """Make sure that it is open, logging in if it is not; return why, if that failed.
 
-        However many threads and processes ask at once, there is one login. Threads that waited for an attempt that
-        failed share its failure instead of each trying again.
+        However many threads and processes ask at once, there is one login. Those that waited for an attempt that
+        failed share its failure instead of each trying again. Nobody waits for another's for more than
+        ``wait_seconds``; a login of one's own has the target's connect timeout.
         """
         asked_at = time.monotonic()
         control_path = self.control_path
-        with locked(self._beside(".lock")):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self._beside(".lock"), timeout_seconds=wait_seconds))
+            except BlockingIOError:
+                return LoginFailure(NotStartedReason.BUSY, "another process has not finished logging in to it")
             if self.is_alive():
                 return None
-            with self._failure_lock:
-                if self._last_failure is not None and self._last_failure[0] > asked_at:
-                    return self._last_failure[1]
+            failure = self._failure_since(asked_at)
+            if failure is not None:
+                return failure
             self._remove_dead(control_path)
             failure = self._log_in(control_path)
-            with self._failure_lock:
-                self._last_failure = None if failure is None else (time.monotonic(), failure)
+            self._note(failure)
             return failure
 
     def is_alive(self) -> bool:
@@ -125,15 +134,17 @@ class SshMaster:
         control_path = self.control_path
         if not control_path.exists():
             return
-        with locked(self._beside(".lock")):
-            self._runner(exit_argv(self.target, control_path), timeout_seconds=_EXIT_TIMEOUT_SECONDS)
-            self._remove_dead(control_path)
-            self._beside(".pid").unlink(missing_ok=True)
-            self._beside(".lock").unlink(missing_ok=True)
+        self._runner(exit_argv(self.target, control_path), timeout_seconds=_EXIT_TIMEOUT_SECONDS)
+        # Whoever holds the lock for longer is logging in anew: what is there then is his.
+        with suppress(BlockingIOError), locked(self._beside(".lock"), timeout_seconds=_EXIT_TIMEOUT_SECONDS):
+            if not self.is_alive():
+                self._remove_dead(control_path)
+                for suffix in _BESIDE:
+                    self._beside(suffix).unlink(missing_ok=True)
 
     def _log_in(self, control_path: Path) -> LoginFailure | None:
         installed_openssh()
-        _remove_traces_of_ended_masters(control_path.parent)
+        _remove_traces_of_what_has_ended(control_path.parent)
         with tempfile.TemporaryDirectory(prefix="mngr-vps-ssh-") as folder:
             log_file = Path(folder) / "log"
             result = self._runner(
@@ -145,10 +156,25 @@ class SshMaster:
             return LoginFailure(NotStartedReason.CONNECT_TIMEOUT, "ssh did not finish logging in")
         if result.exit_code != 0:
             return login_failure(messages + result.stderr.decode(errors="replace"))
-        process_id = master_process_id(control_path, _ANSWER_SECONDS)
-        if process_id is not None:
-            self._beside(".pid").write_text(str(process_id))
         return None
+
+    def _note(self, failure: LoginFailure | None) -> None:
+        """Leave a failure, with its time, to those who wait for the lock."""
+        note = self._beside(".failure")
+        if failure is None:
+            note.unlink(missing_ok=True)
+        else:
+            note.write_text(json.dumps([time.monotonic(), failure.reason, failure.detail]))
+
+    def _failure_since(self, asked_at: float) -> LoginFailure | None:
+        """The failure of an attempt that ended after ``asked_at``; the clock is that of all processes."""
+        try:
+            failed_at, reason, detail = json.loads(self._beside(".failure").read_text())
+            # A later time than now is one of before the machine was started.
+            is_recent = asked_at < failed_at <= time.monotonic()
+            return LoginFailure(NotStartedReason(reason), str(detail)) if is_recent else None
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
 
     def _remove_dead(self, control_path: Path) -> None:
         """Remove what a master that does not answer has left; kill it first, if it is wedged rather than gone."""
@@ -158,12 +184,10 @@ class SshMaster:
             return
         if not stat.S_ISSOCK(mode):
             raise VpsDockerError(f"{control_path} is not a socket of ssh: remove it and try again")
-        with suppress(FileNotFoundError, ValueError, ProcessLookupError):
-            pid = int(self._beside(".pid").read_text())
-            if _has_in_command_line(pid, str(control_path)):
-                os.kill(pid, signal.SIGKILL)
+        for process_id in _masters_at(control_path):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(process_id, signal.SIGKILL)
         control_path.unlink(missing_ok=True)
-        self._beside(".pid").unlink(missing_ok=True)
 
     def _beside(self, suffix: str) -> Path:
         control_path = self.control_path
@@ -187,6 +211,11 @@ def socket_folder() -> Path:
     return folder
 
 
+def client_log_prefix() -> str:
+    """How the name of a file begins in which an ssh of this process, beside its socket, writes its own words."""
+    return f"{_CLIENT_LOG}{os.getpid()}-"
+
+
 def _beginning(log_file: Path) -> str:
     try:
         with log_file.open("rb") as file:
@@ -195,24 +224,32 @@ def _beginning(log_file: Path) -> str:
         return ""
 
 
-def _remove_traces_of_ended_masters(folder: Path) -> None:
-    """Remove the files beside the sockets of masters that ended by themselves, some time after that."""
+def _remove_traces_of_what_has_ended(folder: Path) -> None:
+    """Remove what masters have left that ended by themselves, some time after that, and processes that were killed."""
     for lock_path in folder.glob("*.lock"):
         with suppress(FileNotFoundError, BlockingIOError):
             is_recent = time.time() - lock_path.stat().st_mtime < _TRACES_KEPT_SECONDS
             if is_recent or lock_path.with_suffix("").exists():
                 continue
-            with locked(lock_path, is_waiting=False):
-                lock_path.with_suffix(".pid").unlink(missing_ok=True)
-                lock_path.unlink(missing_ok=True)
+            with locked(lock_path, timeout_seconds=0):
+                for suffix in _BESIDE:
+                    lock_path.with_suffix(suffix).unlink(missing_ok=True)
+    for log_path in folder.glob(f"{_CLIENT_LOG}*"):
+        with suppress(ValueError, PermissionError):
+            try:
+                os.kill(int(log_path.name.removeprefix(_CLIENT_LOG).split("-")[0]), 0)
+            except ProcessLookupError:
+                log_path.unlink(missing_ok=True)
 
 
-def _has_in_command_line(pid: int, text: str) -> bool:
-    """Whether process ``pid`` is still the one that was started with ``text``, and not one that has its number now.
+def _masters_at(control_path: Path) -> Iterator[int]:
+    """The processes that were started to hold the connection at a socket.
 
-    Only Linux says; elsewhere a wedged master is left to its keepalives.
+    Only Linux says; elsewhere a wedged master is left to its keepalives. The socket itself names the process that
+    began to listen there, which handed it on as it went into the background.
     """
-    try:
-        return text in Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-    except (FileNotFoundError, PermissionError):
-        return False
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if b"-M" in words and os.fsencode(control_path_option(control_path)) in words:
+                yield int(folder.name)

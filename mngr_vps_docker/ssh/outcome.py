@@ -10,6 +10,7 @@ from imbue.imbue_common.enums import UpperCaseStrEnum
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
 from imbue.mngr_vps_docker.errors import RemoteOutputError
+from imbue.mngr_vps_docker.errors import SshBusyError
 from imbue.mngr_vps_docker.errors import SshdDownError
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
@@ -46,6 +47,7 @@ class NotStartedReason(UpperCaseStrEnum):
     UNKNOWN_NAME = auto()
     CLOSED_BY_PEER = auto()
     SESSION_REFUSED = auto()
+    BUSY = auto()
     AUTHENTICATION = auto()
     HOST_KEY_CHANGED = auto()
     HOST_KEY_UNKNOWN = auto()
@@ -57,6 +59,8 @@ _AUTHENTICATION_REASONS = frozenset(
 )
 # A container's published port is answered by Docker's proxy, which hangs up when nothing listens behind it.
 _SSHD_DOWN_REASONS = frozenset({NotStartedReason.REFUSED, NotStartedReason.CLOSED_BY_PEER})
+# The machine is well, and has no room for the command: refused by its sshd, or by our own limit.
+_BUSY_REASONS = frozenset({NotStartedReason.SESSION_REFUSED, NotStartedReason.BUSY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,8 @@ class CommandOutcome:
                 return VpsAuthenticationError(f"Could not log in to {self.host} to {self.purpose}: {self.detail}")
             case OutcomeStatus.NEVER_STARTED if self.reason in _SSHD_DOWN_REASONS:
                 return SshdDownError(f"{self.host} is up but its sshd is not ({self.purpose}): {self.detail}")
+            case OutcomeStatus.NEVER_STARTED if self.reason in _BUSY_REASONS:
+                return SshBusyError(f"{self.host} is busy, and did not {self.purpose}: {self.detail}")
             case OutcomeStatus.NEVER_STARTED:
                 return VpsConnectionError(f"{self.host} is unreachable ({self.purpose}): {self.detail}")
             case OutcomeStatus.LOST if self.detail:

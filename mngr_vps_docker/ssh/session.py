@@ -12,6 +12,7 @@ from imbue.mngr_vps_docker.ssh.framing import Framing
 from imbue.mngr_vps_docker.ssh.framing import OutputLimitError
 from imbue.mngr_vps_docker.ssh.framing import OutputReader
 from imbue.mngr_vps_docker.ssh.master import SshMaster
+from imbue.mngr_vps_docker.ssh.master import client_log_prefix
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
 from imbue.mngr_vps_docker.ssh.process import Stop
 from imbue.mngr_vps_docker.ssh.process import Watch
@@ -68,7 +69,8 @@ def run_in_session(
     control_path, target = master.control_path, master.target
     if not control_path.exists():
         return SessionResult(None, may_have_begun=False, messages="", elapsed_seconds=0.0)
-    whole_seconds = math.ceil(timeout_seconds)
+    # The remote timeout(1) may know no finer fractions.
+    seconds = math.ceil(timeout_seconds * 10) / 10
 
     silences = 0
 
@@ -86,7 +88,7 @@ def run_in_session(
         if reader.has_started:
             gate.open()
 
-    with tempfile.NamedTemporaryFile(dir=control_path.parent, suffix=".log") as log_file:
+    with tempfile.NamedTemporaryFile(dir=control_path.parent, prefix=client_log_prefix()) as log_file:
         log_path = Path(log_file.name)
 
         def end_command(stop: Stop | None) -> None:
@@ -101,8 +103,8 @@ def run_in_session(
         stop: Stop | None = None
         try:
             stop = runner(
-                shared_argv(target, control_path, framing.wrap(command, whole_seconds), log_path),
-                timeout_seconds=whole_seconds + _GRACE_SECONDS,
+                shared_argv(target, control_path, framing.wrap(command, seconds), log_path),
+                timeout_seconds=seconds + _GRACE_SECONDS,
                 stdin=stdin if stdin is None or stdin.is_repeatable else gate.behind(stdin),
                 on_chunk=on_chunk,
                 watch=Watch(min(_STALL_SECONDS, target.connect_timeout_seconds), is_worth_waiting, end_command),

@@ -99,11 +99,16 @@ def master_argv(target: SshTarget, control_path: Path, log_file: Path) -> tuple[
     return (
         "ssh", "-M", "-N", "-f",
         "-E", str(log_file),
-        "-o", f"ControlPath={_escaped(control_path)}",
+        "-o", control_path_option(control_path),
         "-o", f"ControlPersist={persist_seconds}",
         *ssh_options(target),
         *_destination(target),
     )  # fmt: skip
+
+
+def control_path_option(control_path: Path) -> str:
+    """The word of a command line that says where the shared connection's socket is."""
+    return f"ControlPath={_escaped(control_path)}"
 
 
 def shared_argv(target: SshTarget, control_path: Path, command: str, log_file: Path) -> tuple[str, ...]:
@@ -116,7 +121,7 @@ def shared_argv(target: SshTarget, control_path: Path, command: str, log_file: P
     return (
         "ssh", "-v",
         "-E", str(log_file),
-        "-o", f"ControlPath={_escaped(control_path)}",
+        "-o", control_path_option(control_path),
         "-o", "ControlMaster=no",
         "-o", "ProxyCommand=false",
         *ssh_options(target),
@@ -127,7 +132,7 @@ def shared_argv(target: SshTarget, control_path: Path, command: str, log_file: P
 
 def exit_argv(target: SshTarget, control_path: Path) -> tuple[str, ...]:
     """End the shared connection, and all that runs over it."""
-    return ("ssh", "-O", "exit", "-o", f"ControlPath={_escaped(control_path)}", "-F", "none", *_destination(target))
+    return ("ssh", "-O", "exit", "-o", control_path_option(control_path), "-F", "none", *_destination(target))
 
 
 def _destination(target: SshTarget) -> Sequence[str]:

@@ -13,6 +13,7 @@ from support.remote import wait_for
 
 from imbue.mngr.errors import BinaryNotInstalledError
 from imbue.mngr_vps_docker.errors import RemoteCommandError
+from imbue.mngr_vps_docker.errors import SshBusyError
 from imbue.mngr_vps_docker.errors import SshdDownError
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
@@ -87,12 +88,13 @@ def test_a_black_hole_is_given_up_after_the_connect_timeout(sshd: LoopbackSshd, 
     assert outcome.elapsed_seconds < 10
 
 
-def test_threads_that_wait_for_a_machine_that_is_down_share_the_failure(sshd: LoopbackSshd) -> None:
+def test_all_who_wait_for_a_machine_that_is_down_share_the_failure(sshd: LoopbackSshd) -> None:
+    """What they share is on disk: threads of one connection are no nearer to each other than processes."""
     with silent_port(backlog=5) as port:
-        connection = SshConnection(sshd.target(port=port, connect_timeout_seconds=1))
+        target = sshd.target(port=port, connect_timeout_seconds=1)
         started = time.monotonic()
         with ThreadPoolExecutor(8) as pool:
-            outcomes = list(pool.map(lambda _: run(connection, "true"), range(8)))
+            outcomes = list(pool.map(lambda _: run(SshConnection(target), "true"), range(8)))
     assert {outcome.reason for outcome in outcomes} == {NotStartedReason.CONNECT_TIMEOUT}
     assert time.monotonic() - started < 8
 
@@ -170,6 +172,7 @@ def test_sessions_that_are_refused_for_too_long_are_an_error_of_their_own(tmp_pa
         outcome = run(connection, "true")
         over.touch()
         assert outcome.reason is NotStartedReason.SESSION_REFUSED
+        assert isinstance(outcome.error(), SshBusyError)
         assert holding.result(20).is_success
         connection.close()
 

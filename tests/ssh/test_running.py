@@ -1,5 +1,6 @@
 """Commands over a real sshd give exactly what they gave there, and end when they must."""
 
+import math
 import shutil
 import subprocess
 import time
@@ -112,6 +113,19 @@ def test_a_timeout_ends_the_command_on_the_machine_too(connection: SshConnection
     assert outcome.status is OutcomeStatus.TIMED_OUT
     assert outcome.exit_code is None
     wait_for(lambda: not processes_with("sleep 61.25"))
+
+
+@pytest.mark.parametrize("seconds", [0, -1])
+def test_without_time_nothing_is_sent(connection: SshConnection, seconds: float) -> None:
+    assert run(connection, "true", timeout_seconds=seconds).status is OutcomeStatus.TIMED_OUT
+    assert not connection._master.control_path.exists()
+
+
+def test_a_deadline_may_be_a_fraction_or_infinite(connection: SshConnection) -> None:
+    assert run(connection, "echo x", timeout_seconds=math.inf).text == "x\n"
+    outcome = run(connection, "sleep 8", timeout_seconds=0.25)
+    assert outcome.status is OutcomeStatus.TIMED_OUT
+    assert outcome.elapsed_seconds < 1
 
 
 def test_a_timeout_holds_while_output_flows(connection: SshConnection) -> None:

@@ -6,17 +6,25 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.remote import master_pid
 from support.remote import run
 from support.remote import wait_for
 
+from imbue.mngr_vps_docker.errors import SshBusyError
+from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.process import ProcessResult
+from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.ssh.target import standalone_argv
 from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
 
@@ -48,13 +56,27 @@ def test_forty_threads_in_eight_processes_share_one_login_and_are_not_disturbed(
 
 
 def test_forty_threads_share_one_login(sshd: LoopbackSshd) -> None:
+    running: list[Sequence[str]] = []
+    most = 0
+
+    def counting(argv: Sequence[str], **options: Any) -> ProcessResult:
+        nonlocal most
+        running.append(argv)
+        most = max(most, len(running))
+        try:
+            return run_process(argv, **options)
+        finally:
+            running.remove(argv)
+
     # A busy machine may take seconds to start so many clients, which is not the server's silence.
-    connection = SshConnection(sshd.target(connect_timeout_seconds=60))
+    connection = SshConnection(sshd.target(connect_timeout_seconds=60), runner=counting)
     with closing(connection), ThreadPoolExecutor(40) as pool:
         outcomes = list(pool.map(lambda number: run(connection, f"echo {number}").checked(), range(40)))
     assert [outcome.text for outcome in outcomes] == [f"{number}\n" for number in range(40)]
     assert all(outcome.stderr == b"" for outcome in outcomes)
     assert sshd.login_count == 1
+    # Fewer than sshd allows: others use the machine too.
+    assert most == 8
 
 
 def test_another_process_uses_the_login_that_is_there(connection: SshConnection, sshd: LoopbackSshd) -> None:
@@ -82,9 +104,64 @@ def test_a_frozen_master_is_found_and_replaced(
 ) -> None:
     monkeypatch.setattr("imbue.mngr_vps_docker.ssh.session._STALL_SECONDS", 0.5)
     run(connection, "true")
-    os.kill(master_pid(connection), signal.SIGSTOP)
+    frozen = master_pid(connection)
+    os.kill(frozen, signal.SIGSTOP)
     assert run(connection, "echo alive").text == "alive\n"
     assert sshd.login_count == 2
+    wait_for(lambda: not Path(f"/proc/{frozen}").exists())
+
+
+def test_a_frozen_master_can_be_closed(connection: SshConnection) -> None:
+    run(connection, "true")
+    frozen = master_pid(connection)
+    os.kill(frozen, signal.SIGSTOP)
+    connection.close()
+    wait_for(lambda: not Path(f"/proc/{frozen}").exists())
+
+
+def test_a_command_that_waited_for_a_session_in_vain_was_not_sent_to_a_machine_that_is_busy(
+    connection: SshConnection,
+) -> None:
+    for _ in range(8):
+        connection._sessions.acquire()
+    outcome = run(connection, "true", timeout_seconds=0.2)
+    assert (outcome.status, outcome.reason) == (OutcomeStatus.NEVER_STARTED, NotStartedReason.BUSY)
+    assert isinstance(outcome.error(), SshBusyError)
+    assert "8 other commands are running there" in str(outcome.error())
+
+
+def test_nobody_waits_for_anothers_login_for_longer_than_for_the_command(connection: SshConnection) -> None:
+    with locked(connection._master._beside(".lock")):
+        began = time.monotonic()
+        outcome = run(connection, "true", timeout_seconds=0.2)
+        assert isinstance(outcome.error(), SshBusyError)
+        assert time.monotonic() - began < 5
+
+
+def test_a_client_that_is_slow_to_start_costs_nobody_else_the_shared_login(sshd: LoopbackSshd, tmp_path: Path) -> None:
+    def sluggish(argv: Sequence[str], **options: Any) -> ProcessResult:
+        return run_process(("sleep", "9") if "late" in argv[-1] else argv, **options)
+
+    connection = SshConnection(sshd.target(), runner=sluggish)
+    with closing(connection), ThreadPoolExecutor(1) as pool:
+        other = pool.submit(run, connection, f"touch {tmp_path}/begun; until [ -e {tmp_path}/go ]; do sleep 0.1; done")
+        wait_for((tmp_path / "begun").exists)
+        assert run(connection, "late", timeout_seconds=0.1).status is OutcomeStatus.TIMED_OUT
+        (tmp_path / "go").touch()
+        assert other.result(20).is_success
+    assert sshd.login_count == 1
+
+
+def test_what_killed_processes_have_left_goes_with_the_next_login(connection: SshConnection) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    folder = connection._master.control_path.parent
+    left, used = (folder / f"client-{process_id}-x" for process_id in (ended.pid, os.getpid()))
+    left.touch()
+    used.touch()
+    run(connection, "true")
+    assert (left.exists(), used.exists()) == (False, True)
+    used.unlink()
 
 
 def test_a_master_killed_during_a_command_means_lost(connection: SshConnection, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.mux import master_process_id
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 
 
@@ -42,5 +43,6 @@ def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
 
 def master_pid(connection: SshConnection) -> int:
     """The process that holds the shared login."""
-    path = connection._master.control_path
-    return int(path.with_name(f"{path.name}.pid").read_text())
+    process_id = master_process_id(connection._master.control_path, 10)
+    assert process_id is not None
+    return process_id

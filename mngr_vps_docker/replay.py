@@ -167,11 +167,15 @@ def _list(log: Path, options: argparse.Namespace) -> None:
         return is_of_host and not (options.failed and command.exit_code == 0)
 
     print(_COLUMNS.format("ID", "BEGAN (UTC)", "MACHINE", "ENDED", "TOOK", "OUTPUT", "FOR (PART OF)"))  # noqa: T201
-    wanted = [command for command in read_log(log) if is_wanted(command)]
+    # Begun first, so that nothing is missed in between; what is written meanwhile may come twice.
+    coming = follow_log(log, lambda: time.sleep(_POLL_SECONDS)) if options.follow else iter(())
+    commands = list(read_log(log))
+    wanted = [command for command in commands if is_wanted(command)]
     for command in wanted if options.last is None else wanted[-options.last :]:
-        print(table_row(command))  # noqa: T201
-    if options.follow:
-        for command in filter(is_wanted, follow_log(log, lambda: time.sleep(_POLL_SECONDS))):
+        print(table_row(command), flush=options.follow)  # noqa: T201
+    shown = {command.id for command in commands}
+    for command in coming:
+        if command.id not in shown and is_wanted(command):
             print(table_row(command), flush=True)  # noqa: T201
 
 

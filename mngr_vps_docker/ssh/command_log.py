@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from typing import BinaryIO
 from typing import Final
 from typing import Self
-from typing import TextIO
+
+from loguru import logger
 
 from imbue.mngr_vps_docker.files import PRIVATE_FILE_MODE
 from imbue.mngr_vps_docker.files import is_at
@@ -23,6 +25,7 @@ from imbue.mngr_vps_docker.terminal import printable
 
 TRACE_VARIABLE: Final = "MNGR_VPS_TRACE"
 _ROTATE_AT_BYTES: Final = 10 << 20
+_LOCK_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +88,28 @@ class CommandLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._has_failed = False
 
     def write(self, command: LoggedCommand) -> None:
-        """Add one command."""
-        line = f"{command.to_json()}\n".encode()
+        """Add one command. A log that cannot be written is warned of once: it must not change what a command did."""
+        try:
+            self._append(f"{command.to_json()}\n".encode())
+        except OSError as error:
+            if not self._has_failed:
+                logger.warning("Commands are not logged: {}", error)
+            self._has_failed = True
+
+    def _append(self, line: bytes) -> None:
         make_private_folder(self.path.parent)
-        with locked(self.path.with_name(f"{self.path.name}.lock")):
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE_FILE_MODE)
+        with locked(self.path.with_name(f"{self.path.name}.lock"), timeout_seconds=_LOCK_SECONDS):
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, PRIVATE_FILE_MODE)
             try:
-                os.write(descriptor, line)
+                size_bytes = os.fstat(descriptor).st_size
+                if size_bytes and os.pread(descriptor, 1, size_bytes - 1) != b"\n":
+                    # What a process that was killed has left of its line must not swallow this one.
+                    line = b"\n" + line
+                while line:
+                    line = line[os.write(descriptor, line) :]
                 is_full = os.fstat(descriptor).st_size > _ROTATE_AT_BYTES
             finally:
                 os.close(descriptor)
@@ -110,23 +126,29 @@ def read_log(path: Path) -> Iterator[LoggedCommand]:
     """The commands of the older log and then of ``path``, oldest first; a line that is none is left out."""
     for part in (older_log(path), path):
         if part.exists():
-            with part.open(encoding="ascii", errors="replace") as lines:
-                yield from _commands(lines)
+            with part.open("rb") as lines:
+                yield from _commands(lines, bytearray())
 
 
 def follow_log(path: Path, wait: Callable[[], None]) -> Iterator[LoggedCommand]:
-    """Commands that are added to the log from now on, for ever; ``wait`` is called whenever there is none."""
+    """Commands that are added to the log from this call on, for ever; ``wait`` is called whenever there is none."""
     lines = _opened(path)
     if lines is not None:
         lines.seek(0, os.SEEK_END)
+    return _following(path, lines, wait)
+
+
+def _following(path: Path, lines: BinaryIO | None, wait: Callable[[], None]) -> Iterator[LoggedCommand]:
+    begun = bytearray()
     while True:
         if lines is not None:
             # Asked first: what is written to a log until it is put aside is there when it is read to its end.
             is_put_aside = not is_at(path, lines.fileno())
-            yield from _commands(lines)
+            yield from _commands(lines, begun)
             if is_put_aside:
                 lines.close()
                 lines = None
+                begun.clear()
         if lines is None:
             lines = _opened(path)
             if lines is not None:
@@ -134,16 +156,22 @@ def follow_log(path: Path, wait: Callable[[], None]) -> Iterator[LoggedCommand]:
         wait()
 
 
-def _opened(path: Path) -> TextIO | None:
+def _opened(path: Path) -> BinaryIO | None:
     try:
-        return path.open(encoding="ascii", errors="replace")
+        return path.open("rb")
     except FileNotFoundError:
         return None
 
 
-def _commands(lines: TextIO) -> Iterator[LoggedCommand]:
+def _commands(lines: BinaryIO, begun: bytearray) -> Iterator[LoggedCommand]:
+    """The commands of the lines that are there; ``begun`` holds the beginning of one that is still being written."""
     # Not an iteration: a file that is being iterated over does not tell where it is.
-    while line := lines.readline():
+    while part := lines.readline():
+        begun += part
+        if not part.endswith(b"\n"):
+            continue
+        line = begun.decode("ascii", "replace")
+        begun.clear()
         try:
             yield LoggedCommand.from_json(line)
         except (ValueError, KeyError, TypeError):

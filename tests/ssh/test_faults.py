@@ -4,6 +4,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.keys import load_or_create_key_pair
+from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
@@ -209,3 +211,13 @@ def test_without_ssh_the_error_says_what_to_install(
     with pytest.raises(BinaryNotInstalledError, match="ssh is required") as raised:
         run(SshConnection(sshd.target()), "true")
     assert "OpenSSH" in str(raised.value.user_help_text)
+
+
+def test_a_log_that_cannot_be_written_changes_nothing(sshd: LoopbackSshd, tmp_path: Path) -> None:
+    def interrupt(_line: str, _is_stdout: bool) -> None:
+        raise KeyboardInterrupt
+
+    with closing(SshConnection(sshd.target(), log=CommandLog(tmp_path))) as connection:
+        assert run(connection, "echo done").text == "done\n"
+        with pytest.raises(KeyboardInterrupt):
+            connection.stream("echo x; sleep 20", on_line=interrupt, purpose="test", timeout_seconds=20)

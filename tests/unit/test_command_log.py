@@ -1,6 +1,7 @@
 """Every command is one line of JSON from which it can be run again; what went to stdin is not in it."""
 
 import json
+import os
 import shlex
 import subprocess
 from dataclasses import replace
@@ -12,9 +13,11 @@ from hypothesis import HealthCheck
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
+from loguru import logger
 
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
+from imbue.mngr_vps_docker.ssh.command_log import follow_log
 from imbue.mngr_vps_docker.ssh.command_log import read_log
 from imbue.mngr_vps_docker.ssh.command_log import trace
 from imbue.mngr_vps_docker.ssh.shell import one_line
@@ -94,6 +97,56 @@ def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
         file.write(COMMAND.to_json()[:40] + "\n" + json.dumps({"id": "other version"}) + "\n[]\n")
     CommandLog(path).write(COMMAND)
     assert list(read_log(path)) == [COMMAND, COMMAND]
+
+
+def test_what_a_killed_writer_left_of_its_line_swallows_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "ssh.jsonl"
+    path.write_text(COMMAND.to_json()[:40])
+    CommandLog(path).write(COMMAND)
+    assert list(read_log(path)) == [COMMAND]
+
+
+def test_a_line_that_is_followed_while_it_is_written_comes_whole(tmp_path: Path) -> None:
+    path = tmp_path / "ssh.jsonl"
+    path.touch()
+    line = f"{replace(COMMAND, purpose='x' * 100_000).to_json()}\n"
+    parts = iter((line[:70_000], line[70_000:], line))
+
+    def write_on() -> None:
+        with path.open("a") as file:
+            file.write(next(parts))
+
+    following = follow_log(path, write_on)
+    assert [len(next(following).purpose), len(next(following).purpose)] == [100_000, 100_000]
+
+
+def test_what_is_written_between_the_call_and_the_first_look_is_followed(tmp_path: Path) -> None:
+    path = tmp_path / "ssh.jsonl"
+    CommandLog(path).write(COMMAND)
+    following = follow_log(path, lambda: None)
+    CommandLog(path).write(replace(COMMAND, id="new"))
+    assert next(following).id == "new"
+
+
+def test_a_log_that_cannot_be_written_is_warned_of_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    handler = logger.add(said.append, level="WARNING", format="{message}")
+    log = CommandLog(tmp_path)
+    for _ in range(2):
+        log.write(COMMAND)
+    logger.remove(handler)
+    assert len(said) == 1
+    assert "Commands are not logged" in said[0]
+
+
+def test_a_log_is_written_whole_where_the_system_takes_it_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr("os.write", lambda descriptor, data: write(descriptor, data[:7]))
+    CommandLog(tmp_path / "ssh.jsonl").write(COMMAND)
+    monkeypatch.undo()
+    assert list(read_log(tmp_path / "ssh.jsonl")) == [COMMAND]
 
 
 def test_an_operation_names_its_parts_from_outer_to_inner() -> None:

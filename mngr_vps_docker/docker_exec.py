@@ -7,10 +7,8 @@ command writes one line to stderr before it starts: without that line, Docker di
 
 import math
 import re
-from collections.abc import Iterator
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from imbue.mngr_vps_docker.docker_commands import exec_argv
@@ -24,8 +22,12 @@ from imbue.mngr_vps_docker.ssh.connection import StandardInput
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.ssh.shell import ShellScript
+from imbue.mngr_vps_docker.ssh.shell import ShellText
 from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.ssh.standard_input import PrecededInput
 
 STARTED: Final = "mngr-exec-started"
 # How long `timeout` waits from TERM to KILL, and how much longer than the command we wait for its end to arrive.
@@ -36,11 +38,13 @@ _TIMED_OUT_CODES: Final = frozenset({124, 137})
 # One argument holds 128 KiB; quoting twice can grow it several times.
 _LONGEST_ARGUMENT_BYTES: Final = 12_000
 _VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_CHUNK_BYTES: Final = 1 << 20
+# Variables of the machine's shell that hold what is not logged.
+_EXPORTS: Final = "mngr_exports"
+_STEP_STDIN: Final = "mngr_step_stdin"
 
 
 def exec_script(command: str, timeout_seconds: float) -> tuple[str, ...]:
-    """What runs in the container: ``command`` under a deadline in whole seconds, rounded up."""
+    """What runs in the container: ``command`` under a deadline."""
     return _bounded(timeout_seconds, command)
 
 
@@ -65,16 +69,23 @@ def exec_in_container(
     effect: Effect,
 ) -> CommandOutcome:
     """See DockerOverSsh.exec."""
-    has_stdin = stdin is not None
-    script = _exports(env) + command
-    data = script.encode("utf-8", "surrogateescape")
-    if env or len(data) > _LONGEST_ARGUMENT_BYTES:
-        inner = exec_script_from_stdin(len(data), timeout_seconds, has_stdin=has_stdin)
-        stdin = data if stdin is None else _chain(data, stdin)
+    for name in env:
+        if not _VARIABLE_NAME.fullmatch(name):
+            raise InvalidDockerArgumentError(f"{name!r} is no name for an environment variable")
+    exports = "".join(f"export {name}={quoted(value)}\n" for name, value in env.items())
+    data = f"{exports}{command}".encode("utf-8", "surrogateescape")
+    is_script = bool(env) or len(data) > _LONGEST_ARGUMENT_BYTES
+    if is_script:
+        inner = exec_script_from_stdin(len(data), timeout_seconds, has_stdin=stdin is not None)
     else:
         inner = exec_script(command, timeout_seconds)
-    argv = exec_argv(container, inner, has_stdin=stdin is not None, user=user, workdir=workdir)
-    line = joined(argv)
+    argv = exec_argv(container, inner, has_stdin=is_script or stdin is not None, user=user, workdir=workdir)
+    line: ShellText = joined(argv)
+    if is_script and stdin is None:
+        # The command is logged, and what it finds in its environment is not.
+        line = ShellScript(f'printf %s "${_EXPORTS}" {quoted(command)} | {line}', {_EXPORTS: Secret(exports)})
+    elif is_script:
+        stdin = PrecededInput(data, stdin)
     deadline = timeout_seconds + _GRACE_SECONDS
     watcher = _StartWatcher(on_line)
     if on_line is None:
@@ -93,10 +104,13 @@ def exec_in_container(
     return judged(outcome, timeout_seconds, has_started=watcher.has_started)
 
 
-def exec_step(container: str, command: str, *, stdin: str, purpose: str, timeout_seconds: float) -> ChainStep:
-    """A step of a chain that runs ``command`` in a container, and feeds it ``stdin``; see ``judged``."""
+def exec_step(container: str, command: str, *, stdin: Secret, purpose: str, timeout_seconds: float) -> ChainStep:
+    """A step of a chain that runs ``command`` in a container, and feeds it ``stdin``; see ``judged``.
+
+    There may be one of these in a chain.
+    """
     argv = exec_argv(container, exec_script(command, timeout_seconds), has_stdin=True)
-    return ChainStep(f"printf %s {quoted(stdin)} | {joined(argv)}", purpose)
+    return ChainStep(f'printf %s "${_STEP_STDIN}" | {joined(argv)}', purpose, {_STEP_STDIN: stdin})
 
 
 class _StartWatcher:
@@ -113,15 +127,8 @@ class _StartWatcher:
             self._on_line(line, is_stdout)
 
 
-def _exports(env: Mapping[str, str]) -> str:
-    for name in env:
-        if not _VARIABLE_NAME.fullmatch(name):
-            raise InvalidDockerArgumentError(f"{name!r} is no name for an environment variable")
-    return "".join(f"export {name}={quoted(value)}\n" for name, value in env.items())
-
-
 def _bounded(timeout_seconds: float, command: str) -> tuple[str, ...]:
-    seconds = str(max(1, math.ceil(timeout_seconds)))
+    seconds = f"{math.ceil(timeout_seconds * 10) / 10:g}"
     begin = f'echo {STARTED} >&2; exec timeout -k {_KILL_AFTER_SECONDS} "$@"'
     return ("sh", "-c", begin, "sh", seconds, "sh", "-c", command)
 
@@ -141,15 +148,3 @@ def judged(outcome: CommandOutcome, timeout_seconds: float, *, has_started: bool
     if outcome.exit_code in _TIMED_OUT_CODES and outcome.elapsed_seconds >= timeout_seconds:
         return replace(outcome, status=OutcomeStatus.TIMED_OUT, exit_code=None)
     return outcome
-
-
-def _chain(first: bytes, rest: StandardInput) -> Iterator[bytes]:
-    yield first
-    if isinstance(rest, bytes):
-        yield rest
-    elif isinstance(rest, Path):
-        with rest.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                yield chunk
-    elif rest is not None:
-        yield from rest

@@ -40,6 +40,7 @@ from imbue.mngr_vps_docker.ssh.connection import StandardInput
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.ssh.shell import ShellScript
 from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import quoted
 
@@ -207,17 +208,9 @@ class DockerOverSsh:
         """
         line = joined(commands.build_argv(BuildSpec(tag, context_dir, dockerfile, build_args, builder)))
         purpose = f"build image {tag}"
-        if depot_token is None:
-            outcome = self._run(line, purpose=purpose, timeout_seconds=timeout_seconds, on_line=on_line)
-        else:
-            script = f"IFS= read -r DEPOT_TOKEN && export DEPOT_TOKEN && exec {line} </dev/null"
-            outcome = self.connection.stream(
-                script,
-                on_line=on_line,
-                purpose=purpose,
-                timeout_seconds=timeout_seconds,
-                stdin=f"{depot_token.revealed}\n".encode(),
-            )
+        if depot_token is not None:
+            line = ShellScript(f"export DEPOT_TOKEN\nexec {line}", {"DEPOT_TOKEN": depot_token})
+        outcome = self._run(line, purpose=purpose, timeout_seconds=timeout_seconds, on_line=on_line)
         if not outcome.is_success:
             raise _build_error(outcome)
 

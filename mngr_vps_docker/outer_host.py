@@ -30,13 +30,14 @@ from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
 from imbue.mngr_vps_docker.certified_changes import change_between
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import SshdDownError
+from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.file_scripts import NO_SUCH_FILE
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
-from imbue.mngr_vps_docker.ssh.shell import for_stdin
+from imbue.mngr_vps_docker.ssh.shell import ShellScript
 from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 
@@ -60,15 +61,12 @@ def shell_text(command: str, *, user: str | None = None, cwd: Path | None = None
     return text if user is None else f"su {quoted(user)} -s /bin/sh -c {quoted(text)}"
 
 
-def _with_environment(text: str, env: Mapping[str, str] | None) -> tuple[str, bytes | None]:
-    """``text`` with ``env`` added to its environment, and what goes to its stdin.
-
-    Values may be secrets, and everybody on a machine sees arguments: a text with an environment travels on stdin.
-    """
-    if not env:
-        return text, None
-    exports = "".join(f"export {name}={quoted(value)}\n" for name, value in env.items())
-    return RUN_STDIN, for_stdin(f"{exports}{text}")
+def _with_environment(text: str, env: Mapping[str, str] | None) -> str:
+    """``text`` with ``env`` added to its environment; raises VpsDockerError for a name that is none."""
+    try:
+        return ShellScript.with_environment(text, env) if env else text
+    except ValueError as error:
+        raise VpsDockerError(str(error)) from error
 
 
 # Of what was read longer ago, somebody else may have changed something.
@@ -135,13 +133,11 @@ class _OverOpenSsh(OuterHostInterface):
         timeout_seconds: float | None = None,
     ) -> CommandResult:
         """Run shell text and hand on each line of both its streams as it comes."""
-        text, stdin = _with_environment(command, env)
         outcome = self.ssh.stream(
-            text,
+            _with_environment(command, env),
             on_line=lambda line, _is_stdout: on_line(line),
             purpose=_purpose(command),
             timeout_seconds=DEFAULT_COMMAND_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds,
-            stdin=stdin,
         )
         return self._command_result(outcome)
 
@@ -165,11 +161,19 @@ class _OverOpenSsh(OuterHostInterface):
 
     def get_file_mtime(self, path: Path) -> datetime | None:
         """Return when a file was last modified, or None where there is no such file."""
-        result = self.execute_idempotent_command(f"stat -c %Y -- {quoted(path)}")
-        if not result.success:
+        word = quoted(path)
+        outcome = self.ssh.run(
+            f"[ -e {word} ] || exit {NO_SUCH_FILE}; exec stat -Lc %Y -- {word}",
+            purpose=f"look at {path}",
+            timeout_seconds=DEFAULT_COMMAND_TIMEOUT_SECONDS,
+            effect=Effect.READS,
+        )
+        if outcome.exit_code == NO_SUCH_FILE:
             return None
+        with self._notify_on_connection_error():
+            modified = outcome.checked().text
         try:
-            return datetime.fromtimestamp(int(result.stdout), tz=UTC)
+            return datetime.fromtimestamp(int(modified), tz=UTC)
         except (ValueError, OverflowError, OSError) as error:
             raise RemoteCommandError(f"{self.ssh.target.name} says no time for {path}: {error}") from error
 
@@ -195,12 +199,10 @@ class _OverOpenSsh(OuterHostInterface):
         timeout_seconds: float | None,
         effect: Effect,
     ) -> CommandResult:
-        text, stdin = _with_environment(shell_text(command, user=user, cwd=cwd), env)
         outcome = self.ssh.run(
-            text,
+            _with_environment(shell_text(command, user=user, cwd=cwd), env),
             purpose=_purpose(command),
             timeout_seconds=DEFAULT_COMMAND_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds,
-            stdin=stdin,
             effect=effect,
             limit_bytes=LARGE_OUTPUT_BYTES,
         )

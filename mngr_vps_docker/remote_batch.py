@@ -5,8 +5,10 @@ those bytes. Sizes come before contents, so nothing that a command prints can be
 """
 
 import re
+from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field
 from dataclasses import replace
 from typing import Final
 
@@ -14,8 +16,8 @@ from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
-from imbue.mngr_vps_docker.ssh.shell import for_stdin
+from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.ssh.shell import ShellScript
 from imbue.mngr_vps_docker.ssh.shell import quoted
 
 # What a login shell's start-up files print comes before this line, and is skipped.
@@ -148,10 +150,11 @@ def run_batch(
 
 @dataclass(frozen=True, slots=True)
 class ChainStep:
-    """One command of a chain; ``purpose`` reads after "Could not"."""
+    """One command of a chain; ``purpose`` reads after "Could not", ``secrets`` are variables of the command."""
 
     command: str
     purpose: str
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
 
 
 def run_chain(
@@ -164,15 +167,13 @@ def run_chain(
 ) -> tuple[CommandOutcome, ...]:
     """Run ``steps`` one after the other until one fails, in one round trip; raises what ``run_batch`` raises.
 
-    They travel on stdin, and so may hold data and secrets. There is one outcome for each step that was run, as if it
+    A secret has one value in all of a chain. There is one outcome for each step that was run, as if it
     had been run by itself: fewer than steps, if the last of them failed.
     """
+    script = batch_script([step.command for step in steps], is_chain=True)
+    values = {name: value for step in steps for name, value in step.secrets.items()}
     outcome = connection.run(
-        RUN_STDIN,
-        purpose=purpose,
-        timeout_seconds=timeout_seconds,
-        stdin=for_stdin(batch_script([step.command for step in steps], is_chain=True)),
-        effect=effect,
+        ShellScript(script, values), purpose=purpose, timeout_seconds=timeout_seconds, effect=effect
     ).checked()
     results = parse_batch(outcome.stdout)
     failed = next((number for number, result in enumerate(results, 1) if not result.is_success), len(steps))

@@ -5,7 +5,7 @@
 
 import argparse
 import os
-import subprocess
+import secrets
 import sys
 import time
 from collections.abc import Iterable
@@ -14,9 +14,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from imbue.mngr.errors import BinaryNotInstalledError
 from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
 from imbue.mngr_vps_docker.ssh.command_log import follow_log
 from imbue.mngr_vps_docker.ssh.command_log import read_log
+from imbue.mngr_vps_docker.ssh.framing import Framing
+from imbue.mngr_vps_docker.ssh.framing import OutputReader
+from imbue.mngr_vps_docker.ssh.master import login_failure
+from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.terminal import printable
 
 _POLL_SECONDS: Final = 0.2
@@ -27,7 +33,7 @@ _COLUMNS: Final = "{:8}  {:19}  {:28}  {:22}  {:>8}  {:>10}  {}"
 _EPILOG: Final = """\
 Without --log, the log that was written last is read, of those under $MNGR_HOST_DIR (~/.mngr):
 profiles/*/providers/*/*/logs/ssh.jsonl. An ID may be shortened to any unique beginning of it.
-What commands were given on stdin is not in the log, so a command that reads stdin does not do the same when pasted.
+Neither secrets nor what commands were given on stdin is in the log; of a command that needs them, it is said.
 """
 
 
@@ -43,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         match options.action:
             case "show":
                 for command_id in options.ids:
-                    print(find(read_log(log), command_id).command_line)  # noqa: T201
+                    _show(find(read_log(log), command_id))
                 return 0
             case "run":
                 return run_again([find(read_log(log), command_id) for command_id in options.ids])
@@ -51,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _list(log, options)
                 return 0
     except ReplayError as error:
-        print(f"replay: {error}", file=sys.stderr)  # noqa: T201
+        _warn(str(error))
         return _USAGE_ERROR
     except KeyboardInterrupt:
         return 130
@@ -134,12 +140,14 @@ def run_again(commands: Sequence[LoggedCommand]) -> int:
     for command in commands:
         if not command.is_read_only:
             raise ReplayError(f"{command.id} may change something, so it is not run: 'replay show {command.id}'")
+        if command.secrets:
+            raise ReplayError(f"{command.id} needs secrets, which are not in the log: 'replay show {command.id}'")
         if command.stdin_bytes:
             raise ReplayError(f"{command.id} was given {command.stdin_bytes} bytes on stdin, which are not in the log")
     differing = 0
     for command in commands:
         print(table_row(command))  # noqa: T201
-        before = str(command.exit_code) if command.exit_code is not None else command.result
+        before = command.result
         now = _run(command)
         differing += now != before
         print(f"{'':8}  {'the same' if now == before else 'now otherwise'}: {before} then, {now} now")  # noqa: T201
@@ -147,18 +155,46 @@ def run_again(commands: Sequence[LoggedCommand]) -> int:
 
 
 def _run(command: LoggedCommand) -> str:
-    """Run the command line as it stands, by a login of its own; return its exit code, or why there is none."""
+    """Run the command line by a login of its own, and return how it ended, told as for the first time."""
+    *login, remote = command.argv
+    framing = Framing(secrets.token_hex(8))
+    reader = OutputReader()
+    reader.begin(framing)
     try:
-        done = subprocess.run(
-            command.argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_RUN_TIMEOUT_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return "TIMED_OUT"
-    except FileNotFoundError as error:
+        stop = run_process(
+            (*login, framing.wrap(remote, _RUN_TIMEOUT_SECONDS)),
+            timeout_seconds=_RUN_TIMEOUT_SECONDS,
+            stdin=None if command.script is None else command.script.encode("utf-8", "surrogateescape"),
+            on_chunk=reader,
+        ).stop
+    except BinaryNotInstalledError as error:
         raise ReplayError(f"{command.argv[0]} is not installed") from error
-    for line in done.stderr.decode(errors="replace").splitlines()[-3:]:
+    reader.finish()
+    said = reader.stderr.decode(errors="replace") if reader.has_started else reader.messages
+    for line in said.splitlines()[-3:]:
         print(f"{'':8}  {printable(line)}", file=sys.stderr)  # noqa: T201
-    return str(done.returncode)
+    if reader.exit_code is not None:
+        return f"{OutcomeStatus.COMPLETED} {reader.exit_code}"
+    if stop is not None:
+        return OutcomeStatus.TIMED_OUT
+    return (
+        OutcomeStatus.LOST
+        if reader.has_started
+        else f"{OutcomeStatus.NEVER_STARTED} {login_failure(reader.messages).reason}"
+    )
+
+
+def _show(command: LoggedCommand) -> None:
+    if command.secrets:
+        names = ", ".join(command.secrets)
+        _warn(f"{command.id} needs secrets, which are not in the log: set {names} in it")
+    if command.stdin_bytes:
+        _warn(f"{command.id} was given {command.stdin_bytes} bytes on stdin, which are not in the log")
+    print(command.command_line)  # noqa: T201
+
+
+def _warn(text: str) -> None:
+    print(f"replay: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _list(log: Path, options: argparse.Namespace) -> None:

@@ -116,7 +116,7 @@ def setup_step(
     return exec_step(
         container,
         "sh -s",
-        stdin=setup_script(setup).revealed,
+        stdin=setup_script(setup),
         purpose="set up the container",
         timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS,
     )

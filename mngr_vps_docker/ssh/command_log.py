@@ -21,6 +21,7 @@ from imbue.mngr_vps_docker.files import is_at
 from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.files import make_private_folder
 from imbue.mngr_vps_docker.ssh.shell import joined
+from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.terminal import printable
 
 TRACE_VARIABLE: Final = "MNGR_VPS_TRACE"
@@ -33,7 +34,9 @@ class LoggedCommand:
     """One command, as it ended.
 
     ``argv`` is a command line with a login of its own, not the one that used the shared connection: it works whenever
-    it is pasted. Of stdin, which is where secrets travel, there is only size and digest. ``parent`` is the id of the
+    it is pasted. A command that is too long for an argument is the ``script`` that it reads. ``secrets`` are the names
+    of the command's variables whose values are not here; of what it was given on stdin there is only size and digest.
+    ``parent`` is the id of the
     operation that the command was part of, ``operation`` its title. ``outcome`` is an OutcomeStatus, or INTERRUPTED.
     """
 
@@ -52,6 +55,8 @@ class LoggedCommand:
     milliseconds: int
     stdout_bytes: int
     stderr_bytes: int
+    script: str | None = None
+    secrets: tuple[str, ...] = ()
     exit_code: int | None = None
     reason: str | None = None
     detail: str = ""
@@ -61,7 +66,8 @@ class LoggedCommand:
     @property
     def command_line(self) -> str:
         """The command as one line to paste into a terminal."""
-        return joined(self.argv)
+        # printf is a part of the shell, and takes what no argument of a program holds.
+        return joined(self.argv) if self.script is None else f"printf %s {quoted(self.script)} | {joined(self.argv)}"
 
     @property
     def result(self) -> str:
@@ -73,7 +79,8 @@ class LoggedCommand:
         """Read one line of a log; raises ValueError, KeyError or TypeError for one that is none."""
         values: Mapping[str, Any] = json.loads(line)
         known = {name: values[name] for name in _FIELDS if name in values}
-        return cls(**{**known, "argv": tuple(str(word) for word in values["argv"])})
+        words = {name: tuple(str(word) for word in values[name]) for name in ("argv", "secrets") if name in values}
+        return cls(**{**known, **words})
 
     def to_json(self) -> str:
         """One line of a log, all of it ASCII."""

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field
-from dataclasses import replace
 from datetime import UTC
 from datetime import datetime
 from typing import Final
@@ -36,11 +35,16 @@ from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.ssh.readiness import wait_until_ready
 from imbue.mngr_vps_docker.ssh.session import run_in_session
 from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
+from imbue.mngr_vps_docker.ssh.shell import ShellScript
 from imbue.mngr_vps_docker.ssh.shell import for_stdin
 from imbue.mngr_vps_docker.ssh.shell import joined
-from imbue.mngr_vps_docker.ssh.shell import one_line
+from imbue.mngr_vps_docker.ssh.shell import run_from_stdin
+from imbue.mngr_vps_docker.ssh.shell import secret_names
+from imbue.mngr_vps_docker.ssh.shell import shell_argv
+from imbue.mngr_vps_docker.ssh.shell import shown
 from imbue.mngr_vps_docker.ssh.span import current_span
 from imbue.mngr_vps_docker.ssh.standard_input import MeteredInput
+from imbue.mngr_vps_docker.ssh.standard_input import PrecededInput
 from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
 from imbue.mngr_vps_docker.ssh.standard_input import is_repeatable
 from imbue.mngr_vps_docker.ssh.target import SshTarget
@@ -52,8 +56,8 @@ type OnLine = Callable[[str, bool], None]
 
 # Below sshd's MaxSessions (10 by default): past it the server refuses sessions.
 _MAX_SESSIONS: Final = 8
-# A command line longer than this travels on stdin: one argument holds 128 KiB, and quoting makes it longer.
-_LONGEST_COMMAND_BYTES: Final = 32_000
+# A command line that would be longer than this travels on stdin: one argument holds 128 KiB, with a byte for its end.
+_LONGEST_ARGUMENT_BYTES: Final = 120_000
 # What an infinite deadline means: some threads cannot wait for longer.
 _LONGEST_SECONDS: Final = 30 * 24 * 3600.0
 _MAX_REPEATS: Final = 3
@@ -200,8 +204,6 @@ class SshConnection:
         self._master.close()
 
     def _run(self, call: "_Call", reader: OutputReader) -> CommandOutcome:
-        if call.stdin is None and len(call.command.encode("utf-8", "surrogateescape")) > _LONGEST_COMMAND_BYTES:
-            call = replace(call, command=RUN_STDIN, stdin=for_stdin(call.command))
         give_up_at = time.monotonic() + self.target.connect_timeout_seconds
         attempt = 0
         while True:
@@ -223,7 +225,9 @@ class SshConnection:
 
     def _attempt(self, call: "_Call", reader: OutputReader) -> CommandOutcome:
         """Run the command once and log it, however it ends."""
-        argv = standalone_argv(self.target, one_line(call.command))
+        line = shown(call.command)
+        is_long = _is_too_long(joined(shell_argv(line)))
+        argv = standalone_argv(self.target, joined(shell_argv(RUN_STDIN if is_long else line)))
         trace(f"+ {joined(argv)}")
         metered = None if call.stdin is None else MeteredInput(call.stdin)
         log_id = secrets.token_hex(4)
@@ -244,6 +248,8 @@ class SshConnection:
                 purpose=call.purpose,
                 is_read_only=call.effect is Effect.READS,
                 argv=argv,
+                script=line if is_long else None,
+                secrets=secret_names(call.command),
                 outcome=INTERRUPTED if outcome is None else outcome.status.value,
                 milliseconds=round((time.monotonic() - started) * 1000),
                 stdout_bytes=reader.byte_counts[True],
@@ -323,11 +329,10 @@ class SshConnection:
             session = run_in_session(
                 self._master,
                 self._runner,
-                call.command,
+                *_as_sent(call.command, metered),
                 reader,
                 timeout_seconds=call.seconds_left,
                 idle_timeout_seconds=call.idle_timeout_seconds,
-                stdin=metered,
             )
             # That it had not begun in time is no proof of anything: the shared connection is left to the others.
             if session.may_have_begun or session.stop in (Stop.DEADLINE, Stop.IDLE):
@@ -370,3 +375,17 @@ class _Call:
     @property
     def seconds_left(self) -> float:
         return self.deadline - time.monotonic()
+
+
+def _as_sent(command: str, stdin: StandardInput) -> tuple[str, StandardInput]:
+    """The command line and the input that make a machine run ``command`` with ``stdin``."""
+    if not isinstance(command, ShellScript) and not _is_too_long(Framing("0" * 16).wrap(command, 1)):
+        return command, stdin
+    script = for_stdin(command)
+    if stdin is None:
+        return RUN_STDIN, script
+    return run_from_stdin(len(script)), PrecededInput(script, stdin)
+
+
+def _is_too_long(text: str) -> bool:
+    return len(text.encode("utf-8", "surrogateescape")) > _LONGEST_ARGUMENT_BYTES

@@ -17,7 +17,9 @@ from imbue.mngr_vps_docker.ssh.process import ProcessRunner
 from imbue.mngr_vps_docker.ssh.process import Stop
 from imbue.mngr_vps_docker.ssh.process import Watch
 from imbue.mngr_vps_docker.ssh.standard_input import Gate
-from imbue.mngr_vps_docker.ssh.standard_input import MeteredInput
+from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
+from imbue.mngr_vps_docker.ssh.standard_input import chunks_of
+from imbue.mngr_vps_docker.ssh.standard_input import is_repeatable
 from imbue.mngr_vps_docker.ssh.target import shared_argv
 
 # What the end of a command may take to arrive after its deadline on the machine.
@@ -50,11 +52,11 @@ def run_in_session(
     master: SshMaster,
     runner: ProcessRunner,
     command: str,
+    stdin: StandardInput,
     reader: OutputReader,
     *,
     timeout_seconds: float,
     idle_timeout_seconds: float | None,
-    stdin: MeteredInput | None,
 ) -> SessionResult:
     """Run shell text over the shared connection, if that is open, and hand all that comes to ``reader``.
 
@@ -105,7 +107,7 @@ def run_in_session(
             stop = runner(
                 shared_argv(target, control_path, framing.wrap(command, seconds), log_path),
                 timeout_seconds=seconds + _GRACE_SECONDS,
-                stdin=stdin if stdin is None or stdin.is_repeatable else gate.behind(stdin),
+                stdin=stdin if is_repeatable(stdin) else gate.behind(chunks_of(stdin)),
                 on_chunk=on_chunk,
                 watch=Watch(min(_STALL_SECONDS, target.connect_timeout_seconds), is_worth_waiting, end_command),
                 idle_timeout_seconds=idle_timeout_seconds,

@@ -4,15 +4,36 @@ Three things are kept apart by type. A plain ``str`` or path is an argument: ``q
 holds. ``ShellText`` is text that a shell parses. A ``Secret`` is neither: it cannot be quoted, printed or logged, only
 ``revealed`` on its way to somebody's stdin.
 
+Where a text needs secrets they are variables of a ``ShellScript``: the text is shown and logged as it is, the values
+are set by what goes to stdin.
+
 Nesting needs no rules of its own: the text for an inner shell is one argument of the outer one (``shell_argv``).
 """
 
+import re
 import shlex
 from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Final
+from typing import Self
 
-__all__ = ["RUN_STDIN", "Secret", "ShellText", "for_stdin", "joined", "one_line", "quoted", "shell_argv"]
+__all__ = [
+    "RUN_STDIN",
+    "Secret",
+    "ShellScript",
+    "ShellText",
+    "for_stdin",
+    "joined",
+    "one_line",
+    "quoted",
+    "run_from_stdin",
+    "secret_names",
+    "shell_argv",
+    "shown",
+]
+
+_VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class ShellText(str):
@@ -50,6 +71,41 @@ class Secret:
         raise TypeError("A secret is not written down")
 
 
+class ShellScript(ShellText):
+    """Shell text with variables whose values are secret; it always travels on stdin.
+
+    Raises ValueError for a name that is none of a variable.
+    """
+
+    __slots__ = ("secrets",)
+
+    secrets: Mapping[str, Secret]
+
+    def __new__(cls, text: str, secrets: Mapping[str, Secret]) -> Self:
+        for name in secrets:
+            if not _VARIABLE_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name for a variable")
+        script = super().__new__(cls, text)
+        script.secrets = dict(secrets)
+        return script
+
+    @classmethod
+    def with_environment(cls, text: str, env: Mapping[str, str]) -> Self:
+        """``text`` with ``env``, the values of which may all be secret, added to its environment."""
+        exported = f"export {' '.join(env)}\n" if env else ""
+        return cls(exported + text, {name: Secret(value) for name, value in env.items()})
+
+
+def secret_names(text: str) -> tuple[str, ...]:
+    """The variables of a text that are secret."""
+    return tuple(text.secrets) if isinstance(text, ShellScript) else ()
+
+
+def shown(text: str) -> ShellText:
+    """``text`` as one line, for showing and logging: its secrets are there, but not their values."""
+    return one_line("".join(f"{name}='***'\n" for name in secret_names(text)) + text)
+
+
 def quoted(argument: str | PurePath) -> ShellText:
     """One word of a command that stands for exactly ``argument``.
 
@@ -78,13 +134,20 @@ def shell_argv(text: str) -> tuple[str, ...]:
 RUN_STDIN: Final = ShellText('eval "$(cat)"')
 
 
+def run_from_stdin(size_bytes: int) -> ShellText:
+    """Runs what ``for_stdin`` made, of that size; what follows on stdin is that of the text."""
+    return ShellText(f'eval "$(head -c {size_bytes})"')
+
+
 def for_stdin(text: str) -> bytes:
-    """Shell text for RUN_STDIN: of any length, and not to be seen in a list of processes.
+    """Shell text for RUN_STDIN: of any length, with its secrets, and not to be seen in a list of processes.
 
     In braces, since a connection that is lost looks like the end of the data: without the closing one, a shell runs
     nothing.
     """
-    return f"{{\n{text}\n}}".encode("utf-8", "surrogateescape")
+    values = text.secrets if isinstance(text, ShellScript) else {}
+    assigned = "".join(f"{name}={quoted(value.revealed)}\n" for name, value in values.items())
+    return f"{{\n{assigned}{text}\n}}".encode("utf-8", "surrogateescape")
 
 
 _ESCAPED: Final = {"\n": "\\n", "\t": "\\t", "\\": "\\\\"}

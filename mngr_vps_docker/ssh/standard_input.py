@@ -26,8 +26,23 @@ def chunks_of(stdin: StandardInput) -> Iterator[bytes]:
         yield from stdin
 
 
+class PrecededInput:
+    """Some bytes, and an input after them."""
+
+    def __init__(self, first: bytes, rest: StandardInput) -> None:
+        self.is_repeatable = is_repeatable(rest)
+        self._first = first
+        self._rest = rest
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from chunks_of(self._first)
+        yield from chunks_of(self._rest)
+
+
 def is_repeatable(stdin: StandardInput) -> bool:
     """Whether it can be sent a second time; what comes piece by piece cannot."""
+    if isinstance(stdin, PrecededInput | MeteredInput):
+        return stdin.is_repeatable
     return stdin is None or isinstance(stdin, bytes | Path)
 
 

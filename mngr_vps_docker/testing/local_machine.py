@@ -13,6 +13,9 @@ from imbue.mngr_vps_docker.ssh.connection import StandardInput
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
+from imbue.mngr_vps_docker.ssh.shell import ShellScript
+from imbue.mngr_vps_docker.ssh.shell import for_stdin
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 
 # Refuses every command line but those that the scripts are known to use.
@@ -85,6 +88,9 @@ class LocalMachine(SshConnection):
         assert stdin is None or isinstance(stdin, bytes)
         if self.before_command is not None:
             self.before_command(purpose)
+        if isinstance(command, ShellScript):
+            assert stdin is None
+            command, stdin = RUN_STDIN, for_stdin(command)
         self.commands.append(command)
         argv = ("sh", "-c", command)
         started = time.monotonic()

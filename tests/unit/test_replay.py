@@ -83,14 +83,14 @@ def test_a_command_is_shown_as_the_line_to_paste(log: Path, capsys: pytest.Captu
 def test_a_command_that_only_looks_is_run_again_and_compared(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "aa11"]) == 0
     said = capsys.readouterr()
-    assert "the same: 3 then, 3 now" in said.out
+    assert "the same: COMPLETED 3 then, COMPLETED 3 now" in said.out
     assert "it is" in said.err
 
 
 def test_another_end_than_before_is_said_and_is_the_exit_code(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     CommandLog(log).write(replace(LOOKED, id="cc44", exit_code=0))
     assert main(["run", "aa11", "cc44"]) == 1
-    assert "now otherwise: 0 then, 3 now" in capsys.readouterr().out
+    assert "now otherwise: COMPLETED 0 then, COMPLETED 3 now" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
 from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.ssh.shell import ShellScript
 from imbue.mngr_vps_docker.ssh.shell import for_stdin
 from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.ssh.shell import secret_names
 from imbue.mngr_vps_docker.ssh.shell import shell_argv
+from imbue.mngr_vps_docker.ssh.shell import shown
 
 WITHOUT_NUL = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 
@@ -62,3 +65,19 @@ def test_a_script_that_arrives_in_part_is_not_run(tmp_path: Path) -> None:
         done = subprocess.run(["sh", "-c", RUN_STDIN], input=script[:length], capture_output=True)
         assert not (tmp_path / "begun").exists(), (length, done.stderr)
     assert subprocess.run(["sh", "-c", RUN_STDIN], input=script, capture_output=True).stdout == b"all of it\n"
+
+
+def test_secrets_of_a_text_are_in_what_goes_to_stdin_alone() -> None:
+    script = ShellScript.with_environment("printenv A", {"A": "it's\nhunter2"})
+    assert "hunter2" not in f"{script} {script!r} {shown(script)}"
+    assert secret_names(script) == ("A",)
+    done = subprocess.run(
+        ["sh", "-c", RUN_STDIN], input=for_stdin(script), capture_output=True, timeout=10, check=True
+    )
+    assert done.stdout == b"it's\nhunter2\n"
+
+
+@pytest.mark.parametrize("name", ["A;touch x;B", "", "1A", "A B", "A\n"])
+def test_a_name_that_a_shell_would_act_upon_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="no name for a variable"):
+        ShellScript.with_environment("true", {name: "x"})

@@ -28,6 +28,10 @@ _CERTIFIED: Final = "certified_host_data"
 _UNKNOWN_CERTIFIED: Final = "unknown_certified_fields"
 
 
+class NewerRecordError(HostRecordError):
+    """A newer version of this package wrote a record in a form that this one cannot read; nothing is wrong with it."""
+
+
 class VpsHostConfig(HostConfig):
     """How a host was made: enough to make its container again, and to give back what was rented for it."""
 
@@ -83,6 +87,7 @@ def decode_record(content: bytes, expected_host_id: HostId) -> VpsDockerHostReco
     Raises HostRecordError, saying why in one line, if it cannot be read or is another host's.
     """
     data = _object(content)
+    version = data.get("schema_version")
     certified = data.get(_CERTIFIED)
     if isinstance(certified, dict):
         known = CertifiedHostData.model_fields.keys() | _COMPUTED_BY_MNGR
@@ -96,6 +101,10 @@ def decode_record(content: bytes, expected_host_id: HostId) -> VpsDockerHostReco
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise NewerRecordError(
+                f"a newer version of this package wrote it, in form {version} of records ({where}): update this one"
+            ) from error
         raise HostRecordError(f"not a host record: {first['msg']} at {where}") from error
     except ValueError as error:
         raise HostRecordError(f"not a host record: {error}") from error

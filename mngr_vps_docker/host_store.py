@@ -23,6 +23,7 @@ from imbue.mngr_vps_docker.docker_errors import NoSuchVolumeError
 from imbue.mngr_vps_docker.docker_errors import refusal
 from imbue.mngr_vps_docker.errors import HostRecordError
 from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.host_record import NewerRecordError
 from imbue.mngr_vps_docker.host_record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_record import VpsHostConfig
 from imbue.mngr_vps_docker.host_record import decode_record
@@ -165,7 +166,7 @@ class VpsDockerHostStore:
             enter_volume(self.volume_name)
             + "[ -d host_state ] || exit 0\n"
             + lock("host_state")
-            + f"rm -rf {path.removesuffix('.json')} && rm -f {path} {path}.unreadable && sync host_state"
+            + f"rm -rf {path.removesuffix('.json')} && rm -f {path} {_beside(path)} && sync host_state"
         )
         self._checked(self._run(script, purpose=f"delete the record of {host_id}", effect=Effect.REPEATABLE))
         with self._lock:
@@ -186,18 +187,20 @@ class VpsDockerHostStore:
     def persist_agent_data(self, host_id: HostId, agent_data: Mapping[str, object]) -> None:
         """Keep a copy of an agent's data (its ``id`` names it) for when the host is offline.
 
-        A host without a record, as one that was destroyed meanwhile, is left alone.
+        A host without a record, as one that was destroyed meanwhile, is left alone. What is in the place and cannot
+        be read is kept beside it, ``.unreadable``.
         """
         try:
             agent_id = AgentId(str(agent_data.get("id")))
         except ValueError as error:
             logger.warning("Agent data of host {} is not kept, for want of a usable id: {}", host_id, error)
             return
+        path = agent_path(host_id, agent_id)
         only_with_record = f"[ -e {record_path(host_id)} ] || exit {ABSENT}\n"
         outcome = self._replace(
-            agent_path(host_id, agent_id),
+            path,
             encode_agent_data(agent_data),
-            condition=only_with_record,
+            condition=only_with_record + _unless_whole(path, _keep_beside(path)),
             purpose=f"keep the data of agent {agent_id}",
         )
         if outcome.exit_code == ABSENT:
@@ -217,7 +220,7 @@ class VpsDockerHostStore:
             enter_volume(self.volume_name)
             + f"[ -e {path} ] || exit 0\n"
             + lock("host_state")
-            + f"rm -f {path} && sync {agents_path(host_id)}"
+            + f"rm -f {path} {_beside(path)} && sync {agents_path(host_id)}"
         )
         self._checked(self._run(script, purpose=f"forget the data of agent {agent_id}", effect=Effect.REPEATABLE))
 
@@ -241,6 +244,8 @@ class VpsDockerHostStore:
             raise self._refused(result.error_text, purpose)
         try:
             record = decode_record(result.stdout, host_id)
+        except NewerRecordError as error:
+            raise HostRecordError(f"{path} on {self._where} cannot be read: {error}") from error
         except HostRecordError as error:
             sha256 = hashlib.sha256(result.stdout).hexdigest()
             raise _UnreadableRecordError(f"{path} on {self._where} cannot be read: {error}", sha256) from error
@@ -261,7 +266,7 @@ class VpsDockerHostStore:
         if unless_changed_from is not None:
             condition = _unless_changed(path, unless_changed_from)
         if is_old_kept:
-            condition += f"ln -fT {path} {path}.unreadable || exit 1\n"
+            condition += _keep_beside(path)
         purpose = f"write the record of {host_id}"
         outcome = self._replace(path, content, condition=condition, purpose=purpose)
         if unless_changed_from is not None and outcome.exit_code == CHANGED:
@@ -337,3 +342,22 @@ class VpsDockerHostStore:
 def _unless_changed(path: str, sha256: str) -> str:
     """Shell text that ends the script if the file does not have this digest."""
     return f'[ "$(sha256sum <{path})" = "{sha256}  -" ] || exit {CHANGED}\n'
+
+
+def _beside(path: str) -> str:
+    """Where a file that cannot be read is kept."""
+    return f"{path}.unreadable"
+
+
+def _keep_beside(path: str) -> str:
+    """Shell text that keeps a file that is about to be replaced."""
+    return f"ln -fT {path} {_beside(path)} || exit 1\n"
+
+
+def _unless_whole(path: str, act: str) -> str:
+    """Shell text that does ``act`` if there is a file that is not what this package's writers leave.
+
+    Their JSON is ASCII in many lines, and of these only the last is a brace alone: a file that was cut off lacks it.
+    """
+    is_whole = f"[ \"$(tail -n 1 {path} | tr -d '\\0')\" = '}}' ] && ! grep -qa '[^ -~]' {path}"
+    return f"if [ -s {path} ] && ! {{ {is_whole}; }}; then {act}fi\n"

@@ -213,6 +213,46 @@ def test_what_was_last_seen_stands_in_for_an_unreadable_record_that_is_kept_besi
     assert [found.name for found in path.parent.iterdir()] == [".lock"]
 
 
+@pytest.mark.parametrize(
+    "content", [b"torn", b'{\n  "id": "a"', b'{\n  "id": {\n  }', b"\0\xff\n}", b'{\n  "name": "\xff"\n}', b"[1\n"]
+)
+def test_agent_data_that_cannot_be_read_is_kept_beside_what_takes_its_place(
+    store: VpsDockerHostStore, volume: Path, content: bytes
+) -> None:
+    record, agent = _record(), {"id": AgentId(), "deep": {"a": {}}}
+    store.write_host_record(record)
+    path = volume / "host_state" / record.host_id / f"{agent['id']}.json"
+    beside = path.with_name(f"{path.name}.unreadable")
+    for number in range(3):
+        store.persist_agent_data(record.host_id, agent | {"number": number})
+        assert not beside.exists(), "what can be read is simply replaced"
+    path.write_bytes(content)
+    store.persist_agent_data(record.host_id, agent)
+    assert beside.read_bytes() == content
+    assert _other(store).list_persisted_agent_data_for_host(record.host_id) == [agent]
+    store.remove_persisted_agent_data(record.host_id, AgentId(str(agent["id"])))
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_record_of_a_newer_version_that_cannot_be_read_is_left_alone(
+    store: VpsDockerHostStore, volume: Path
+) -> None:
+    record = _record()
+    store.write_host_record(record)
+    path = volume / "host_state" / f"{record.host_id}.json"
+    newer = json.loads(path.read_text()) | {"schema_version": 99, "vps_ip": {"v4": "192.0.2.1"}}
+    path.write_text(json.dumps(newer))
+    with pytest.raises(HostRecordError, match=r"newer version.*99"):
+        _other(store).update_host_record(record.host_id, lambda old: _with_tag(old, "k"), last_seen=record)
+    assert json.loads(path.read_text()) == newer
+    assert _other(store).list_all_host_records() == []
+    # One that can be read is changed, and stays what it is.
+    path.write_text(json.dumps(newer | {"vps_ip": "192.0.2.1", "more": "of it"}))
+    _other(store).update_host_record(record.host_id, lambda old: _with_tag(old, "k"))
+    changed = json.loads(path.read_text())
+    assert (changed["schema_version"], changed["more"]) == (99, "of it")
+
+
 def test_an_update_loses_no_others_change(store: VpsDockerHostStore) -> None:
     record = _record()
     store.write_host_record(record)

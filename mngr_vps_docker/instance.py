@@ -37,12 +37,11 @@ from imbue.mngr_vps_docker.lifecycle import details
 from imbue.mngr_vps_docker.lifecycle import metadata
 from imbue.mngr_vps_docker.lifecycle import views
 from imbue.mngr_vps_docker.lifecycle import volumes
-from imbue.mngr_vps_docker.lifecycle.create import check_host_name
-from imbue.mngr_vps_docker.lifecycle.create import check_name_is_free
 from imbue.mngr_vps_docker.lifecycle.create import create_host
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
 from imbue.mngr_vps_docker.lifecycle.destroy import destroy_host
 from imbue.mngr_vps_docker.lifecycle.image import check_tools
+from imbue.mngr_vps_docker.lifecycle.names import check_host_name
 from imbue.mngr_vps_docker.lifecycle.power import repair_host
 from imbue.mngr_vps_docker.lifecycle.power import start_host
 from imbue.mngr_vps_docker.lifecycle.power import stop_host
@@ -269,8 +268,8 @@ class VpsDockerProvider(PackageHooks):
         """Give the host another name. Its container and its VPS keep theirs."""
         check_host_name(name)
         host_id = _host_id(host)
-        check_name_is_free(name, (sighting for sighting in self._registry.discover() if sighting.host_id != host_id))
-        metadata.update_certified_data(self._context, self._registry.get(host_id), host_name=str(name))
+        others = self._registry.discover()
+        metadata.rename_host(self._context, self._registry.get(host_id), name, others)
         self._registry.forget(host_id)
         return self.get_host(host_id)
 

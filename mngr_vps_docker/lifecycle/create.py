@@ -1,18 +1,14 @@
 """Creating a host: one VPS, Docker on it, one container in it, and its record."""
 
 import os
-import re
 import traceback
 from collections.abc import Callable
-from collections.abc import Iterable
 from datetime import UTC
 from datetime import datetime
 
-from imbue.mngr.errors import HostNameConflictError
 from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import UserInputError
 from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
@@ -23,12 +19,10 @@ from imbue.mngr_vps_docker.docker_over_ssh import docker_step
 from imbue.mngr_vps_docker.docker_over_ssh import new_container_id
 from imbue.mngr_vps_docker.docker_over_ssh import run_step
 from imbue.mngr_vps_docker.docker_over_ssh import unless_container
-from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
-from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsHostConfig
 from imbue.mngr_vps_docker.journal import HostPhase
@@ -51,6 +45,8 @@ from imbue.mngr_vps_docker.lifecycle.destroy import delete_key_of
 from imbue.mngr_vps_docker.lifecycle.destroy import forget_host
 from imbue.mngr_vps_docker.lifecycle.image import prepare_image
 from imbue.mngr_vps_docker.lifecycle.interruption import ending_in_order
+from imbue.mngr_vps_docker.lifecycle.names import check_name_is_free
+from imbue.mngr_vps_docker.lifecycle.names import claiming_name
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.steps import Step
 from imbue.mngr_vps_docker.lifecycle.steps import describe_error
@@ -64,27 +60,10 @@ from imbue.mngr_vps_docker.vps_identity import make_host_key
 from imbue.mngr_vps_docker.vps_identity import take_host_key
 from imbue.mngr_vps_docker.vps_state import HostReading
 
-# The instance's label is "mngr-<name>" and becomes its host name: 63 letters, digits and hyphens by RFC 1123.
-_HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,56}[A-Za-z0-9])?")
-
 _PREPARING_IMAGE = "Preparing the image"
 
 KEEP_FAILED_HOSTS_VARIABLE = "MNGR_KEEP_FAILED_HOSTS"
 HOW_TO_REMOVE = "mngr gc --all-providers"
-
-
-def check_host_name(name: HostName) -> None:
-    """Refuse a name that Docker, a cloud or DNS cannot carry; raises BuildArgumentError."""
-    if not _HOST_NAME.fullmatch(name):
-        raise BuildArgumentError(
-            f"'{name}' cannot be a host name: use 1 to 58 letters, digits and hyphens, no hyphen first or last"
-        )
-
-
-def check_name_is_free(name: HostName, others: Iterable[HostSighting]) -> None:
-    """Refuse a name that one of ``others`` has; raises HostNameConflictError."""
-    if any(other.name == name and not other.is_gone for other in others):
-        raise HostNameConflictError(name)
 
 
 def create_host(context: ProviderContext, request: CreateRequest) -> HostSighting:
@@ -155,12 +134,9 @@ def _is_taken_back(creation: Creation, title: str, error: BaseException) -> bool
 
 def _claim_name(creation: Creation) -> None:
     """Write the host down before the cloud hears of it, unless another process has taken its name meanwhile."""
-    journal, entry = creation.context.journal, creation.entry
-    gone = {other.host_id for other in creation.request.others if other.is_gone}
-    with locked(creation.context.keys.hosts_folder / "names.lock"):
-        if any(other.host_name == entry.host_name and other.host_id not in gone for other in journal.read_all()):
-            raise HostNameConflictError(creation.request.name)
-        journal.write(entry)
+    request = creation.request
+    with claiming_name(creation.context, request.name, request.host_id, request.others):
+        creation.context.journal.write(creation.entry)
 
 
 def _upload_key(creation: Creation) -> None:

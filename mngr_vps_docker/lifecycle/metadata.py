@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from imbue.mngr.errors import HostNotFoundError
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId
+from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
 from imbue.mngr_vps_docker.docker_errors import NoSuchVolumeError
 from imbue.mngr_vps_docker.errors import VpsDockerError
@@ -33,6 +34,7 @@ from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.host_volume import HostVolumeOverSsh
 from imbue.mngr_vps_docker.lifecycle.container import certified_data_json
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.names import claiming_name
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
@@ -144,6 +146,14 @@ def settle(
     record = foreseen.record
     context.journal.update(sighting.host_id, record=record, host_name=record.certified_host_data.host_name)
     return record
+
+
+def rename_host(
+    context: ProviderContext, sighting: HostSighting, name: HostName, others: Sequence[HostSighting]
+) -> VpsDockerHostRecord:
+    """Give a host another name, unless one of ``others`` has it or is being given it: HostNameConflictError."""
+    with claiming_name(context, name, sighting.host_id, others):
+        return update_certified_data(context, sighting, host_name=str(name))
 
 
 def change_tags(

@@ -1,6 +1,7 @@
 """Creating a host: one VPS, Docker on it, one container in it, and its record."""
 
 import os
+import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC
@@ -52,6 +53,7 @@ from imbue.mngr_vps_docker.lifecycle.steps import Step
 from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.lifecycle.steps import run_steps
 from imbue.mngr_vps_docker.lifecycle.uploaded_keys import key_name
+from imbue.mngr_vps_docker.lifecycle.uploaded_keys import take_key_back
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.ssh.outcome import Effect
@@ -60,6 +62,8 @@ from imbue.mngr_vps_docker.vps_identity import make_host_key
 from imbue.mngr_vps_docker.vps_identity import take_host_key
 from imbue.mngr_vps_docker.vps_state import HostReading
 
+# A cloud that does not answer for a moment is not to cost a host that is all but finished.
+_KEY_PAUSES_SECONDS = (1.0, 3.0)
 _PREPARING_IMAGE = "Preparing the image"
 
 KEEP_FAILED_HOSTS_VARIABLE = "MNGR_KEEP_FAILED_HOSTS"
@@ -261,8 +265,17 @@ def _enter_container(creation: Creation) -> None:
 
 def _take_key_back(creation: Creation) -> None:
     """The VPS has the public key; that the cloud has it no more says to other machines that the host is finished."""
-    delete_key_of(creation.context, creation.entry)
-    creation.note(ssh_key_id=None, ssh_key_name=None)
+    for pause_seconds in (*_KEY_PAUSES_SECONDS, None):
+        try:
+            take_key_back(creation.context, creation.entry)
+        except VpsDockerError as error:
+            if pause_seconds is None:
+                logger.warning("The host is finished all the same, and the next command tries again: {}", error)
+                return
+            time.sleep(pause_seconds)
+        else:
+            creation.entry = creation.entry.model_copy(update={"ssh_key_id": None, "ssh_key_name": None})
+            return
 
 
 def _write_record(creation: Creation) -> None:

@@ -30,6 +30,7 @@ from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.lifecycle.uploaded_keys import UploadedKey
+from imbue.mngr_vps_docker.lifecycle.uploaded_keys import take_left_keys_back
 from imbue.mngr_vps_docker.lifecycle.uploaded_keys import uploaded_keys
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.terminal import logger
@@ -64,6 +65,7 @@ def discover(
         with _asking_the_cloud(context):
             instances = context.client.find_instances({PROVIDER_TAG: context.provider_name})
         keys = asked_for_keys.result()
+        take_left_keys_back(context, entries.values())
         sightings = [
             *_sightings_of_instances(context, entries, instances or (), keys),
             *_sightings_of_records(entries, known_records or ()),

@@ -5,6 +5,7 @@ and its name says whose it is and since when, which a cloud need not tell.
 """
 
 import re
+from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
@@ -12,7 +13,11 @@ from datetime import datetime
 from typing import Final
 
 from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.journal import HostPhase
+from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.destroy import delete_key_of
 from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.terminal import logger
 
@@ -50,3 +55,22 @@ def uploaded_keys(context: ProviderContext) -> Mapping[HostId, UploadedKey]:
         for key, name in named
         if name is not None
     }
+
+
+def take_key_back(context: ProviderContext, entry: JournalEntry) -> None:
+    """Remove the uploaded key of a host that is finished, and note it; raises VpsDockerError if it may still be there.
+
+    It stays noted then. As long as it is there, other machines take the host for one that was never finished.
+    """
+    delete_key_of(context, entry)
+    context.journal.update(entry.host_id, ssh_key_id=None, ssh_key_name=None)
+
+
+def take_left_keys_back(context: ProviderContext, entries: Iterable[JournalEntry]) -> None:
+    """Try again what the creates of finished hosts could not."""
+    for entry in entries:
+        if entry.phase is HostPhase.READY and entry.ssh_key_name is not None:
+            try:
+                take_key_back(context, entry)
+            except VpsDockerError as error:
+                logger.warning("{}", error)

@@ -162,6 +162,21 @@ def test_a_vps_that_the_cloud_goes_on_reporting_stays_known(mngr: MngrCli) -> No
     destroy_what_is_known(mngr)
 
 
+@pytest.mark.parametrize("times", [1, None], ids=["once", "again and again"])
+def test_a_key_that_the_cloud_does_not_take_back_costs_no_host(mngr: MngrCli, times: int | None) -> None:
+    client = faulty(mngr, Fault("delete_ssh_key", VpsApiError(503, "busy"), times=times))
+    host = provider_of(mngr, client).create_host(HOST)
+    client.check_that_all_happened()
+    assert host.execute_idempotent_command("true").success
+    if times is None:
+        assert len(mngr.cloud.list_ssh_keys()) == 1
+        assert states(provider_of(mngr, client)) == {host.id: HostState.RUNNING}
+        # Every command tries again: to other machines it says that the host was never finished.
+        assert states(provider_of(mngr, mngr.cloud)) == {host.id: HostState.RUNNING}
+    assert mngr.cloud.list_ssh_keys() == []
+    destroy_what_is_known(mngr)
+
+
 # --- the machine itself fails
 
 

@@ -106,6 +106,21 @@ def test_hosts_are_listed_where_the_cloud_does_not_tell_its_keys(fleet: Fleet) -
     assert list(fleet.cloud.instances) == [ADDRESS]
 
 
+def test_a_key_that_the_create_of_a_host_could_not_take_back_is_taken_back_by_the_next_command(fleet: Fleet) -> None:
+    host_id = HostId.generate()
+    fleet.set_up(host_id, CASES["stopped with an agent"])
+    fleet.cloud.take_key(host_id, LONG_AGO)
+    journal = fleet.process()._context.journal
+    journal.update(host_id, ssh_key_id=f"key of {host_id}", ssh_key_name=fleet.cloud.keys[f"key of {host_id}"])
+    busy = FaultyClient(real=fleet.cloud, faults=(Fault("delete_ssh_key", VpsApiError(503, "busy")),))
+    assert states(fleet.process(busy)) == {host_id: HostState.STOPPED}
+    assert len(fleet.cloud.keys) == 1
+    assert states(fleet.process()) == {host_id: HostState.STOPPED}
+    assert fleet.cloud.keys == {}
+    entry = journal.read(host_id)
+    assert entry is not None and entry.ssh_key_name is None
+
+
 def test_a_key_is_nobodys_only_if_no_provider_of_the_account_has_its_vps(fleet: Fleet) -> None:
     host_id = HostId.generate()
     fleet.cloud.order(host_id, ADDRESS, LONG_AGO, provider="another")

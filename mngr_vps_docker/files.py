@@ -19,14 +19,18 @@ _POLL_SECONDS = 0.02
 
 
 def make_private_folder(path: Path) -> Path:
-    """Create ``path`` (0700) and its parents where they are missing, and return it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER_MODE)
-    except FileExistsError:
-        if path.exists():
-            raise
-        # It was removed while it was looked at.
-        return make_private_folder(path)
+    """Create ``path`` (0700) and its parents where they are missing, on disk, and return it."""
+    while not path.is_dir():
+        try:
+            path.mkdir(mode=PRIVATE_FOLDER_MODE)
+        except FileNotFoundError:
+            make_private_folder(path.parent)
+        except FileExistsError:
+            # Who made it meanwhile may have removed it again.
+            if os.path.lexists(path) and not path.is_dir():
+                raise
+        else:
+            _sync_folder(path.parent)
     return path
 
 

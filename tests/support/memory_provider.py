@@ -69,6 +69,10 @@ class MemoryCloud(LocalVpsClient):
         self.get_instance_status(instance_id)
         del self.instances[instance_id]
 
+    def upload_ssh_key(self, name: str, public_key: str) -> str:
+        self.keys[f"id of {name}"] = name
+        return f"id of {name}"
+
     def list_ssh_keys(self) -> list[VpsSshKeyInfo]:
         return [VpsSshKeyInfo(id=key_id, name=name) for key_id, name in self.keys.items()]
 

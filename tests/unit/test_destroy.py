@@ -176,10 +176,6 @@ def test_a_vps_that_the_cloud_has_shown_once_and_knows_no_more_is_gone(
 
 def test_an_order_whose_answer_was_lost_keeps_its_host_and_its_key_until_its_vps_appears(fleet: Fleet) -> None:
     class LateCloud(MemoryCloud):
-        def upload_ssh_key(self, name: str, public_key: str) -> str:
-            self.keys["k"] = name
-            return "k"
-
         def create_instance(
             self,
             label: str,

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from imbue.mngr.errors import HostNotFoundError
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker import volume_scripts
 from imbue.mngr_vps_docker.docker_errors import DaemonNotRunningError
 from imbue.mngr_vps_docker.errors import HostRecordError
 from imbue.mngr_vps_docker.host_record import encode_agent_data
@@ -320,6 +322,19 @@ def test_a_lock_ends_with_its_holder(store: VpsDockerHostStore, volume: Path) ->
     waiting.join(20)
     read = _other(store).read_host_record(record.host_id)
     assert read is not None and "k" in read.certified_host_data.user_tags
+
+
+def test_a_lock_that_is_held_for_ever_is_waited_for_no_longer_than_said(
+    store: VpsDockerHostStore, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volume_scripts, "LOCK_TIMEOUT_SECONDS", 1)
+    record = _record()
+    store.write_host_record(record)
+    with (volume / "host_state" / ".lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(HostRecordError, match="the lock is busy"):
+            store.write_host_record(_with_tag(record, "k"))
+    assert _other(store).list_all_host_records() == [record]
 
 
 def test_a_writer_that_is_killed_on_the_vps_leaves_the_old_record_and_no_lock_or_litter(

@@ -36,6 +36,7 @@ from imbue.mngr_vps_docker.lifecycle.power import SNAPSHOT_REPOSITORY
 from imbue.mngr_vps_docker.lifecycle.power import remove_snapshot_image
 from imbue.mngr_vps_docker.lifecycle.power import usable
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+from imbue.mngr_vps_docker.plain_text import shown
 from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.terminal import logger
@@ -145,14 +146,15 @@ def find_snapshot(context: ProviderContext, sightings: Iterable[HostSighting], w
     matches = [
         (sighting, snapshot)
         for sighting in sightings
+        if not sighting.is_gone
         for snapshot in sighting.certified_data.snapshots
         if wanted in (snapshot.name, snapshot.id)
     ]
     if not matches:
-        raise BuildArgumentError(f"There is no snapshot '{wanted}'; `mngr snapshot list` shows those that exist")
+        raise BuildArgumentError(f"There is no snapshot '{shown(wanted)}'; `mngr snapshot list` shows those there are")
     if len(matches) > 1:
         owners = ", ".join(f"{sighting.name} ({snapshot.id})" for sighting, snapshot in matches)
-        raise BuildArgumentError(f"Several hosts have a snapshot '{wanted}'; give its id instead: {owners}")
+        raise BuildArgumentError(f"Several hosts have a snapshot '{shown(wanted)}'; give its id instead: {owners}")
     [(sighting, snapshot)] = matches
     address, _config = usable(sighting)
     return SnapshotSource(image_id=snapshot.id, connection=context.vps(address, sighting.host_id))

@@ -31,8 +31,8 @@ from imbue.mngr.primitives import ImageReference
 from imbue.mngr.primitives import SnapshotId
 from imbue.mngr.primitives import SnapshotName
 from imbue.mngr.primitives import VolumeId
-from imbue.mngr_vps_docker.build_context import check_build_context
 from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
+from imbue.mngr_vps_docker.lifecycle import checks
 from imbue.mngr_vps_docker.lifecycle import details
 from imbue.mngr_vps_docker.lifecycle import metadata
 from imbue.mngr_vps_docker.lifecycle import views
@@ -40,7 +40,6 @@ from imbue.mngr_vps_docker.lifecycle import volumes
 from imbue.mngr_vps_docker.lifecycle.create import create_host
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
 from imbue.mngr_vps_docker.lifecycle.destroy import destroy_host
-from imbue.mngr_vps_docker.lifecycle.image import check_tools
 from imbue.mngr_vps_docker.lifecycle.names import check_host_name
 from imbue.mngr_vps_docker.lifecycle.power import repair_host
 from imbue.mngr_vps_docker.lifecycle.power import start_host
@@ -107,17 +106,18 @@ class VpsDockerProvider(PackageHooks):
         snapshot: SnapshotName | None = None,
     ) -> Host:
         """Create a host on a new VPS. Bad input is refused before anything is paid for."""
-        check_host_name(name)
+        wanted_image = str(image or self.config.default_image)
+        key_lines = (*(authorized_keys or ()), *(known_hosts or ()))
+        checks.check_request(self._context, name=name, image=wanted_image, tags=tags or {}, key_lines=key_lines)
         build = self._parse_build_args(build_args or ())
         run_args = start_args_of(self.config, start_args or (), state_volume=self._context.state_volume_name)
-        check_tools(self._context, build)
-        check_build_context(build)
+        checks.check_build(self._context, build)
         existing = self._registry.discover()
         request = CreateRequest(
             host_id=HostId.generate(),
             name=name,
             build=build,
-            image=str(image or self.config.default_image),
+            image=wanted_image,
             snapshot=None if snapshot is None else find_snapshot(self._context, existing, snapshot),
             start_args=run_args,
             tags=dict(tags or {}),

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.hazmat.primitives.serialization import NoEncryption
 from cryptography.hazmat.primitives.serialization import PrivateFormat
@@ -45,6 +46,13 @@ class KeyPair:
     public_key: str
 
 
+def new_key_pair() -> tuple[str, str]:
+    """A new pair (ed25519) that is kept nowhere: the private half's file, and one line of the public half."""
+    key = Ed25519PrivateKey.generate()
+    private_key = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    return private_key.decode(), _public_line(key.public_key())
+
+
 def load_or_create_key_pair(path: Path, comment: str = "") -> KeyPair:
     """Return the key pair whose private half is at ``path``, made (ed25519) if there is none yet.
 
@@ -55,7 +63,7 @@ def load_or_create_key_pair(path: Path, comment: str = "") -> KeyPair:
     if not (path.exists() and public_path.exists()):
         with locked(path.with_name(f".{path.name}.lock")):
             if not path.exists():
-                write_atomically(path, _new_private_key())
+                write_atomically(path, new_key_pair()[0].encode())
             if not public_path.exists():
                 public_line = f"{_read_public_key(path)} {comment}".rstrip()
                 write_atomically(public_path, f"{public_line}\n".encode(), mode=_PUBLIC_FILE_MODE)
@@ -135,8 +143,8 @@ def _public_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.pub")
 
 
-def _new_private_key() -> bytes:
-    return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+def _public_line(key: PublicKeyTypes) -> str:
+    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
 
 def _read_public_key(path: Path) -> str:
@@ -144,8 +152,7 @@ def _read_public_key(path: Path) -> str:
     try:
         content = path.read_bytes()
         load = load_ssh_private_key if b"BEGIN OPENSSH PRIVATE KEY" in content else load_pem_private_key
-        public_key = load(content, password=None).public_key()
-        return public_key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+        return _public_line(load(content, password=None).public_key())
     except OSError as error:
         raise VpsDockerError(f"The private key {path} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, UnsupportedAlgorithm):

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from imbue.imbue_common.frozen_model import FrozenModel
 from imbue.imbue_common.mutable_model import MutableModel
+from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
 from imbue.mngr_vps_docker.primitives import UtcDatetime
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
@@ -98,6 +99,14 @@ class VpsClientInterface(MutableModel, ABC):
     @abstractmethod
     def list_ssh_keys(self) -> list[VpsSshKeyInfo]:
         """List the account's public keys."""
+
+    @property
+    def max_user_data_bytes(self) -> int:
+        """The most user data that ``create_instance`` takes, in bytes of plain text: more is refused before any call.
+
+        A client whose cloud takes less, or more, overrides it.
+        """
+        return MAX_USER_DATA_BYTES
 
     def find_instances(self, tags: Mapping[str, str]) -> Sequence[VpsInstanceInfo] | None:
         """Return every instance that carries all of ``tags``, whatever its status; one API call where possible.

@@ -32,6 +32,7 @@ from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.host_volume import HostVolumeOverSsh
+from imbue.mngr_vps_docker.lifecycle.checks import check_tags
 from imbue.mngr_vps_docker.lifecycle.container import certified_data_json
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.names import claiming_name
@@ -159,10 +160,12 @@ def rename_host(
 def change_tags(
     context: ProviderContext, sighting: HostSighting, change: Callable[[dict[str, str]], dict[str, str]]
 ) -> VpsDockerHostRecord:
-    """Let ``change`` compute a host's new tags from its current ones."""
+    """Let ``change`` compute a host's new tags from its current ones; see ``check_tags``."""
 
     def with_tags(data: CertifiedHostData) -> CertifiedHostData:
-        return data.model_copy(update={"user_tags": change(dict(data.user_tags))})
+        tags = change(dict(data.user_tags))
+        check_tags(tags)
+        return data.model_copy(update={"user_tags": tags})
 
     return change_certified_data(context, sighting, with_tags)
 

@@ -14,16 +14,17 @@ from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+from imbue.mngr_vps_docker.plain_text import shown
 
 # The instance's label is "mngr-<name>" and becomes its host name: 63 letters, digits and hyphens by RFC 1123.
-_HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,56}[A-Za-z0-9])?")
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,56}[A-Za-z0-9])?", re.ASCII)
 
 
 def check_host_name(name: HostName) -> None:
     """Refuse a name that Docker, a cloud or DNS cannot carry; raises BuildArgumentError."""
     if not _HOST_NAME.fullmatch(name):
         raise BuildArgumentError(
-            f"'{name}' cannot be a host name: use 1 to 58 letters, digits and hyphens, no hyphen first or last"
+            f"'{shown(name)}' cannot be a host name: use 1 to 58 letters, digits and hyphens, no hyphen first or last"
         )
 
 

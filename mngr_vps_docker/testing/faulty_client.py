@@ -87,6 +87,10 @@ class FaultyClient(VpsClientInterface):
         unmet = [fault.call for fault in self.faults if not fault.happened]
         assert not unmet, f"nothing called {', '.join(unmet)}; there were only {', '.join(self._calls) or 'no calls'}"
 
+    @property
+    def max_user_data_bytes(self) -> int:
+        return self.real.max_user_data_bytes
+
     def create_instance(
         self,
         label: str,

@@ -1,0 +1,71 @@
+"""What is asked for is checked here, before the cloud is asked for anything: what can be known now costs nothing."""
+
+import json
+import re
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Final
+
+from imbue.mngr.primitives import HostName
+from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
+from imbue.mngr_vps_docker.build_context import check_build_context
+from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
+from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr_vps_docker.image_reference import is_image_reference
+from imbue.mngr_vps_docker.keys import new_key_pair
+from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.image import check_tools
+from imbue.mngr_vps_docker.lifecycle.names import check_host_name
+from imbue.mngr_vps_docker.plain_text import MAX_TEXT_BYTES
+from imbue.mngr_vps_docker.plain_text import check_texts
+from imbue.mngr_vps_docker.plain_text import shown
+
+# Of containers and volumes. A volume's is the name of a folder, too.
+_DOCKER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{1,254}", re.ASCII)
+
+
+def check_tags(tags: Mapping[str, str]) -> None:
+    """Refuse tags that cannot be kept; raises BuildArgumentError."""
+    check_texts("Tag", (f"{name}={value}" for name, value in tags.items()))
+    if len(json.dumps(dict(tags))) > MAX_TEXT_BYTES:
+        raise BuildArgumentError(f"The tags are too long: as JSON they can have {MAX_TEXT_BYTES} bytes together")
+
+
+def check_request(
+    context: ProviderContext, *, name: HostName, image: str, tags: Mapping[str, str], key_lines: Sequence[str]
+) -> None:
+    """Refuse a host that no VPS could carry; ``key_lines`` are for its authorized_keys and known_hosts.
+
+    Raises BuildArgumentError for what is asked, and VpsProvisioningError for a cloud that takes too little user data.
+    """
+    check_host_name(name)
+    for docker_name in (context.container_name(name), context.state_volume_name):
+        if not _DOCKER_NAME.fullmatch(docker_name):
+            raise BuildArgumentError(
+                f"'{shown(docker_name)}' cannot be a name in Docker: let MNGR_PREFIX ('{shown(context.prefix)}') be"
+                " short, of letters, digits and _.- and with a letter or digit first"
+            )
+    if not is_image_reference(image):
+        raise BuildArgumentError(
+            f"'{shown(image)}' cannot be the name of an image; they are like debian:bookworm-slim"
+        )
+    check_tags(tags)
+    for line in key_lines:
+        check_texts("Key", [line], may_have_lines=True)
+    _check_user_data(context)
+
+
+def check_build(context: ProviderContext, build: ParsedBuildArgs) -> None:
+    """Refuse what this machine has not got, or what of the build context cannot be sent."""
+    check_tools(context, build)
+    check_build_context(build)
+
+
+def _check_user_data(context: ProviderContext) -> None:
+    """Make user data as create will, which is as long for any key, and compare it with what the client takes."""
+    size_bytes = len(generate_cloud_init_user_data(*new_key_pair()).encode())
+    if size_bytes > context.client.max_user_data_bytes:
+        raise VpsProvisioningError(
+            f"A VPS needs {size_bytes} bytes of user data, but this cloud takes {context.client.max_user_data_bytes}"
+        )

@@ -71,6 +71,11 @@ def ssh_options(target: SshTarget) -> tuple[str, ...]:
         "-o", "GlobalKnownHostsFile=/dev/null",
         "-o", "StrictHostKeyChecking=yes",
         "-o", "UpdateHostKeys=no",
+        "-o", "VerifyHostKeyDNS=no",
+        "-o", "NoHostAuthenticationForLocalhost=no",
+        # OpenSSH 8.4 does not know it yet.
+        "-o", "IgnoreUnknown=KnownHostsCommand",
+        "-o", "KnownHostsCommand=none",
         *(() if target.host_key_alias is None else ("-o", f"HostKeyAlias={target.host_key_alias}")),
         # ssh takes the first value that it is given for an option.
         *(word for option in target.options for word in ("-o", option)),

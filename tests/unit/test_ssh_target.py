@@ -1,6 +1,7 @@
 """The command lines that reach a machine: hermetic, strict, and the same everywhere."""
 
 import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +26,9 @@ SOCKET = Path("/run/s")
 COMMON = (
     "-F none -o BatchMode=yes -o IdentitiesOnly=yes -o IdentityAgent=none -o IdentityFile=/keys/id"
     " -o UserKnownHostsFile=/keys/known_hosts -o GlobalKnownHostsFile=/dev/null -o StrictHostKeyChecking=yes"
-    " -o UpdateHostKeys=no -o HostKeyAlias=host-1 -o ConnectTimeout=7 -o ServerAliveInterval=2"
-    " -o ServerAliveCountMax=4"
+    " -o UpdateHostKeys=no -o VerifyHostKeyDNS=no -o NoHostAuthenticationForLocalhost=no"
+    " -o IgnoreUnknown=KnownHostsCommand -o KnownHostsCommand=none -o HostKeyAlias=host-1"
+    " -o ConnectTimeout=7 -o ServerAliveInterval=2 -o ServerAliveCountMax=4"
 )
 DESTINATION = "-p 22 -l root -- 192.0.2.7"
 
@@ -59,6 +61,35 @@ def test_options_of_the_user_come_after_those_that_make_a_login_trustworthy() ->
     argv = standalone_argv(replace(TARGET, options=("StrictHostKeyChecking=no", "ServerAliveInterval=99")), None)
     assert argv.index("StrictHostKeyChecking=yes") < argv.index("StrictHostKeyChecking=no")
     assert argv.index("ServerAliveInterval=99") < argv.index("ServerAliveInterval=2")
+
+
+@pytest.mark.parametrize(
+    ("option", "effective"),
+    [
+        ("VerifyHostKeyDNS=yes", "verifyhostkeydns false"),
+        ("NoHostAuthenticationForLocalhost=yes", "nohostauthenticationforlocalhost no"),
+        ("StrictHostKeyChecking=no", "stricthostkeychecking true"),
+        ("UserKnownHostsFile=/tmp/evil", "userknownhostsfile /keys/known_hosts"),
+        ("GlobalKnownHostsFile=/tmp/evil", "globalknownhostsfile /dev/null"),
+        ("UpdateHostKeys=yes", "updatehostkeys false"),
+        ("HostKeyAlias=evil", "hostkeyalias host-1"),
+        # ssh would show a command; that it shows none is our option's doing.
+        ("KnownHostsCommand=/bin/cat /tmp/evil", "hostkeyalias host-1"),
+    ],
+)
+def test_options_of_the_user_cannot_undo_what_makes_a_login_trustworthy(option: str, effective: str) -> None:
+    """As the installed ssh understands the command line."""
+    argv = standalone_argv(replace(TARGET, options=(option,)), None)
+    shown = subprocess.run([argv[0], "-G", *argv[1:]], capture_output=True, text=True, timeout=10, check=True).stdout
+    assert effective in shown.splitlines()
+    assert "evil" not in shown
+
+
+def test_an_ssh_that_does_not_know_an_option_of_ours_goes_on_without_it() -> None:
+    """KnownHostsCommand came with OpenSSH 8.5; here an option that no release has stands for it."""
+    words = [word.replace("KnownHostsCommand", "NoSuchOption") for word in standalone_argv(TARGET, None)]
+    done = subprocess.run([words[0], "-G", *words[1:]], capture_output=True, text=True, timeout=10, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_asking_the_shared_connection() -> None:

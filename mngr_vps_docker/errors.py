@@ -14,8 +14,8 @@
     │   └── DockerError               the same, for docker; see docker_errors for its kinds
     ├── RemoteCommandTimeoutError     a remote command was stopped at its deadline
     ├── RemoteOutputError             a remote command printed more than is taken, and was stopped
-    └── VpsConnectionError            (also mngr's HostConnectionError) ssh could not reach the machine, or lost it
-        ├── SshBusyError          the machine is well, but has no session to spare for long enough
+    └── VpsConnectionError            (also mngr's HostOfflineError) ssh could not reach the machine, or lost it
+        ├── SshBusyError              the machine is well, but has no session to spare for long enough
         ├── SshdDownError             the machine answers, but no sshd does
         └── VpsAuthenticationError    (also mngr's HostAuthenticationError) our key was refused, or the host key is
                                       not the pinned one
@@ -25,7 +25,7 @@ SnapshotNotFoundError, ConfigParseError, BinaryNotInstalledError.
 """
 
 from imbue.mngr.errors import HostAuthenticationError
-from imbue.mngr.errors import HostConnectionError
+from imbue.mngr.errors import HostOfflineError
 from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import UserInputError
 from imbue.mngr_vps_docker.terminal import printable
@@ -84,8 +84,11 @@ class RemoteOutputError(VpsDockerError):
     """A remote command printed more than is taken, and was stopped."""
 
 
-class VpsConnectionError(VpsDockerError, HostConnectionError):
-    """A machine could not be reached over ssh, or the connection was lost."""
+class VpsConnectionError(VpsDockerError, HostOfflineError):
+    """A machine could not be reached over ssh, or the connection was lost.
+
+    To mngr it is offline, which is the one kind of HostConnectionError that its gc goes on after.
+    """
 
 
 class SshBusyError(VpsConnectionError):

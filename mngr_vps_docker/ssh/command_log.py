@@ -14,14 +14,13 @@ from typing import BinaryIO
 from typing import Final
 from typing import Self
 
-from loguru import logger
-
 from imbue.mngr_vps_docker.files import PRIVATE_FILE_MODE
 from imbue.mngr_vps_docker.files import is_at
 from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.files import make_private_folder
 from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.terminal import logger
 from imbue.mngr_vps_docker.terminal import printable
 
 TRACE_VARIABLE: Final = "MNGR_VPS_TRACE"

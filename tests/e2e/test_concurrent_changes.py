@@ -80,11 +80,15 @@ def assert_all_is_there(lab: ProviderLab, host: Host, made: list[dict[str, Any]]
     assert states(process) == {host.id: HostState.RUNNING}
     fresh = process.get_host(host.id)
     assert isinstance(fresh, Host)
+    assert fresh.get_certified_data().host_name == process.to_offline_host(host.id).get_name()
     for data in (fresh.get_certified_data(), process.to_offline_host(host.id).get_certified_data()):
         assert data.user_tags == {key: value for one in made for key, value in one["tags"].items()}
         assert sorted(snapshot.name for snapshot in data.snapshots) == sorted(
             name for one in made for name in one["snapshots"]
         )
+        # Somebody's last one was the last of all.
+        assert data.host_name in [one["names"][-1] for one in made]
+        assert data.idle_timeout_seconds in [one["limits"][-1] for one in made]
         assert set(data.generated_work_dirs) >= {folder for one in made for folder in one["work_dirs"]}
         assert data.plugin.items() >= {name: value for one in made for name, value in one["plugins"].items()}.items()
     agents = process.list_persisted_agent_data_for_host(host.id)

@@ -12,6 +12,7 @@ from support.local_provider import local_provider
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import SnapshotName
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
@@ -21,7 +22,10 @@ _MOST_ATTEMPTS = 30
 
 
 class Changes:
-    """One process's own tags, agents, plugin data, work folders and snapshots of a host that others change, too."""
+    """One process's own tags, agents, plugin data, work folders and snapshots of a host that others change, too.
+
+    Of its name and its idle time-out, which all of them change, ``names`` and ``limits`` are what this one has set.
+    """
 
     def __init__(self, provider: LocalVpsProvider, host_id: HostId, worker: str) -> None:
         self.provider = provider
@@ -32,6 +36,8 @@ class Changes:
         self.plugins: dict[str, dict[str, int]] = {}
         self.work_dirs: list[str] = []
         self.snapshots: list[str] = []
+        self.names: list[str] = []
+        self.limits: list[int] = []
 
     def set_tag(self, number: int) -> None:
         self.tags[f"{self.worker}-{number}"] = "é'\n"
@@ -62,6 +68,14 @@ class Changes:
         self.work_dirs.append(folder)
         self._change(lambda data: data.model_copy(update={"generated_work_dirs": (*data.generated_work_dirs, folder)}))
 
+    def rename(self, number: int) -> None:
+        self.names.append(f"{self.worker}-{number}")
+        self.provider.rename_host(self.host_id, HostName(self.names[-1]))
+
+    def limit(self, number: int) -> None:
+        self.limits.append(1_000_000 + 1_000 * int(self.worker.removeprefix("w")) + number)
+        self._change(lambda data: data.model_copy(update={"idle_timeout_seconds": self.limits[-1]}))
+
     def take_snapshot(self, number: int) -> None:
         self.snapshots.append(f"{self.worker}-{number}")
         self.provider.create_snapshot(self.host_id, SnapshotName(f"{self.worker}-{number}"))
@@ -90,6 +104,8 @@ KINDS = (
     Changes.set_plugin_data,
     Changes.keep_agent,
     Changes.add_work_dir,
+    Changes.rename,
+    Changes.limit,
 )
 
 

@@ -19,6 +19,7 @@ from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES
 from imbue.mngr_vps_docker.ssh.connection import OnLine
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.connection import StandardInput
+from imbue.mngr_vps_docker.ssh.framing import is_time_out
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
@@ -33,8 +34,6 @@ STARTED: Final = "mngr-exec-started"
 # How long `timeout` waits from TERM to KILL, and how much longer than the command we wait for its end to arrive.
 _KILL_AFTER_SECONDS: Final = 5
 _GRACE_SECONDS: Final = 1.5
-# timeout(1): 124 when TERM ended the command, 137 when KILL had to.
-_TIMED_OUT_CODES: Final = frozenset({124, 137})
 # One argument holds 128 KiB; quoting twice can grow it several times.
 _LONGEST_ARGUMENT_BYTES: Final = 12_000
 _VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -145,6 +144,7 @@ def judged(outcome: CommandOutcome, timeout_seconds: float, *, has_started: bool
         return outcome
     if not marker and not has_started:
         raise docker_error(outcome)
-    if outcome.exit_code in _TIMED_OUT_CODES and outcome.elapsed_seconds >= timeout_seconds:
+    ran_seconds = outcome.elapsed_seconds if outcome.ran_seconds is None else outcome.ran_seconds
+    if outcome.exit_code is not None and is_time_out(outcome.exit_code, ran_seconds, timeout_seconds):
         return replace(outcome, status=OutcomeStatus.TIMED_OUT, exit_code=None)
     return outcome

@@ -130,7 +130,7 @@ class SshConnection:
         The outcome holds only the end of both streams. Lines of an attempt that was lost are not taken back.
         """
         lines = None if on_line is None else LineSplitter(on_line)
-        reader = OutputReader(on_chunk=lines, tail_bytes=_TAIL_BYTES)
+        reader = OutputReader(on_chunk=lines, on_begin=None if lines is None else lines.flush, tail_bytes=_TAIL_BYTES)
         outcome = self._run(_Call(command, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect), reader)
         if lines is not None:
             lines.flush()
@@ -279,10 +279,10 @@ class SshConnection:
             status = OutcomeStatus.NEVER_STARTED
         elif reader.excess is not None:
             status = OutcomeStatus.TOO_MUCH_OUTPUT
-        elif exit_code is None:
-            status = OutcomeStatus.TIMED_OUT if stop in (Stop.DEADLINE, Stop.IDLE) else OutcomeStatus.LOST
-        elif Framing.is_time_out(exit_code, elapsed_seconds, call.timeout_seconds):
+        elif stop in (Stop.DEADLINE, Stop.IDLE):
             status = OutcomeStatus.TIMED_OUT
+        elif exit_code is None:
+            status = OutcomeStatus.LOST
         else:
             status = OutcomeStatus.COMPLETED
         detail = reader.excess or "" if failure is None else failure.detail
@@ -295,6 +295,7 @@ class SshConnection:
             host=self.target.name,
             purpose=call.purpose,
             elapsed_seconds=elapsed_seconds,
+            ran_seconds=reader.ran_seconds,
             exit_code=exit_code if status is OutcomeStatus.COMPLETED else None,
             stdout=reader.stdout,
             stderr=reader.stderr,
@@ -334,6 +335,8 @@ class SshConnection:
                 timeout_seconds=call.seconds_left,
                 idle_timeout_seconds=call.idle_timeout_seconds,
             )
+            if session.refusal is not None:
+                return LoginFailure(NotStartedReason.ACCOUNT_REFUSED, session.refusal), None
             # That it had not begun in time is no proof of anything: the shared connection is left to the others.
             if session.may_have_begun or session.stop in (Stop.DEADLINE, Stop.IDLE):
                 return None, session.stop

@@ -2,7 +2,8 @@
 
 ssh's exit code 255 is also a command's, a login shell may print before the command runs, and a connection that breaks
 leaves no trace. So the machine prints a line with a nonce on both streams when the command starts, and one with its
-exit code on stderr when it has ended: without the second, the end was not seen.
+exit code when it has ended: without the second on both, the end was not seen. What comes after that is of processes
+that the command has left running.
 """
 
 import codecs
@@ -17,15 +18,19 @@ from imbue.mngr_vps_docker.ssh.shell import quoted
 
 # ASCII's record separator: hardly ever printed, so that a stream is hardly ever held back to see what follows.
 _RECORD_SEPARATOR: Final = b"\x1e"
-_LONGEST_MARKER_BYTES: Final = 48
+_LONGEST_MARKER_BYTES: Final = 80
+# What is kept of each stream of what comes before the command starts: enough to say why it does not.
+_NOISE_TAIL_BYTES: Final = 4 << 10
 # More than any login shell's greeting.
 _NOISE_LIMIT_BYTES: Final = 1 << 20
 # A line that is longer is handed on in pieces of about this length.
 _LONGEST_LINE: Final = 1 << 20
 # From TERM to KILL, for a command that has reached its deadline.
 _KILL_AFTER_SECONDS: Final = 5
-# timeout(1) exits with 124 when TERM ended the command, 137 when KILL had to.
-_TIMED_OUT_CODES: Final = frozenset({124, 137})
+# timeout(1) exits with 124 when TERM ended the command (busybox's with 143), 137 when KILL had to.
+TIMED_OUT_CODES: Final = frozenset({124, 137, 143})
+# The machine's clock says hundredths of seconds, rounded down.
+_CLOCK_SECONDS: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +48,19 @@ class Framing:
         """The line that says that the command starts, as a child of the machine's process ``process_id``."""
         return b"%s:%d\n" % (self.marker, process_id)
 
+    def end_line(self, exit_code: int, began_at: str = "0", ended_at: str = "0") -> bytes:
+        """The line that says how and when the command ended, by the machine's clock."""
+        return f"{self.marker.decode()} {exit_code} {began_at} {ended_at}\n".encode()
+
     def wrap(self, command: str, timeout_seconds: float) -> str:
         """Shell text that runs ``command`` between its markers, ended by the machine itself at its deadline."""
         start = f"printf '\\036%s:%d\\n' {self.nonce} $$"
+        end = f"printf '\\036%s %d %s %s\\n' {self.nonce} $rc ${{began:-0}} ${{ended:-0}}"
         script = (
             f'command -v timeout >/dev/null || timeout() {{ shift 3; "$@"; }}; {start}; {start} >&2;'
+            " read -r began _ 2>/dev/null </proc/uptime;"
             f" timeout -k {_KILL_AFTER_SECONDS} {timeout_seconds:g} sh -c {quoted(command)}; rc=$?;"
-            f" printf '\\036%s %d\\n' {self.nonce} $rc >&2; exit $rc"
+            f" read -r ended _ 2>/dev/null </proc/uptime; {end}; {end} >&2; exit $rc"
         )
         return f"sh -c {quoted(script)}"
 
@@ -66,10 +77,10 @@ class Framing:
             f" grep -q {self.nonce} /proc/{process_id}/cmdline && kill -TERM $(under {process_id}) {process_id}"
         )
 
-    @staticmethod
-    def is_time_out(exit_code: int, elapsed_seconds: float, timeout_seconds: float) -> bool:
-        """Whether an exit code is that of the deadline and not the command's own."""
-        return exit_code in _TIMED_OUT_CODES and elapsed_seconds >= timeout_seconds
+
+def is_time_out(exit_code: int, ran_seconds: float, timeout_seconds: float) -> bool:
+    """Whether an exit code is that of the deadline and not the command's own."""
+    return exit_code in TIMED_OUT_CODES and ran_seconds >= timeout_seconds - _CLOCK_SECONDS
 
 
 class OutputLimitError(Exception):
@@ -79,36 +90,43 @@ class OutputLimitError(Exception):
 class OutputReader:
     """Takes ssh's output piece by piece and keeps what is the command's own.
 
-    Each piece goes to ``on_chunk(chunk, is_stdout)`` as it comes, if given. All output is kept, or the last
-    ``tail_bytes`` of each stream. Raises OutputLimitError once both streams together have more than ``limit_bytes``,
-    if given, or what comes before the command starts has no end.
+    Each piece goes to ``on_chunk(chunk, is_stdout)`` as it comes, if given; ``on_begin`` is called before each further
+    attempt. All output is kept, or the last ``tail_bytes`` of each stream. Raises OutputLimitError once both streams
+    together have more than ``limit_bytes``, if given, or what comes before the command starts has no end.
     """
 
     def __init__(
         self,
         *,
         on_chunk: Callable[[bytes, bool], None] | None = None,
+        on_begin: Callable[[], None] | None = None,
         tail_bytes: int | None = None,
         limit_bytes: int | None = None,
     ) -> None:
         self._on_chunk = on_chunk
+        self._on_begin = on_begin
         self._tail_bytes = tail_bytes
         self._limit_bytes = limit_bytes
         self.begin(Framing(""))
 
     def begin(self, framing: Framing) -> None:
         """Start over, for an attempt with other markers."""
+        if self._on_begin is not None:
+            self._on_begin()
+        self._framing = framing
         marker = re.escape(framing.marker)
         self._start_line = re.compile(marker + rb":(\d{1,10})\n")
-        self._end_line = re.compile(marker + rb" (\d{1,3})\n")
+        self._end_line = re.compile(marker + rb" (\d{1,3}) (\d{1,12}(?:\.\d{1,2})?) (\d{1,12}(?:\.\d{1,2})?)\n")
         self._kept = {True: bytearray(), False: bytearray()}
         self._held = {True: b"", False: b""}
         self._is_started = {True: False, False: False}
-        self._before = bytearray()
+        self._ends: dict[bool, int] = {}
+        self._before = {True: bytearray(), False: bytearray()}
         self._noise_bytes = 0
         self.byte_counts = {True: 0, False: 0}
         """How many bytes of stdout (True) and of stderr the command wrote."""
-        self.exit_code: int | None = None
+        self.ran_seconds: float | None = None
+        """How long the command ran, by the machine's own clock, once its end was seen; None if it did not say."""
         self.process_id: int | None = None
         """The machine's process that runs the command and waits for it, once the command was seen to start."""
         self.excess: str | None = None
@@ -120,9 +138,19 @@ class OutputReader:
         return any(self._is_started.values())
 
     @property
+    def exit_code(self) -> int | None:
+        """The command's exit code, once its end was seen on both streams: nothing of its own can come any more."""
+        return self._ends[False] if len(self._ends) == len(self._is_started) else None
+
+    @property
     def messages(self) -> str:
-        """What came on stderr before the command started: ssh's own words, and those of a login shell."""
-        return bytes(self._before).decode("utf-8", "replace")
+        """The end of what came on stderr before the command started: ssh's own words, and those of a login shell."""
+        return bytes(self._before[False]).decode("utf-8", "replace")
+
+    @property
+    def noise(self) -> str:
+        """The end of what came before the command started, on stderr or else on stdout."""
+        return self.messages.strip() or bytes(self._before[True]).decode("utf-8", "replace").strip()
 
     @property
     def stdout(self) -> bytes:
@@ -147,8 +175,15 @@ class OutputReader:
             self.process_id = int(start[1])
             self._note_before(data[: start.start()], is_stdout)
             data = data[start.end() :]
-        if not is_stdout and self.exit_code is None:
-            data = self._without_end(data)
+        if is_stdout not in self._ends:
+            end = self._end_line.search(data)
+            if end is None:
+                data = self._without_possible_marker(data, is_stdout)
+            else:
+                self._keep(data[: end.start()], is_stdout)
+                self._note_end(end, is_stdout)
+                # What follows comes from what the command has left running.
+                data = data[end.end() :]
         self._keep(data, is_stdout)
 
     def finish(self) -> None:
@@ -160,18 +195,16 @@ class OutputReader:
             else:
                 self._note_before(held, is_stdout)
 
-    def _without_end(self, data: bytes) -> bytes:
-        """Cut the end marker off, and hold back what may yet become one."""
-        end = self._end_line.search(data)
-        if end is None:
-            return self._without_possible_marker(data, is_stdout=False)
-        self.exit_code = int(end[1])
-        # What follows comes from what the command has left running.
-        return data[: end.start()] + data[end.end() :]
+    def _note_end(self, end: re.Match[bytes], is_stdout: bool) -> None:
+        code, began_at, ended_at = end.groups()
+        self._ends[is_stdout] = int(code)
+        # A machine without such a clock says 0.
+        self.ran_seconds = float(ended_at) - float(began_at) if float(ended_at) else None
 
     def _without_possible_marker(self, data: bytes, is_stdout: bool) -> bytes:
+        marker = self._framing.marker
         possible = data.rfind(_RECORD_SEPARATOR, max(0, len(data) - _LONGEST_MARKER_BYTES))
-        if possible < 0:
+        if possible < 0 or not marker.startswith(data[possible : possible + len(marker)]):
             return data
         self._held[is_stdout] = data[possible:]
         return data[:possible]
@@ -180,8 +213,9 @@ class OutputReader:
         self._noise_bytes += len(noise)
         if self._noise_bytes > _NOISE_LIMIT_BYTES:
             self._refuse(f"more than {_NOISE_LIMIT_BYTES} bytes came before it started")
-        if not is_stdout:
-            self._before += noise
+        before = self._before[is_stdout]
+        before += noise
+        del before[:-_NOISE_TAIL_BYTES]
 
     def _refuse(self, excess: str) -> NoReturn:
         self.excess = excess
@@ -190,9 +224,12 @@ class OutputReader:
     def _keep(self, data: bytes, is_stdout: bool) -> None:
         if not data:
             return
-        self.byte_counts[is_stdout] += len(data)
-        if self._limit_bytes is not None and sum(self.byte_counts.values()) > self._limit_bytes:
+        if self._limit_bytes is not None and sum(self.byte_counts.values()) + len(data) > self._limit_bytes:
+            if self.exit_code is not None:
+                # Of what was left running nothing is wanted.
+                return
             self._refuse(f"it printed more than {self._limit_bytes} bytes")
+        self.byte_counts[is_stdout] += len(data)
         kept = self._kept[is_stdout]
         kept += data
         if self._tail_bytes is not None and len(kept) > 2 * self._tail_bytes:
@@ -224,8 +261,9 @@ class LineSplitter:
             self._hand_on(is_stdout)
 
     def flush(self) -> None:
-        """Hand on last lines that have no end."""
+        """Hand on last lines that have no end, and begin anew."""
         for is_stdout, begun in self._begun.items():
+            begun.write(self._decoders[is_stdout].decode(b"", final=True))
             if begun.tell():
                 self._hand_on(is_stdout)
 

@@ -49,13 +49,19 @@ class NotStartedReason(UpperCaseStrEnum):
     SESSION_REFUSED = auto()
     BUSY = auto()
     AUTHENTICATION = auto()
+    ACCOUNT_REFUSED = auto()
     HOST_KEY_CHANGED = auto()
     HOST_KEY_UNKNOWN = auto()
     OTHER = auto()
 
 
 _AUTHENTICATION_REASONS = frozenset(
-    {NotStartedReason.AUTHENTICATION, NotStartedReason.HOST_KEY_CHANGED, NotStartedReason.HOST_KEY_UNKNOWN}
+    {
+        NotStartedReason.AUTHENTICATION,
+        NotStartedReason.ACCOUNT_REFUSED,
+        NotStartedReason.HOST_KEY_CHANGED,
+        NotStartedReason.HOST_KEY_UNKNOWN,
+    }
 )
 # A container's published port is answered by Docker's proxy, which hangs up when nothing listens behind it.
 _SSHD_DOWN_REASONS = frozenset({NotStartedReason.REFUSED, NotStartedReason.CLOSED_BY_PEER})
@@ -69,7 +75,8 @@ class CommandOutcome:
 
     ``exit_code`` is set exactly when ``status`` is COMPLETED, ``reason`` exactly when it is NEVER_STARTED. ``stdout``
     and ``stderr`` are the command's own bytes (of a streamed command: the end of them). ``detail`` is what ssh said,
-    or why the command was ended. ``log_id`` is its id in the command log, if it is in one.
+    or why the command was ended. ``elapsed_seconds`` includes all waiting; ``ran_seconds`` is how long the command
+    itself ran, by its machine's clock, if that is known. ``log_id`` is its id in the command log, if it is in one.
     """
 
     status: OutcomeStatus
@@ -83,6 +90,7 @@ class CommandOutcome:
     reason: NotStartedReason | None = None
     detail: str = ""
     log_id: str | None = None
+    ran_seconds: float | None = None
 
     @property
     def is_success(self) -> bool:

@@ -27,6 +27,8 @@ _READ_BYTES: Final = 1 << 16
 _COLLECTED_BYTES: Final = 1 << 20
 # selectors can wait for some weeks at most; whoever waits longer looks again.
 _LONGEST_WAIT_SECONDS: Final = 3600.0
+# How long a program may keep its streams open that has said all that is wanted.
+_DRAIN_SECONDS: Final = 1.0
 # How long a program that was told to end gets before it is killed.
 _TERMINATION_SECONDS: Final = 2.0
 
@@ -38,6 +40,7 @@ class Stop(UpperCaseStrEnum):
     IDLE = auto()
     STALLED = auto()
     UNANSWERED = auto()
+    COMPLETE = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,14 @@ class ProcessResult:
 class Watch:
     """What is to be seen to while a program runs.
 
-    Whenever it has said nothing for ``every_seconds``, ``is_alive`` decides whether to go on. ``give_up`` is called
+    Whenever it has said nothing for ``every_seconds``, ``is_alive`` decides whether to go on. Once it ``is_complete``,
+    it has said all that is wanted: what holds its streams open is waited for for a moment only. ``give_up`` is called
     before it is ended because of what is raised or, with the reason, because it has not ended by itself.
     """
 
     every_seconds: float
     is_alive: Callable[[], bool]
+    is_complete: Callable[[], bool]
     give_up: Callable[[Stop | None], None]
 
 
@@ -153,6 +158,7 @@ def _exchange(
     idle_seconds = math.inf if idle_timeout_seconds is None else idle_timeout_seconds
     stall_seconds = math.inf if watch is None else watch.every_seconds
     heard_at = checked_at = time.monotonic()
+    drained_at = math.inf
     open_streams = 2
     with selectors.DefaultSelector() as selector:
         for source in (process.stdout, process.stderr, feeder):
@@ -160,7 +166,7 @@ def _exchange(
                 selector.register(source, selectors.EVENT_READ)
         while open_streams:
             flowed_at = heard_at if feeder is None else max(heard_at, feeder.flowed_at)
-            next_at = min(deadline, flowed_at + idle_seconds, max(heard_at, checked_at) + stall_seconds)
+            next_at = min(deadline, drained_at, flowed_at + idle_seconds, max(heard_at, checked_at) + stall_seconds)
             ready = selector.select(min(max(0.0, next_at - time.monotonic()), _LONGEST_WAIT_SECONDS))
             for key, _ in ready:
                 chunk = b"" if key.fileobj is feeder else os.read(key.fd, _READ_BYTES)
@@ -174,8 +180,12 @@ def _exchange(
                 else:
                     open_streams -= 1
             now = time.monotonic()
+            if watch is not None and math.isinf(drained_at) and watch.is_complete():
+                drained_at = now + _DRAIN_SECONDS
             if open_streams and now >= deadline:
                 return Stop.DEADLINE
+            if open_streams and now >= drained_at:
+                return Stop.COMPLETE
             # What is there is taken before anybody is judged by it.
             if ready or now < next_at:
                 continue

@@ -11,8 +11,10 @@ from typing import Final
 from imbue.mngr_vps_docker.ssh.framing import Framing
 from imbue.mngr_vps_docker.ssh.framing import OutputLimitError
 from imbue.mngr_vps_docker.ssh.framing import OutputReader
+from imbue.mngr_vps_docker.ssh.framing import is_time_out
 from imbue.mngr_vps_docker.ssh.master import SshMaster
 from imbue.mngr_vps_docker.ssh.master import client_log_prefix
+from imbue.mngr_vps_docker.ssh.process import ProcessResult
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
 from imbue.mngr_vps_docker.ssh.process import Stop
 from imbue.mngr_vps_docker.ssh.process import Watch
@@ -30,6 +32,8 @@ _STALL_SECONDS: Final = 3.0
 _SILENCES_OF_THE_DEAD: Final = 3
 # What ending a command takes, on a connection that just worked, while somebody waits for Ctrl-C.
 _END_TIMEOUT_SECONDS: Final = 3.0
+# ssh's exit code where it was not the session that ended.
+_SSH_FAILED: Final = 255
 _MESSAGES_BYTES: Final = 1 << 20
 
 
@@ -38,14 +42,17 @@ class SessionResult:
     """What became of asking for one command; what it printed, and its end, are with the reader.
 
     ``stop`` is why we ended our ssh, if we did: UNANSWERED if nothing came for the connect timeout though the master
-    lives, STALLED if the master does not. ``messages`` are ssh's own words. Unless it ``may_have_begun``, the command
-    was never asked for, and may be asked for again.
+    lives, STALLED if the master does not, DEADLINE also if the machine has ended the command then. ``messages`` are
+    ssh's own words. Unless it ``may_have_begun``, the command was never asked for, and may be asked for again.
+    ``refusal`` is what the machine said instead of running the command ("Please login as the user ubuntu"), if it
+    ended the session in order without having started anything.
     """
 
     stop: Stop | None
     may_have_begun: bool
     messages: str
     elapsed_seconds: float
+    refusal: str | None = None
 
 
 def run_in_session(
@@ -95,23 +102,28 @@ def run_in_session(
 
         def end_command(stop: Stop | None) -> None:
             gate.close()
-            # Of a machine that has gone silent nothing more is asked.
-            if reader.process_id is not None and stop is not Stop.STALLED:
+            # Of a machine that has gone silent nothing more is asked, and what has ended needs no end.
+            if reader.process_id is not None and reader.exit_code is None and stop is not Stop.STALLED:
                 runner(
                     shared_argv(target, control_path, framing.end_command(reader.process_id), log_path),
                     timeout_seconds=_END_TIMEOUT_SECONDS,
                 )
 
-        stop: Stop | None = None
+        result: ProcessResult | None = None
         try:
-            stop = runner(
+            result = runner(
                 shared_argv(target, control_path, framing.wrap(command, seconds), log_path),
                 timeout_seconds=seconds + _GRACE_SECONDS,
                 stdin=stdin if is_repeatable(stdin) else gate.behind(chunks_of(stdin)),
                 on_chunk=on_chunk,
-                watch=Watch(min(_STALL_SECONDS, target.connect_timeout_seconds), is_worth_waiting, end_command),
+                watch=Watch(
+                    every_seconds=min(_STALL_SECONDS, target.connect_timeout_seconds),
+                    is_alive=is_worth_waiting,
+                    is_complete=lambda: reader.exit_code is not None,
+                    give_up=end_command,
+                ),
                 idle_timeout_seconds=idle_timeout_seconds,
-            ).stop
+            )
             reader.finish()
         except OutputLimitError:
             # The reader knows of what there was too much.
@@ -119,10 +131,23 @@ def run_in_session(
         finally:
             gate.close()
         messages = log_file.read(_MESSAGES_BYTES).decode("utf-8", "replace")
-    if stop is Stop.STALLED and silences == 0:
+    elapsed_seconds = time.monotonic() - began
+    stop = None if result is None else result.stop
+    if reader.exit_code is not None:
+        ran_seconds = elapsed_seconds if reader.ran_seconds is None else reader.ran_seconds
+        stop = Stop.DEADLINE if is_time_out(reader.exit_code, ran_seconds, seconds) else None
+    elif stop is Stop.STALLED and silences == 0:
         stop = Stop.UNANSWERED
-    may_have_begun = reader.has_started or reader.excess is not None or _has_opened_session(messages)
-    return SessionResult(stop, may_have_begun, messages, elapsed_seconds=time.monotonic() - began)
+    has_begun = reader.has_started or reader.excess is not None
+    may_have_begun = has_begun or _has_opened_session(messages)
+    refusal = None
+    if may_have_begun and not has_begun and result is not None and result.exit_code not in (None, _SSH_FAILED):
+        refusal = _said(reader.noise) or None
+    return SessionResult(stop, may_have_begun, messages, elapsed_seconds, refusal)
+
+
+def _said(noise: str, line_count: int = 5) -> str:
+    return " / ".join(line.strip() for line in noise.splitlines()[-line_count:] if line.strip())
 
 
 def _has_opened_session(messages: str) -> bool:

@@ -126,6 +126,35 @@ def test_a_command_that_may_have_begun_is_not_asked_for_again(
     assert (tmp_path / "runs").read_text() == "x\n"
 
 
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_machine_that_says_something_instead_of_running_a_command_is_quoted(tmp_path: Path, stream: int) -> None:
+    runs, words = tmp_path / "runs", "Please login as the user 'ubuntu'."
+    refusing = f'ForceCommand echo x >>{runs}; echo "{words}" >&{stream}; exit 142'
+    with LoopbackSshd(tmp_path, options=(refusing,)) as sshd, closing(SshConnection(sshd.target())) as connection:
+        outcome = run(connection, "true", effect=Effect.READS)
+    assert (outcome.status, outcome.reason) == (OutcomeStatus.NEVER_STARTED, NotStartedReason.ACCOUNT_REFUSED)
+    assert isinstance(outcome.error(), VpsAuthenticationError)
+    assert words in str(outcome.error())
+    assert runs.read_text() == "x\n"
+
+
+def test_lines_of_an_attempt_that_was_lost_do_not_run_into_those_of_the_next(
+    connection: SshConnection, tmp_path: Path
+) -> None:
+    runs, lines = tmp_path / "runs", list[str]()
+    command = f'printf first; echo x >>{runs}; sleep 0.3; [ "$(wc -l <{runs})" -gt 1 ] || '
+    command += "kill -9 $(ps -o ppid= -p $(ps -o ppid= -p $PPID)); echo; echo second"
+    outcome = connection.stream(
+        command,
+        on_line=lambda line, _is_stdout: lines.append(line),
+        purpose="test",
+        timeout_seconds=20,
+        effect=Effect.REPEATABLE,
+    )
+    assert outcome.is_success
+    assert lines == ["first", "first", "second"]
+
+
 def test_what_a_login_shell_prints_is_not_the_commands(tmp_path: Path) -> None:
     noise = 'ForceCommand echo "Welcome!"; echo "Last login" >&2; eval "$SSH_ORIGINAL_COMMAND"'
     with LoopbackSshd(tmp_path, options=(noise,)) as sshd:

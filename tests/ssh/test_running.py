@@ -73,8 +73,10 @@ def test_an_input_may_be_silent_for_longer_than_a_machine(sshd: LoopbackSshd) ->
 
 @pytest.mark.parametrize("error", [LookupError, BrokenPipeError])
 def test_an_input_that_breaks_is_never_taken_for_whole(
-    connection: SshConnection, tmp_path: Path, error: type[Exception]
+    connection: SshConnection, tmp_path: Path, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A busy machine may take long to tell the other one.
+    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.session._END_TIMEOUT_SECONDS", 20)
     with pytest.raises(error, match="the input broke"):
         run(connection, f"cat >/dev/null; touch {tmp_path}/whole", stdin=slowly(0.2, error))
     run(connection, "true")
@@ -126,6 +128,30 @@ def test_a_deadline_may_be_a_fraction_or_infinite(connection: SshConnection) -> 
     outcome = run(connection, "sleep 8", timeout_seconds=0.25)
     assert outcome.status is OutcomeStatus.TIMED_OUT
     assert outcome.elapsed_seconds < 1
+
+
+@pytest.mark.parametrize("code", [0, 124])
+def test_what_a_command_leaves_running_delays_and_changes_nothing(
+    connection: SshConnection, sshd: LoopbackSshd, code: int
+) -> None:
+    left = f"sleep 66.{sshd.port}"
+    began = time.monotonic()
+    outcome = run(connection, f"echo own; {left} & (echo late >&2) & exit {code}", timeout_seconds=3)
+    assert (outcome.status, outcome.exit_code, outcome.stdout) == (OutcomeStatus.COMPLETED, code, b"own\n")
+    assert time.monotonic() - began < 3
+    assert processes_with(left)
+    run(connection, f"pkill -x -f '{left}'")
+
+
+def test_what_is_printed_after_the_end_changes_nothing(connection: SshConnection) -> None:
+    outcome = run(connection, "timeout 1 sh -c 'while :; do echo late; done' >&2 & exit 3", timeout_seconds=9)
+    assert (outcome.status, outcome.exit_code) == (OutcomeStatus.COMPLETED, 3)
+
+
+def test_a_command_that_heeds_no_signal_is_killed(connection: SshConnection, sshd: LoopbackSshd) -> None:
+    deaf = f"trap '' TERM; while :; do sleep 0.1; done # {sshd.port} deaf"
+    assert run(connection, deaf, timeout_seconds=0.2).status is OutcomeStatus.TIMED_OUT
+    wait_for(lambda: not processes_with(f"{sshd.port} deaf"), 9)
 
 
 def test_a_timeout_holds_while_output_flows(connection: SshConnection) -> None:

@@ -12,6 +12,7 @@ from imbue.mngr_vps_docker.ssh.framing import Framing
 from imbue.mngr_vps_docker.ssh.framing import LineSplitter
 from imbue.mngr_vps_docker.ssh.framing import OutputLimitError
 from imbue.mngr_vps_docker.ssh.framing import OutputReader
+from imbue.mngr_vps_docker.ssh.framing import is_time_out
 
 FRAMING = Framing("0123456789abcdef")
 START = FRAMING.start_line(4711)
@@ -36,9 +37,12 @@ def test_any_output_in_any_pieces_is_read_exactly(
 ) -> None:
     reader = OutputReader()
     reader.begin(FRAMING)
-    feed(reader, noise + START + out, cuts, is_stdout=True)
-    feed(reader, noise + START + err + FRAMING.marker + b" %d\n" % code, cuts, is_stdout=False)
+    end = FRAMING.end_line(code, "12.5", "14.75")
+    feed(reader, noise + START + out + end, cuts, is_stdout=True)
+    assert reader.exit_code is None
+    feed(reader, noise + START + err + end, cuts, is_stdout=False)
     reader.finish()
+    assert reader.ran_seconds == 2.25
     assert (reader.stdout, reader.stderr, reader.exit_code) == (out, err, code)
 
 
@@ -68,9 +72,11 @@ def test_whatever_follows_a_marker_is_no_error(said: list[bytes]) -> None:
 def test_what_comes_after_the_end_belongs_to_nobody_and_is_no_error() -> None:
     reader = OutputReader()
     reader.begin(FRAMING)
-    reader(START + b"own\n" + MARKER + b" 7\nlate\n" + MARKER + b" 0\n", False)
-    reader(b"later\n", False)
-    assert (reader.exit_code, reader.stderr.startswith(b"own\n")) == (7, True)
+    late = FRAMING.end_line(7) + b"late\n" + FRAMING.end_line(0)
+    for is_stdout in (True, False):
+        reader(START + b"own\n" + late, is_stdout)
+        reader(b"later\n", is_stdout)
+    assert (reader.exit_code, reader.stdout.startswith(b"own\n"), reader.stderr[:9]) == (7, True, b"own\nlate\n")
 
 
 def test_more_than_is_wanted_is_an_error_that_says_so() -> None:
@@ -139,3 +145,20 @@ def test_lines_survive_cuts_inside_characters(text: str, cuts: list[int]) -> Non
         splitter(data[begin:end], True)
     splitter.flush()
     assert lines == [text, f"last {text}"]
+
+
+def test_what_is_cut_off_inside_a_character_is_handed_on_and_begins_nothing() -> None:
+    lines: list[str] = []
+    splitter = LineSplitter(lambda line, _is_stdout: lines.append(line))
+    for _attempt in range(2):
+        splitter(b"first\nsec\xc3", True)
+        splitter.flush()
+    assert lines == ["first", "sec\ufffd"] * 2
+
+
+@pytest.mark.parametrize("code", [124, 137, 143])
+def test_a_code_of_timeout_is_the_deadlines_only_at_the_deadline(code: int) -> None:
+    assert is_time_out(code, 3.0, 3.0)
+    assert is_time_out(code, 2.99, 3.0)
+    assert not is_time_out(code, 2.9, 3.0)
+    assert not is_time_out(1, 4.0, 3.0)

@@ -8,6 +8,7 @@ from typing import Any
 from typing import Final
 from typing import Self
 
+from pydantic import AfterValidator
 from pydantic import BeforeValidator
 from pydantic import Field
 from pydantic import PositiveInt
@@ -39,6 +40,22 @@ type _Seconds = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
 
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
+
+
+# With them ssh does not do what it is asked to do, or does not say what it did; names of options know no case.
+_REFUSED_SSH_OPTIONS = frozenset(
+    {
+        *("controlmaster", "controlpath", "controlpersist", "forkafterauthentication", "loglevel", "logverbose"),
+        *("remotecommand", "requesttty", "sessiontype", "stdinnull"),
+    }
+)
+
+
+def _harmless(option: str) -> str:
+    name = option.partition("=")[0]
+    if name.lower() in _REFUSED_SSH_OPTIONS:
+        raise ValueError(f"{name} cannot be set: commands would not run, or their ends not be known")
+    return option
 
 
 class VpsDockerProviderConfig(ProviderInstanceConfig):
@@ -99,7 +116,7 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
     ssh_control_persist_seconds: int = Field(
         default=600, ge=0, description="Seconds that a shared ssh connection outlives the last command; 0: not at all"
     )
-    ssh_options: tuple[Annotated[str, Field(pattern=r"^[A-Za-z]+=.")], ...] = Field(
+    ssh_options: tuple[Annotated[str, Field(pattern=r"^[A-Za-z]+=."), AfterValidator(_harmless)], ...] = Field(
         default=(),
         description="More options of ssh, each Name=value, such as one that leads through another machine",
     )

@@ -54,6 +54,10 @@ class DaemonNotRunningError(DockerError):
     """No Docker daemon answers on the machine (or Docker is not installed)."""
 
 
+class DockerForbiddenError(DockerError):
+    """The account may not speak to the machine's Docker daemon."""
+
+
 class PullRateLimitError(DockerError):
     """The registry allows no more pulls for now."""
 
@@ -80,12 +84,18 @@ def _kind(error: type[DockerError], hint: str, *words: str) -> _Kind:
 # The first match wins: what says most about the machine comes first.
 _KINDS: Final = (
     _kind(
+        DockerForbiddenError,
+        "log in as root, or add the account to the machine's group 'docker'",
+        r"permission denied while trying to connect to the docker (?:daemon|api)",
+    ),
+    _kind(
         DaemonNotRunningError,
         "see 'systemctl status docker' and 'journalctl -u docker' on the machine",
         r"cannot connect to the docker daemon",
         r"failed to connect to the docker api",
         r"error during connect:",
         r"docker: (?:command )?not found",
+        r"command not found: docker",
     ),
     _kind(
         DiskFullError,

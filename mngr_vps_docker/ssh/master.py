@@ -199,10 +199,15 @@ def socket_folder() -> Path:
 
     Raises VpsDockerError if something else is at its place.
     """
-    base = Path("/tmp") if sys.platform == "darwin" else Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp")
-    folder = base / f"mngr-vps-{os.getuid()}"
-    if not base.is_dir() or len(str(folder)) + 1 + 16 > _LONGEST_CONTROL_PATH_BYTES:
-        folder = Path("/tmp") / folder.name
+    name = f"mngr-vps-{os.getuid()}"
+    folder = Path("/tmp") / name
+    if sys.platform != "darwin":
+        preferred = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / name
+        # Other places than /tmp may be unfit: missing, not writable, or too deep.
+        if preferred.is_absolute() and len(os.fsencode(preferred)) + 1 + 16 <= _LONGEST_CONTROL_PATH_BYTES:
+            with suppress(OSError):
+                preferred.mkdir(mode=0o700, exist_ok=True)
+            folder = preferred if os.path.lexists(preferred) else folder
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     status = folder.lstat()

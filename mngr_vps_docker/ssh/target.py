@@ -1,16 +1,20 @@
 """Where a connection leads, and the command lines that follow from it: the one place where ssh options are written."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from imbue.mngr_vps_docker.errors import VpsDockerError
 
 # With persistence 0 the caller ends the shared connection; should it be killed, nobody keeps it for long.
 _SHORTEST_PERSISTENCE_SECONDS: Final = 5
 # How many keepalives in a row may stay unanswered.
 _KEEPALIVE_COUNT: Final = 4
 _LONGEST_KEEPALIVE_SECONDS: Final = 15
+_PLAIN_PATH: Final = re.compile(r"[\w./%+,:@-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,15 @@ def _destination(target: SshTarget) -> Sequence[str]:
 
 
 def _escaped(path: Path) -> str:
-    """A path as an ssh option takes it: ``%`` begins a token there, and blanks end it unless it is quoted."""
-    text = str(path).replace("%", "%%")
-    return f'"{text}"' if any(character in text for character in " \t") else text
+    """A path as an ssh option takes it.
+
+    ``%`` begins a token there, and whatever else is not quite plain is quoted (ssh_config(5)). Raises VpsDockerError
+    for what no quoting saves: ssh puts a variable in the place of ``${``, and a line ends an option.
+    """
+    text = str(path)
+    if "${" in text or not text.isprintable():
+        raise VpsDockerError(f"ssh cannot use the path {text!r}: it holds '${{' or what cannot be printed")
+    text = text.replace("%", "%%")
+    if _PLAIN_PATH.fullmatch(text):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'

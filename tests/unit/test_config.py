@@ -130,3 +130,10 @@ def test_a_required_field_that_no_layer_sets_is_named_where_it_is_first_used() -
     assert config.default_plan == "small"
     with pytest.raises(AttributeError):
         _ = config.colour  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("option", ["RequestTTY=force", "remotecommand=false", "StdinNull=yes", "LogLevel=QUIET"])
+def test_options_of_ssh_with_which_commands_do_not_run_are_refused(option: str) -> None:
+    with pytest.raises(ConfigParseError, match=r"ssh_options.*cannot be set"):
+        from_toml(ssh_options=[option])
+    assert from_toml(ssh_options=["ProxyJump=bastion"]).ssh_options == ("ProxyJump=bastion",)

@@ -1,5 +1,6 @@
 """Why a login failed is told from ssh's words, and sockets lie only where nobody else can reach them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,33 @@ def test_a_folder_too_deep_for_sockets_is_passed_over(tmp_path: Path, monkeypatc
     deep.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
     assert socket_folder().parent == Path("/tmp")
+
+
+@pytest.mark.parametrize("place", ["/proc", "relative", "/nowhere", f"/tmp/{'é' * 34}"])
+def test_a_folder_where_no_socket_can_lie_is_passed_over(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(place)
+    if place.startswith("/tmp"):
+        path.mkdir(exist_ok=True)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", place)
+    try:
+        assert socket_folder().parent == Path("/tmp")
+    finally:
+        if place.startswith("/tmp"):
+            path.rmdir()
+
+
+def test_a_folder_of_somebody_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    # Who it belongs to cannot be changed without being root; who asks can.
+    somebody_else = os.getuid() + 100_000
+    monkeypatch.setattr("os.getuid", lambda: somebody_else)
+    folder = Path(f"/tmp/mngr-vps-{somebody_else}")
+    folder.mkdir(mode=0o700)
+    try:
+        with pytest.raises(VpsDockerError, match="must be a folder of yours"):
+            socket_folder()
+    finally:
+        folder.rmdir()
 
 
 @pytest.mark.parametrize("kind", ["open to others", "link", "file"])

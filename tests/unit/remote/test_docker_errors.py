@@ -9,6 +9,17 @@ from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 
 # As printed by Docker 20.10 (client and daemon) and by 24 to 29.
 _WORDS = [
+    (
+        errors.DockerForbiddenError,
+        "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock: Get"
+        ' "http://%2Fvar%2Frun%2Fdocker.sock/v1.24/containers/json": dial unix /var/run/docker.sock: connect:'
+        " permission denied",
+    ),
+    (
+        errors.DockerForbiddenError,
+        "permission denied while trying to connect to the docker API at unix:///var/run/docker.sock",
+    ),
+    (errors.DaemonNotRunningError, "zsh:1: command not found: docker"),
     (errors.NoSuchContainerError, "Error: No such container: x"),
     (errors.NoSuchContainerError, "Error response from daemon: No such container: x"),
     (errors.NoSuchContainerError, "Error: No such object: x"),

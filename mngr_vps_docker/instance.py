@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
+from contextlib import suppress
 from typing import Any
 
 from pyinfra.api.host import Host as PyinfraHost
 
 from imbue.concurrency_group.concurrency_group import ConcurrencyGroup
 from imbue.mngr.errors import HostNotFoundError
+from imbue.mngr.errors import MngrError
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.hosts.offline_host import OfflineHost
 from imbue.mngr.interfaces.data_types import AgentDetails
@@ -141,11 +143,19 @@ class VpsDockerProvider(PackageHooks):
             logger.info("Host {} is already gone", host_id)
             return
         destroy_host(self._context, entry)
-        self._registry.forget(host_id)
+        self._registry.note_destroyed(host_id)
 
     def delete_host(self, host: HostInterface) -> None:
-        """Forget a host. Its VPS, should it still exist, is destroyed first: nothing is billed that is not known."""
-        self.destroy_host(host)
+        """Delete a host with which nothing is lost: it is gone, was never finished, or is stopped and has no agents.
+
+        mngr's gc decides by what it saw some time ago. So it is looked at anew, and MngrError raised if it is not so.
+        """
+        with suppress(HostNotFoundError), self._registry.alone(host.id, is_asked=True) as sighting:
+            if not sighting.may_be_deleted:
+                found = f"it is {sighting.state.value.lower()} and has {len(sighting.known_agents)} agents"
+                raise MngrError(f"Host {sighting.name} is not deleted: {sighting.problem or found}")
+            destroy_host(self._context, sighting.entry)
+        self._registry.note_destroyed(host.id)
 
     # --- stop and start -------------------------------------------------------------------------------------------
 
@@ -219,11 +229,14 @@ class VpsDockerProvider(PackageHooks):
         return snapshot_id
 
     def list_snapshots(self, host: HostInterface | HostId) -> list[SnapshotInfo]:
-        """The host's snapshots, newest first."""
-        return list_snapshots(self._registry.get(_host_id(host)))
+        """The host's snapshots, newest first; none of a host that is gone, with which they went."""
+        host_id = _host_id(host)
+        return [] if self._is_gone(host_id) else list_snapshots(self._registry.get(host_id))
 
     def delete_snapshot(self, host: HostInterface | HostId, snapshot_id: SnapshotId) -> None:
-        """Remove a snapshot's image and its place in the record."""
+        """Remove a snapshot's image and its place in the record; those of a host that is gone went with it."""
+        if self._is_gone(_host_id(host)):
+            return
         with self._registry.alone(_host_id(host), is_asked=True) as sighting:
             delete_snapshot(self._context, sighting, snapshot_id)
         self._registry.forget(sighting.host_id)
@@ -235,12 +248,10 @@ class VpsDockerProvider(PackageHooks):
         return volumes.list_volumes(self._context, self._registry.discover())
 
     def delete_volume(self, volume_id: VolumeId) -> None:
-        """Delete a host's volume from its VPS. A volume that is gone with its VPS is no error."""
-        try:
-            sighting = self._registry.get(volumes.host_id_of(volume_id))
-        except HostNotFoundError:
-            return
-        volumes.delete_volume(self._context, sighting)
+        """No error for a volume that is gone with its VPS; any other is refused: it goes with its host."""
+        host_id = volumes.host_id_of(volume_id)
+        if not self._is_gone(host_id):
+            raise MngrError(f"The volume of host {host_id} goes with it: destroy the host")
 
     def get_volume_for_host(self, host: HostInterface | HostId) -> HostVolume | None:
         """The host's folder of mngr, readable while the host is stopped; None while its VPS cannot be reached."""
@@ -312,6 +323,12 @@ class VpsDockerProvider(PackageHooks):
             self._registry.note_agent(host_id, agent_id, None)
 
     # --- what the parts call back ---------------------------------------------------------------------------------
+
+    def _is_gone(self, host_id: HostId) -> bool:
+        try:
+            return self._registry.get(host_id).is_gone
+        except HostNotFoundError:
+            return True
 
     def _listed(self, include_destroyed: bool) -> list[HostSighting]:
         return [sighting for sighting in self._registry.discover() if include_destroyed or not sighting.is_gone]

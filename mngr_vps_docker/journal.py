@@ -62,6 +62,7 @@ class JournalEntry(FrozenModel):
     vps_ordered_at: UtcDatetime | None = Field(default=None, description="When it was ordered, if this machine did")
     vps_instance_id: VpsInstanceId | None = Field(default=None, description="The cloud's id of the VPS, once known")
     vps_ip: str | None = Field(default=None, description="Address of the VPS, once known")
+    gone_since: datetime | None = Field(default=None, description="When the cloud first said that it has no such VPS")
     failure_reason: str | None = Field(default=None, description="Why creating it failed, if it did")
     record: VpsDockerHostRecord | None = Field(default=None, description="Last seen record")
     agents: tuple[dict[str, Any], ...] = Field(default=(), description="Last seen data of its agents")

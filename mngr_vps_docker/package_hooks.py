@@ -1,6 +1,7 @@
 """What a provider package may override, call or fill, and where a provider looks for what it did."""
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,13 +21,16 @@ from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
 from imbue.mngr_vps_docker.build_args import parse_build_args
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.journal import HostJournal
 from imbue.mngr_vps_docker.keys import ProviderKeys
 from imbue.mngr_vps_docker.lifecycle import views
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.discover import Findings
 from imbue.mngr_vps_docker.lifecycle.registry import HostRegistry
+from imbue.mngr_vps_docker.lifecycle.registry import ProviderPackage
 from imbue.mngr_vps_docker.outer_host import VpsOuterHost
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
@@ -60,16 +64,26 @@ class PackageHooks(BaseProviderInstance):
 
     @cached_property
     def _registry(self) -> HostRegistry:
-        return HostRegistry(self._context, self._records_of_provider_package, self._host_record_cache)
+        package = ProviderPackage(self._find_by_package, self._find_one_by_package, lambda: self._host_record_cache)
+        return HostRegistry(self._context, package)
 
-    def _records_of_provider_package(self) -> Sequence[VpsDockerHostRecord]:
+    def _find_by_package(self) -> Findings:
         """What a subclass finds by its own means, if it has its own."""
         own, base = type(self), PackageHooks
+        records: Sequence[VpsDockerHostRecord] = ()
+        agents: Mapping[HostId, list[dict[str, Any]]] = {}
         if own._discover_host_records_with_agents is not base._discover_host_records_with_agents:
-            return self._discover_host_records_with_agents()[0]
-        if own._discover_host_records is not base._discover_host_records:
-            return self._discover_host_records()
-        return ()
+            records, agents = self._discover_host_records_with_agents()
+        elif own._discover_host_records is not base._discover_host_records:
+            records = self._discover_host_records()
+        return Findings({record.host_id: record for record in records}, agents)
+
+    def _find_one_by_package(self, host: HostId | HostName) -> VpsDockerHostRecord | None:
+        """What a subclass knows of a host that no listing has, by its own way or by what it put into the cache."""
+        if type(self)._find_host_record is not PackageHooks._find_host_record:
+            return self._find_host_record(host)
+        kept = list(self._host_record_cache.values())
+        return next((kept for kept in kept if host in (kept.host_id, kept.certified_host_data.host_name)), None)
 
     # --- hooks for provider packages ------------------------------------------------------------------------------
 
@@ -85,7 +99,7 @@ class PackageHooks(BaseProviderInstance):
 
     def _discover_host_records(self) -> list[VpsDockerHostRecord]:
         """Every host record. A provider package may override this with its own way of finding its VPSes."""
-        return self._discover_host_records_with_agents()[0]
+        return PackageHooks._discover_host_records_with_agents(self)[0]
 
     def _discover_host_records_with_agents(
         self,
@@ -93,7 +107,7 @@ class PackageHooks(BaseProviderInstance):
         """Every host record, and the data of each host's agents. A provider package may override this likewise."""
         sightings = self._registry.seen()
         records = [sighting.record for sighting in sightings if sighting.record is not None]
-        return records, {sighting.host_id: sighting.agents for sighting in sightings}
+        return records, {sighting.host_id: sighting.known_agents for sighting in sightings}
 
     def _find_host_record(self, host: HostId | HostName) -> VpsDockerHostRecord | None:
         """The record of one host, or None if there is no such host."""
@@ -105,13 +119,15 @@ class PackageHooks(BaseProviderInstance):
     @contextmanager
     def _make_outer_for_vps_ip(self, vps_ip: str) -> Iterator[OuterHostInterface]:
         """The VPS at an address, as root; from as many threads at once as you like."""
-        known = (entry.host_id for entry in self._context.journal.read_all() if entry.vps_ip == vps_ip)
+        # Clouds give the address of a VPS that is gone to another one.
+        newest_first = reversed(self._context.journal.read_all())
+        known = (entry.host_id for entry in newest_first if entry.vps_ip == vps_ip and entry.gone_since is None)
         yield views.outer_host(self._context, vps_ip, next(known, None))
 
     def _get_existing_host_store(self, outer: OuterHostInterface) -> VpsDockerHostStore | None:
         """The record store on a VPS, or None while it has no state container."""
         if not isinstance(outer, VpsOuterHost):
-            raise TypeError(f"Expected what _make_outer_for_vps_ip yields, not {type(outer).__name__}")
+            raise VpsDockerError(f"Expected what _make_outer_for_vps_ip yields, not {type(outer).__name__}")
         if DockerOverSsh(outer.ssh).inspect_container(self._context.state_volume_name) is None:
             return None
         return self._context.store(outer.ssh)

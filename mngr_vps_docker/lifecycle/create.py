@@ -77,7 +77,7 @@ def create_host(context: ProviderContext, request: CreateRequest) -> HostSightin
     """
     check_name_is_free(request.name, request.others)
     with ending_in_order(), context.journal.owned(request.host_id):
-        creation = Creation(context, request, _new_entry(request))
+        creation = Creation(context, request, _new_entry(context, request))
         try:
             run_steps(CREATE_STEPS, creation, on_failure=lambda title, error: _is_taken_back(creation, title, error))
         # A provider package's client may raise anything, and the user gets one clear line of it.
@@ -105,7 +105,7 @@ def _is_of_a_stage(error: MngrError) -> bool:
     return isinstance(error, VpsDockerError) and not isinstance(error, UserInputError)
 
 
-def _new_entry(request: CreateRequest) -> JournalEntry:
+def _new_entry(context: ProviderContext, request: CreateRequest) -> JournalEntry:
     created_at = datetime.now(UTC)
     return JournalEntry(
         host_id=request.host_id,
@@ -113,7 +113,7 @@ def _new_entry(request: CreateRequest) -> JournalEntry:
         phase=HostPhase.CREATING,
         created_at=created_at,
         region=request.build.region,
-        ssh_key_name=key_name(request.host_id, created_at),
+        ssh_key_name=key_name(request.host_id, created_at, context.config.longest_create_seconds),
     )
 
 

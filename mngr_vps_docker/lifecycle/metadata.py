@@ -67,7 +67,7 @@ def update_record(
     """
     last_seen = (context.journal.read(sighting.host_id) or sighting.entry).record
     record = _store(context, sighting).update_host_record(sighting.host_id, change, last_seen=last_seen)
-    context.journal.update(sighting.host_id, record=record, host_name=record.certified_host_data.host_name)
+    context.journal.update(sighting.host_id, record=record)
     return record
 
 
@@ -145,7 +145,7 @@ def settle(
     if any(is_changed(outcome) for is_changed, outcome in zip(found_other, outcomes, strict=False)):
         return change_certified_data(context, sighting, foreseen.change)
     record = foreseen.record
-    context.journal.update(sighting.host_id, record=record, host_name=record.certified_host_data.host_name)
+    context.journal.update(sighting.host_id, record=record)
     return record
 
 
@@ -154,7 +154,9 @@ def rename_host(
 ) -> VpsDockerHostRecord:
     """Give a host another name, unless one of ``others`` has it or is being given it: HostNameConflictError."""
     with claiming_name(context, name, sighting.host_id, others):
-        return update_certified_data(context, sighting, host_name=str(name))
+        record = update_certified_data(context, sighting, host_name=str(name))
+        context.journal.update(sighting.host_id, host_name=str(name))
+        return record
 
 
 def change_tags(

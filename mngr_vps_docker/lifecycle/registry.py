@@ -2,75 +2,87 @@
 
 import threading
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
+from imbue.mngr.errors import HostConnectionError
 from imbue.mngr.errors import HostNotFoundError
+from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import ProviderUnavailableError
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
+from imbue.mngr_vps_docker.errors import HostRecordError
+from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
-from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.discover import Findings
+from imbue.mngr_vps_docker.lifecycle.discover import asking_the_cloud
 from imbue.mngr_vps_docker.lifecycle.discover import discover
-from imbue.mngr_vps_docker.lifecycle.discover import observe
+from imbue.mngr_vps_docker.lifecycle.discover import look_at
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.terminal import logger
 
+# What one VPS may do to the code of a provider package that reads it; here each VPS is asked anyway.
+_TROUBLE_OF_ONE_VPS = (HostConnectionError, RemoteCommandError, RemoteCommandTimeoutError, HostRecordError)
 
-class HostRegistry:
-    """Sightings of one provider's hosts, kept until forgotten.
 
-    ``find_records`` returns what a provider package discovers by its own means (nothing, for most). ``records`` is
-    the packages' own view of the sightings, kept in step with them.
+@dataclass(frozen=True, slots=True)
+class ProviderPackage:
+    """What a provider package finds by its own means (nothing, for most), and its own view of the sightings.
+
+    ``cache`` gives the dict that it has now: it may begin a new one at any time, to ask for everything again.
     """
 
-    def __init__(
-        self,
-        context: ProviderContext,
-        find_records: Callable[[], Sequence[VpsDockerHostRecord]],
-        records: dict[HostId, VpsDockerHostRecord],
-    ) -> None:
+    find_all: Callable[[], Findings]
+    find_one: Callable[[HostId | HostName], VpsDockerHostRecord | None]
+    cache: Callable[[], dict[HostId, VpsDockerHostRecord]]
+
+
+class HostRegistry:
+    """Sightings of one provider's hosts, kept until forgotten."""
+
+    def __init__(self, context: ProviderContext, package: ProviderPackage) -> None:
         self._context = context
-        self._find_records = find_records
-        self._records = records
+        self._package = package
+        self._cache = package.cache()
         self._sightings: dict[HostId, HostSighting] = {}
+        self._findings = Findings()
+        self._seen_for_package: dict[HostId, HostSighting] | None = None
+        self._asked_of_package: set[str] = set()
         self._unreachable: set[HostId] = set()
-        self._is_asking_package = False
-        self._changes = threading.Lock()
+        self._destroyed: set[HostId] = set()
+        self._changes = threading.RLock()
 
-    def discover(self, just_observed: HostSighting | None = None) -> list[HostSighting]:
-        """Ask the cloud and every VPS now, but for one that was just asked.
-
-        Raises ProviderUnavailableError if the cloud cannot be asked.
-        """
-        records = self._records_of_package()
-        self._sightings = discover(self._context, records, just_observed)
-        self._records.clear()
-        for sighting in self._sightings.values():
-            self._note(sighting)
-        return list(self._sightings.values())
+    def discover(self) -> list[HostSighting]:
+        """Ask the cloud and every VPS now; raises ProviderUnavailableError if the cloud cannot be asked."""
+        self._findings, just_seen = self._ask_package()
+        return self._take(discover(self._context, self._findings, just_seen))
 
     def seen(self) -> list[HostSighting]:
         """What was seen last, by asking now if nothing was seen yet; a package that is asked itself may ask this."""
-        if self._is_asking_package:
-            return list(discover(self._context).values())
-        return list(self._sightings.values()) or self.discover()
+        if self._seen_for_package is not None:
+            self._seen_for_package = discover(self._context, Findings(), self._seen_for_package)
+            return list(self._seen_for_package.values())
+        return list(self._known().values()) or self.discover()
 
     def get(self, host: HostId | HostName) -> HostSighting:
         """One host as this process saw it before, or else asked for now; raises HostNotFoundError."""
-        found = _match(self._sightings.values(), host)
-        observed = self._observe_remembered(host) if found is None and isinstance(host, HostId) else None
-        if found is None and observed is not None and observed.reading is not None:
-            found = observed
-        found = found or _match(self.discover(observed), host)
+        found = self._match(host)
+        if found is not None:
+            return found
+        if isinstance(host, HostId):
+            if host in self._destroyed:
+                raise HostNotFoundError(host)
+            if self._context.journal.read(host) is not None and (looked := self._look_at(host)) is not None:
+                return looked
+        self.discover()
+        found = self._match(host) or self._found_by_package(host)
         if found is None:
             raise HostNotFoundError(host)
         return found
@@ -78,26 +90,30 @@ class HostRegistry:
     def fresh(self, host_id: HostId) -> HostSighting:
         """One host, asked for now; raises HostNotFoundError."""
         self.forget(host_id)
-        return self.get(host_id)
+        return self._look_at(host_id) or self.get(host_id)
 
     @contextmanager
     def alone(self, host_id: HostId, *, is_asked: bool = False) -> Iterator[HostSighting]:
         """One host, while no other process or thread of this machine starts, stops or snapshots it.
 
-        It is as last seen, if that was successful, or with ``is_asked`` as it is now. Raises HostNotFoundError.
+        It is as last seen, or with ``is_asked`` as it is now; a VPS that did not answer this process is not asked
+        again. Raises HostNotFoundError.
         """
         # Seeing a host is what makes this machine know it.
         self.get(host_id)
         with self._context.journal.alone(host_id, "power") as is_known:
             sighting = self.get(host_id)
-            if is_asked or not is_known or sighting.reading is None or sighting.problem is not None:
+            is_silent = sighting.reading is None and sighting.problem is not None
+            is_forgotten = sighting.is_noted and not is_known
+            if is_forgotten or (not is_silent and (is_asked or sighting.reading is None)):
                 sighting = self.fresh(host_id)
             yield sighting
 
     def offline(self, host_id: HostId) -> HostSighting:
         """One host as last seen by this process or this machine, without any connection; raises HostNotFoundError."""
-        if host_id in self._sightings:
-            return self._sightings[host_id]
+        found = self._match(host_id)
+        if found is not None:
+            return found
         entry = self._context.journal.read(host_id)
         if entry is None:
             raise HostNotFoundError(host_id)
@@ -116,78 +132,119 @@ class HostRegistry:
 
     def is_known(self, host_id: HostId) -> bool:
         """Whether this process or this machine has heard of the host; asks nobody."""
-        return host_id in self._sightings or self._context.journal.read(host_id) is not None
+        return self._match(host_id) is not None or self._context.journal.read(host_id) is not None
 
     def note_unreachable(self, host_id: HostId) -> None:
         """Ask again when the host is needed next, but not for what is also known without."""
         self.forget(host_id)
         self._unreachable.add(host_id)
 
+    def note_destroyed(self, host_id: HostId) -> None:
+        """Ask nobody for a host that this process has destroyed."""
+        self.forget(host_id)
+        self._destroyed.add(host_id)
+
     def forget(self, host_id: HostId) -> None:
         """Ask again when the host is needed next."""
-        self._sightings.pop(host_id, None)
-        self._records.pop(host_id, None)
+        with self._changes:
+            self._known().pop(host_id, None)
+            self._cache.pop(host_id, None)
 
     def note(self, sighting: HostSighting) -> HostSighting:
         """Remember how a host is now."""
         with self._changes:
-            self._sightings[sighting.host_id] = sighting
+            self._known()[sighting.host_id] = sighting
             self._note(sighting)
         return sighting
 
     def note_record(self, record: VpsDockerHostRecord) -> None:
         """Remember a record that was just written."""
         with self._changes:
-            sighting = self._sightings.pop(record.host_id, None)
+            sighting = self._known().pop(record.host_id, None)
             if sighting is not None and sighting.reading is not None:
                 self._sightings[record.host_id] = sighting.with_record(record)
-                self._records[record.host_id] = record
+                self._cache[record.host_id] = record
 
     def note_agent(self, host_id: HostId, agent_id: str, data: dict[str, Any] | None) -> None:
         """Remember that an agent's data was kept, or with None forgotten."""
         with self._changes:
-            sighting = self._sightings.get(host_id)
+            sighting = self._known().get(host_id)
             if sighting is not None:
                 self._sightings[host_id] = sighting = sighting.with_agent(agent_id, data)
                 self._context.journal.update(host_id, agents=tuple(sighting.agents))
 
     def clear(self) -> None:
         """Ask again for every host."""
-        self._sightings = {}
-        self._records.clear()
+        with self._changes:
+            self._known().clear()
+            self._cache.clear()
 
-    def _records_of_package(self) -> Sequence[VpsDockerHostRecord]:
-        """What the provider package finds; nothing if a VPS keeps it from telling, for here each is asked anyway."""
-        self._is_asking_package = True
+    def _look_at(self, host_id: HostId) -> HostSighting | None:
+        looked = look_at(self._context, host_id)
+        return None if looked is None else self.note(looked)
+
+    def _ask_package(self) -> tuple[Findings, Mapping[HostId, HostSighting]]:
+        """What the provider package finds, and what was seen of hosts because it asked for that itself."""
+        self._seen_for_package = {}
         try:
-            return self._find_records()
-        except VpsApiError as error:
-            raise ProviderUnavailableError(self._context.provider_name, str(error)) from error
-        except (VpsConnectionError, RemoteCommandTimeoutError) as error:
-            logger.warning("{}", error)
-            return ()
+            with asking_the_cloud(self._context):
+                return self._package.find_all(), self._seen_for_package
+        except ProviderUnavailableError as error:
+            if not isinstance(error.__cause__, _TROUBLE_OF_ONE_VPS):
+                raise
+            logger.warning("{}", error.__cause__)
+            return Findings(), {}
         finally:
-            self._is_asking_package = False
+            self._seen_for_package = None
 
-    def _observe_remembered(self, host_id: HostId) -> HostSighting | None:
-        """Ask one VPS directly, without the cloud; None if this machine does not know where it is."""
-        entry = self._context.journal.read(host_id)
-        if entry is None or entry.phase is not HostPhase.READY or entry.vps_ip is None:
+    def _found_by_package(self, host: HostId | HostName) -> HostSighting | None:
+        """A host that a provider package knows by other ways than its listing; it may ask here for the same host."""
+        if host in self._asked_of_package:
             return None
-        sighting = observe(self._context, HostSighting(entry=entry))
-        if sighting.reading is not None:
-            self._sightings[host_id] = sighting
-            self._note(sighting)
-        return sighting
+        self._asked_of_package.add(host)
+        try:
+            with asking_the_cloud(self._context):
+                record = self._package.find_one(host)
+        finally:
+            self._asked_of_package.discard(host)
+        if record is None:
+            return None
+        self._findings = replace(self._findings, records={**self._findings.records, record.host_id: record})
+        self._take(discover(self._context, self._findings, self._known()))
+        return self._match(record.host_id)
+
+    def _match(self, host: HostId | HostName) -> HostSighting | None:
+        with self._changes:
+            known = self._known()
+            if isinstance(host, HostId):
+                return known.get(host)
+            called = [sighting for sighting in known.values() if sighting.name == host and not sighting.is_gone]
+        if len(called) > 1:
+            raise MngrError(
+                f"Several hosts are called {host}; say which by its id: {', '.join(found.host_id for found in called)}"
+            )
+        return called[0] if called else None
+
+    def _known(self) -> dict[HostId, HostSighting]:
+        """The sightings; none of them any more, if the provider package has begun a new cache."""
+        with self._changes:
+            if self._package.cache() is not self._cache:
+                self._cache = self._package.cache()
+                self._sightings = {}
+            return self._sightings
+
+    def _take(self, sightings: dict[HostId, HostSighting]) -> list[HostSighting]:
+        with self._changes:
+            self._cache = self._package.cache()
+            for host_id in self._sightings.keys() - sightings.keys():
+                self._cache.pop(host_id, None)
+            self._sightings = sightings
+            for sighting in sightings.values():
+                self._note(sighting)
+            return list(sightings.values())
 
     def _note(self, sighting: HostSighting) -> None:
         if sighting.reading is not None:
             self._unreachable.discard(sighting.host_id)
         if sighting.record is not None:
-            self._records[sighting.host_id] = sighting.record
-
-
-def _match(sightings: Iterable[HostSighting], host: HostId | HostName) -> HostSighting | None:
-    if isinstance(host, HostId):
-        return next((sighting for sighting in sightings if sighting.host_id == host), None)
-    return next((sighting for sighting in sightings if sighting.name == host and not sighting.is_gone), None)
+            self._cache[sighting.host_id] = sighting.record

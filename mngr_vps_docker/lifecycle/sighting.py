@@ -25,7 +25,7 @@ class HostSighting:
 
     ``entry`` is always there: made up from the instance's tags where this machine knew nothing of the host.
     ``reading`` is what its VPS said, ``problem`` why it said nothing, or else why this machine cannot log in to the
-    container; ``is_gone`` is the cloud's word.
+    container; ``is_gone`` is the cloud's word. ``is_noted`` is whether this machine has a note of it.
     """
 
     entry: JournalEntry
@@ -33,6 +33,7 @@ class HostSighting:
     problem: Exception | None = None
     is_gone: bool = False
     is_being_made: bool = False
+    is_noted: bool = True
 
     @property
     def host_id(self) -> HostId:
@@ -48,8 +49,8 @@ class HostSighting:
 
     @property
     def name(self) -> str:
-        """The user's name for the host."""
-        return self.record.certified_host_data.host_name if self.record is not None else self.entry.host_name
+        """The user's name for the host. What its record calls it is believed with care: see ``observe.named``."""
+        return self.entry.host_name
 
     @property
     def container(self) -> ContainerInfo | None:
@@ -101,16 +102,21 @@ class HostSighting:
         return self.entry.phase is not HostPhase.READY and not self.is_being_made and not self.is_gone
 
     @property
+    def known_agents(self) -> list[dict[str, Any]]:
+        """Data of the host's agents: the copies kept for offline use, overlaid by what its volume says now."""
+        if self.reading is None:
+            return list(self.entry.agents)
+        both = (*self.reading.persisted_agents, *self.reading.live_agents)
+        return list({str(agent.get("id")): agent for agent in both}.values())
+
+    @property
     def agents(self) -> list[dict[str, Any]]:
-        """Data of the host's agents: the copies kept for offline use, overlaid by what its volume says now.
+        """Data of the host's agents, and of one that stands for the host.
 
         mngr lists and destroys agents, not hosts. So a host that costs money and has no agent, because it was never
         finished or cannot be read, is represented by one that has the host's name.
         """
-        found = list(self.entry.agents)
-        if self.reading is not None:
-            both = (*self.reading.persisted_agents, *self.reading.live_agents)
-            found = list({str(agent.get("id")): agent for agent in both}.values())
+        found = self.known_agents
         if not found and self.failure_reason is not None and not self.is_gone and not self.is_being_made:
             return [{"id": f"agent-{self.host_id.get_uuid().hex}", "name": self.name, "type": "unfinished-host"}]
         return found
@@ -158,23 +164,28 @@ class HostSighting:
         return f"{begun} it was never finished: remove it by `mngr gc` or `mngr destroy`"
 
     @property
-    def _in_this_state_since(self) -> datetime:
+    def in_this_state_since(self) -> datetime | None:
         """How long the host has been as it is, by which mngr's gc judges: it deletes what has been offline for long.
 
-        So it is now where that is not known, and the beginning of time for what a create or a destroy that was never
-        finished left, which gc may delete at once.
+        None where that is not known, or where there is something to lose. It is the beginning of time for what a
+        create or a destroy that was never finished left, which gc may delete at once.
         """
         if self.is_being_made:
-            return datetime.now(UTC)
+            return None
         if self.entry.phase is not HostPhase.READY:
             return datetime.fromtimestamp(0, UTC)
         if self.is_gone:
-            return self.record.certified_host_data.updated_at if self.record is not None else self.entry.created_at
-        # Nor does a host with agents grow old: one that crashed would be deleted with all that they did.
+            return self.entry.gone_since
+        # A host with agents does not grow old: one that crashed would be deleted with all that they did.
         if self.record is None or self.container is None or self.problem is not None or self.agents:
-            return datetime.now(UTC)
+            return None
         moments = (self.record.certified_host_data.updated_at, self.container.started_at, self.container.finished_at)
         return max(moment for moment in moments if moment is not None)
+
+    @property
+    def may_be_deleted(self) -> bool:
+        """Whether nothing is lost with the host: it is gone, was never finished, or is stopped and has no agents."""
+        return self.in_this_state_since is not None and not self.is_running
 
     @property
     def _is_of_another_machine(self) -> bool:
@@ -187,8 +198,12 @@ class HostSighting:
         changes: dict[str, object] = {
             "stop_reason": HostState.DESTROYED.value if self.is_gone else self.stop_reason,
             "failure_reason": None if self.is_gone else self.failure_reason,
-            "updated_at": self._in_this_state_since,
+            "updated_at": self.in_this_state_since or datetime.now(UTC),
+            "host_name": self.name,
         }
+        if self.is_gone:
+            # They were images on its VPS.
+            changes["snapshots"] = []
         if self.record is not None:
             return self.record.certified_host_data.model_copy(update=changes)
         return CertifiedHostData(

@@ -1,15 +1,17 @@
 """The public keys that the cloud holds for us: each from the beginning of a create until just before its end.
 
 So a key that is there says, to any machine that has only the cloud's credentials, that its host was never finished;
-and its name says whose it is and since when, which a cloud need not tell.
+and its name says whose it is, since when, and for how long at most, which a cloud need not tell.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from datetime import datetime
+from datetime import timedelta
 from typing import Final
 
 from imbue.mngr.primitives import HostId
@@ -21,7 +23,8 @@ from imbue.mngr_vps_docker.lifecycle.destroy import delete_key_of
 from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.terminal import logger
 
-_NAME: Final = re.compile(r"mngr-(host-[0-9a-f]{32})-(\d{10,11})")
+# Earlier keys do not say how long; then as long as this machine's own would take.
+_NAME: Final = re.compile(r"mngr-(host-[0-9a-f]{32})-(\d{10,11})(?:-(\d{1,9}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +34,20 @@ class UploadedKey:
     id: str
     name: str
     created_at: datetime
+    longest_create_seconds: float
+
+    @property
+    def may_be_in_use(self) -> bool:
+        """Whether the create that it is for, of which only the cloud tells, can still be going on."""
+        return datetime.now(UTC) - self.created_at < timedelta(seconds=self.longest_create_seconds)
 
 
-def key_name(host_id: HostId, created_at: datetime) -> str:
-    """Under which name the cloud gets the public key for a host whose creation began at ``created_at``."""
-    return f"mngr-{host_id}-{int(created_at.timestamp())}"
+def key_name(host_id: HostId, created_at: datetime, longest_create_seconds: float) -> str:
+    """Under which name the cloud gets the public key for a host.
+
+    Its creation began at ``created_at`` and takes ``longest_create_seconds`` at most: machines may differ in that.
+    """
+    return f"mngr-{host_id}-{int(created_at.timestamp())}-{math.ceil(longest_create_seconds)}"
 
 
 def uploaded_keys(context: ProviderContext) -> Mapping[HostId, UploadedKey]:
@@ -51,7 +63,12 @@ def uploaded_keys(context: ProviderContext) -> Mapping[HostId, UploadedKey]:
         return {}
     named = ((key, _NAME.fullmatch(key.name)) for key in listed)
     return {
-        HostId(name.group(1)): UploadedKey(key.id, key.name, datetime.fromtimestamp(int(name.group(2)), UTC))
+        HostId(name.group(1)): UploadedKey(
+            id=key.id,
+            name=key.name,
+            created_at=datetime.fromtimestamp(int(name.group(2)), UTC),
+            longest_create_seconds=float(name.group(3) or context.config.longest_create_seconds),
+        )
         for key, name in named
         if name is not None
     }

@@ -19,6 +19,14 @@ from imbue.mngr_vps_docker.outer_host import VpsOuterHost
 from imbue.mngr_vps_docker.outer_host import pyinfra_connector
 
 
+class _KeptHost(OfflineHost):
+    """A host that mngr's gc is not to delete, however little it keeps others: it has stopped just now."""
+
+    def get_seconds_since_stopped(self) -> float:
+        """Zero: since when it is as it is, is not known, or it has something to lose."""
+        return 0.0
+
+
 def discovered_host(provider: BaseProviderInstance, sighting: HostSighting) -> DiscoveredHost:
     """The host as it stands in a listing."""
     return DiscoveredHost(
@@ -73,7 +81,8 @@ def offline_host(
 ) -> OfflineHost:
     """The host as mngr knows it while its container is stopped or out of reach."""
     seen = sighting.certified_data
-    return OfflineHost(
+    form = _KeptHost if sighting.in_this_state_since is None else OfflineHost
+    return form(
         id=sighting.host_id,
         certified_host_data=seen,
         provider_instance=provider,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from imbue.mngr.errors import MngrError
+from imbue.mngr.errors import ProviderUnavailableError
 from imbue.mngr.interfaces.data_types import VolumeInfo
 from imbue.mngr.interfaces.volume import HostVolume
 from imbue.mngr.primitives import HostId
@@ -10,7 +10,6 @@ from imbue.mngr.primitives import VolumeId
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.metadata import host_volume
 from imbue.mngr_vps_docker.lifecycle.metadata import host_volume_name
-from imbue.mngr_vps_docker.lifecycle.power import usable
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 
 
@@ -22,12 +21,14 @@ def host_id_of(volume_id: VolumeId) -> HostId:
 def list_volumes(context: ProviderContext, sightings: Iterable[HostSighting]) -> list[VolumeInfo]:
     """The volumes of all hosts.
 
-    Raises MngrError if any host could not be read: mngr's gc deletes the volumes of hosts that it did not see.
+    Raises ProviderUnavailableError if any host could not be read: mngr's gc deletes the volumes of hosts that it did
+    not see, and goes on without this provider's.
     """
     sightings = list(sightings)
     unread = [sighting.name for sighting in sightings if sighting.problem is not None and sighting.reading is None]
     if unread:
-        raise MngrError(f"Volumes are not listed while hosts cannot be read: {', '.join(unread)}")
+        reason = f"Volumes are not listed while hosts cannot be read: {', '.join(unread)}"
+        raise ProviderUnavailableError(context.provider_name, reason)
     return [
         VolumeInfo(
             volume_id=VolumeId(f"vol-{sighting.host_id.get_uuid().hex}"),
@@ -38,12 +39,6 @@ def list_volumes(context: ProviderContext, sightings: Iterable[HostSighting]) ->
         for sighting in sightings
         if sighting.reading is not None and sighting.record is not None
     ]
-
-
-def delete_volume(context: ProviderContext, sighting: HostSighting) -> None:
-    """Delete a host's volume from its VPS; Docker refuses while a container uses it."""
-    address, config = usable(sighting)
-    context.docker(address, sighting.host_id).remove_volume(config.volume_name, is_missing_ok=True)
 
 
 def volume_for_host(context: ProviderContext, sighting: HostSighting) -> HostVolume | None:

@@ -27,6 +27,7 @@ from imbue.mngr_vps_docker import journal
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.lifecycle import destroy
+from imbue.mngr_vps_docker.lifecycle.uploaded_keys import UploadedKey
 from imbue.mngr_vps_docker.lifecycle.uploaded_keys import key_name
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
@@ -342,7 +343,7 @@ def test_another_machine_leaves_a_create_alone_until_it_must_have_ended(
         assert list(states(provider).values()) == [HostState.BUILDING]
         collect_garbage(provider)
         assert len(mngr.cloud.find_instances({})) == 1
-        monkeypatch.setattr(type(provider.config), "longest_create_seconds", 0.0)
+        monkeypatch.setattr(UploadedKey, "may_be_in_use", False)
         assert list(states(provider).values()) == [HostState.FAILED]
         collect_garbage(provider)
         assert (states(provider), mngr.cloud.find_instances({}), mngr.cloud.list_ssh_keys()) == ({}, [], [])
@@ -353,7 +354,7 @@ def test_a_key_without_a_machine_is_found_and_removed_from_anywhere(mngr: MngrCl
     public_key = provider_of(mngr, mngr.cloud)._context.keys.vps_client_key().public_key
     now, long_ago = datetime.now(UTC), datetime(2020, 1, 1, tzinfo=UTC)
     lone, fresh = HostId.generate(), HostId.generate()
-    for name in (key_name(lone, long_ago), key_name(fresh, now), "somebody-else", f"mngr-{lone}"):
+    for name in (key_name(lone, long_ago, 60.0), key_name(fresh, now, 60.0), "somebody-else", f"mngr-{lone}"):
         mngr.cloud.upload_ssh_key(name, public_key)
     provider = local_provider(tmp_path, mngr.account, mngr.cloud)
     with provider.mngr_ctx.concurrency_group:
@@ -361,7 +362,7 @@ def test_a_key_without_a_machine_is_found_and_removed_from_anywhere(mngr: MngrCl
         collect_garbage(provider)
         assert states(provider) == {}
     left = mngr.cloud.list_ssh_keys()
-    assert {key.name for key in left} == {key_name(fresh, now), "somebody-else", f"mngr-{lone}"}
+    assert {key.name for key in left} == {key_name(fresh, now, 60.0), "somebody-else", f"mngr-{lone}"}
     for key in left:
         mngr.cloud.delete_ssh_key(key.id)
 

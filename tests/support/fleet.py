@@ -15,6 +15,7 @@ from support.memory_provider import MemoryCloud
 from support.memory_provider import MemoryProvider
 from support.memory_provider import Network
 from support.memory_provider import record_of
+from support.memory_provider import running_container
 from support.memory_provider import stopped_container
 
 from imbue.mngr.primitives import AgentId
@@ -26,6 +27,7 @@ from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
@@ -42,13 +44,22 @@ class Fleet:
         self.cloud = MemoryCloud(account="test")
         self.network = Network()
 
-    def process(self, client: VpsClientInterface | None = None) -> MemoryProvider:
-        process = local_provider(self.folder / "here", "test", client or self.cloud, provider_class=MemoryProvider)
+    def process(
+        self,
+        client: VpsClientInterface | None = None,
+        provider_class: type[MemoryProvider] = MemoryProvider,
+        **settings: object,
+    ) -> MemoryProvider:
+        process = local_provider(
+            self.folder / "here", "test", client or self.cloud, provider_class=provider_class, **settings
+        )
         self.groups.enter_context(process.mngr_ctx.concurrency_group)
         assert isinstance(process, MemoryProvider)
         return process.connect(self.network)
 
-    def note(self, host_id: HostId, phase: HostPhase = HostPhase.READY, address: str = ADDRESS) -> None:
+    def note(
+        self, host_id: HostId, phase: HostPhase = HostPhase.READY, address: str = ADDRESS, **changes: object
+    ) -> None:
         """What this machine remembers of a host, and its keys."""
         context = self.process()._context
         context.keys.create_vps_host_key(host_id)
@@ -62,13 +73,13 @@ class Fleet:
             vps_ip=address,
             record=record,
         )
-        context.journal.write(entry)
+        context.journal.write(entry.model_copy(update=changes))
 
-    def machine(self, host_id: HostId) -> VpsDockerHostStore:
+    def machine(self, host_id: HostId, address: str = ADDRESS) -> VpsDockerHostStore:
         """A VPS that answers, with the record and the stopped container of a host."""
-        (self.folder / ADDRESS).mkdir()
-        machine = LocalMachine(self.folder / ADDRESS)
-        self.network.machines[ADDRESS] = machine
+        (self.folder / address).mkdir()
+        machine = LocalMachine(self.folder / address)
+        self.network.machines[address] = machine
         machine.volume(f"mngr-host-vol-{host_id.get_uuid().hex}")
         store = VpsDockerHostStore(machine, machine.volume(self.process()._context.state_volume_name).name)
         store.write_host_record(record_of(host_id, stop_reason="STOPPED"))
@@ -83,6 +94,8 @@ class Fleet:
             self.cloud.order(host_id, ADDRESS, begun)
         if case.has_key:
             self.cloud.take_key(host_id, begun)
+        if case.is_going:
+            self.cloud.change(ADDRESS, status=VpsInstanceStatus.DESTROYING)
         self.cloud.is_listing = case.is_listing
         self.cloud.unlisted = set() if case.is_listed else {ADDRESS}
         if isinstance(case.note, HostPhase):
@@ -99,6 +112,10 @@ class Fleet:
             store.persist_agent_data(host_id, {"id": AgentId.generate(), "name": "a1"})
         if case.vps is Vps.CRASHED:
             store.write_host_record(record_of(host_id))
+        elif case.vps is Vps.RUNNING:
+            machine = self.network.machines[ADDRESS]
+            assert isinstance(machine, LocalMachine)
+            (machine.volumes / ".containers").write_text(running_container(host_id))
         elif case.vps is Vps.UNREADABLE:
             self.record_path(host_id).write_text("torn")
         elif case.vps is Vps.RECORDLESS:
@@ -124,6 +141,7 @@ class Vps(Enum):
 
     SILENT = SILENT
     REFUSING = REFUSING
+    RUNNING = "its container runs, and its port does not answer"
     STOPPED = "its container was stopped"
     CRASHED = "its container stopped, nobody knows why"
     UNREADABLE = "its record is torn"
@@ -135,7 +153,7 @@ class Case:
     """What there is of a host, and what is to follow.
 
     ``note`` is what this machine remembers, ``vps`` what its VPS says; the VPS is ``age_seconds`` old, or there is
-    none (None). ``state`` None means that no host is shown.
+    none (None), or, ``is_going``, the cloud is destroying it. ``state`` None means that no host is shown.
     """
 
     state: HostState | None
@@ -145,12 +163,14 @@ class Case:
     age_seconds: float | None = 1e8
     has_key: bool = False
     is_owned: bool = False
+    is_going: bool = False
     is_listed: bool = True
     is_listing: bool = True
     has_agent: bool = False
 
 
 CASES = {
+    "running, without a way in": Case(HostState.RUNNING, note=HostPhase.READY, vps=Vps.RUNNING),
     "stopped": Case(HostState.STOPPED, is_garbage=True, note=HostPhase.READY, vps=Vps.STOPPED),
     "stopped with an agent": Case(HostState.STOPPED, note=HostPhase.READY, vps=Vps.STOPPED, has_agent=True),
     "crashed with an agent": Case(HostState.CRASHED, note=HostPhase.READY, vps=Vps.CRASHED, has_agent=True),
@@ -160,6 +180,7 @@ CASES = {
     "left out of a listing": Case(HostState.CRASHED, note=HostPhase.READY, is_listed=False),
     "of a cloud that cannot list": Case(HostState.CRASHED, note=HostPhase.READY, is_listing=False),
     "that the cloud knows no more": Case(None, note=HostPhase.READY, age_seconds=None),
+    "whose VPS is being destroyed by the cloud": Case(None, note=HostPhase.READY, is_going=True),
     "with a note that cannot be read": Case(HostState.STOPPED, note="torn", vps=Vps.STOPPED, has_agent=True),
     "with a note that cannot be read, silent": Case(HostState.FAILED, note="torn"),
     "with a note that cannot be read, refusing": Case(HostState.UNAUTHENTICATED, note="torn", vps=Vps.REFUSING),
@@ -173,6 +194,8 @@ CASES = {
         HostState.FAILED, is_garbage=True, note=HostPhase.CREATING, is_listed=False
     ),
     "failed": Case(HostState.FAILED, is_garbage=True, note=HostPhase.FAILED, vps=Vps.REFUSING),
+    "being destroyed": Case(HostState.BUILDING, note=HostPhase.DESTROYING, is_owned=True),
+    "half destroyed, its VPS gone": Case(None, note=HostPhase.DESTROYING, age_seconds=None),
     "half destroyed": Case(HostState.FAILED, is_garbage=True, note=HostPhase.DESTROYING, vps=Vps.STOPPED),
     # The rest is of another machine, which only the cloud tells of.
     "of another machine": Case(HostState.UNAUTHENTICATED, vps=Vps.REFUSING),
@@ -181,6 +204,7 @@ CASES = {
     "of another machine that shares its keys": Case(HostState.STOPPED, vps=Vps.STOPPED, has_agent=True),
     "of another machine, its record unreadable": Case(HostState.FAILED, vps=Vps.UNREADABLE),
     "of another machine, without a record": Case(HostState.FAILED, vps=Vps.RECORDLESS),
+    "of another machine, being destroyed by the cloud": Case(None, is_going=True),
     "being made by another machine": Case(HostState.BUILDING, age_seconds=1, has_key=True, vps=Vps.REFUSING),
     "left unfinished by another machine": Case(HostState.FAILED, is_garbage=True, has_key=True, vps=Vps.REFUSING),
     "being ordered by another machine": Case(None, age_seconds=None, has_key=True),

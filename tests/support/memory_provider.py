@@ -52,9 +52,13 @@ class MemoryCloud(LocalVpsClient):
             created_at=created_at,
         )
 
-    def take_key(self, host_id: HostId, created_at: datetime) -> None:
+    def change(self, vps: str, **changes: object) -> None:
+        """Have the cloud say something else of a VPS."""
+        self.instances[vps] = self.instances[vps].model_copy(update=changes)
+
+    def take_key(self, host_id: HostId, created_at: datetime, longest_create_seconds: float = 3600.0) -> None:
         """Have the key of a host whose creation began then."""
-        self.keys[f"key of {host_id}"] = key_name(host_id, created_at)
+        self.keys[f"key of {host_id}"] = key_name(host_id, created_at, longest_create_seconds)
 
     def find_instances(self, tags: Mapping[str, str]) -> Sequence[VpsInstanceInfo] | None:
         found = [info for info in self.instances.values() if tags.items() <= info.tags.items()]
@@ -64,6 +68,10 @@ class MemoryCloud(LocalVpsClient):
         if instance_id not in self.instances:
             raise VpsApiError(404, "no such instance")
         return self.instances[instance_id].status
+
+    def get_instance_ip(self, instance_id: VpsInstanceId) -> str:
+        self.get_instance_status(instance_id)
+        return self.instances[instance_id].address or ""
 
     def destroy_instance(self, instance_id: VpsInstanceId) -> None:
         self.get_instance_status(instance_id)
@@ -147,6 +155,15 @@ def record_of(host_id: HostId, **certified: object) -> VpsDockerHostRecord:
 
 def stopped_container(host_id: HostId) -> str:
     """What docker says of the container of a host that stopped years ago."""
+    return _container(host_id, "exited")
+
+
+def running_container(host_id: HostId) -> str:
+    """What docker says of the container of a host that has run for years."""
+    return _container(host_id, "running")
+
+
+def _container(host_id: HostId, status: str) -> str:
     return json.dumps(
         [
             {
@@ -155,7 +172,7 @@ def stopped_container(host_id: HostId) -> str:
                 "Created": "2020-01-01T00:00:00Z",
                 "Image": "sha256:1",
                 "State": {
-                    "Status": "exited",
+                    "Status": status,
                     "ExitCode": 0,
                     "StartedAt": "2020-01-01T00:00:00Z",
                     "FinishedAt": "2020-01-02T00:00:00Z",

@@ -11,9 +11,8 @@ from pathlib import Path
 from support.local_provider import local_provider
 from support.remote import wait_for
 
-from imbue.mngr.api.data_types import GcResult
-from imbue.mngr.api.gc import gc_machines
-from imbue.mngr.api.gc import gc_volumes
+from imbue.mngr.api.data_types import GcResourceTypes
+from imbue.mngr.api.gc import gc
 from imbue.mngr.primitives import ErrorBehavior
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostState
@@ -118,13 +117,9 @@ def freeze(instance: str) -> None:
 
 
 def collect_garbage(provider: LocalVpsProvider) -> None:
-    """What `mngr gc` does about machines and volumes."""
-    context = provider.mngr_ctx
-    hosts = [(provider, provider.discover_hosts(context.concurrency_group, include_destroyed=True))]
-    gc_machines(context, hosts, dry_run=False, error_behavior=ErrorBehavior.ABORT, result=GcResult())
-    provider.reset_caches()
-    hosts = [(provider, provider.discover_hosts(context.concurrency_group, include_destroyed=True))]
-    gc_volumes(hosts, dry_run=False, error_behavior=ErrorBehavior.ABORT, result=GcResult())
+    """`mngr gc`, which ends at the first error."""
+    everything = GcResourceTypes(**dict.fromkeys(GcResourceTypes.model_fields, True))
+    gc(provider.mngr_ctx, [provider], everything, dry_run=False, error_behavior=ErrorBehavior.ABORT)
 
 
 def states(provider: LocalVpsProvider, *, include_destroyed: bool = False) -> dict[HostId, HostState | None]:

@@ -59,7 +59,7 @@ def ordered(fleet: Fleet, host_id: HostId, **changes: object) -> JournalEntry:
         host_name="h1",
         phase=HostPhase.CREATING,
         created_at=now,
-        ssh_key_name=key_name(host_id, now),
+        ssh_key_name=key_name(host_id, now, 3600.0),
         is_vps_ordered=True,
         vps_ordered_at=now,
     )

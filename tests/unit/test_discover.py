@@ -1,13 +1,20 @@
 """What follows for mngr's list and gc from what the cloud lists, this machine remembers and a VPS answers."""
 
+import errno
+import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from datetime import UTC
+from datetime import datetime
+from datetime import timedelta
 
 import pytest
 from support.fleet import ADDRESS
 from support.fleet import CASES
 from support.fleet import LONG_AGO
 from support.fleet import Fleet
+from support.memory_provider import record_of
 from support.provider import collect_garbage
 from support.provider import states
 
@@ -15,13 +22,18 @@ from imbue.mngr.errors import HostNameConflictError
 from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import ProviderUnavailableError
 from imbue.mngr.hosts.offline_host import OfflineHost
+from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
+from imbue.mngr_vps_docker import journal
 from imbue.mngr_vps_docker.errors import VpsApiError
+from imbue.mngr_vps_docker.errors import VpsConnectionError
+from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.lifecycle.discover import MAX_PARALLEL_READINGS
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.testing.faulty_client import Fault
 from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
 from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
@@ -34,12 +46,6 @@ def test_a_host(fleet: Fleet, name: str) -> None:
     journal = fleet.process()._context.journal
     with journal.owned(host_id) if case.is_owned else nullcontext():
         assert states(fleet.process()) == ({} if case.state is None else {host_id: case.state})
-        try:
-            collect_garbage(fleet.process())
-        except MngrError as error:
-            assert "Volumes are not listed while hosts cannot be read" in str(error)
-    assert (ADDRESS in fleet.cloud.instances) is (case.age_seconds is not None and not case.is_garbage)
-    assert bool(fleet.cloud.keys) is (case.has_key and not case.is_garbage)
 
 
 def test_many_vpses_that_do_not_answer_cost_one_time_out_and_are_asked_once(fleet: Fleet) -> None:
@@ -88,7 +94,7 @@ def test_a_cloud_that_does_not_answer_is_no_empty_list(fleet: Fleet, call: str) 
     host_id = HostId.generate()
     fleet.note(host_id)
     fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
-    fleet.cloud.unlisted = {ADDRESS}
+    fleet.cloud.is_listing = call == "find_instances"
     down = FaultyClient(real=fleet.cloud, faults=(Fault(call, ConnectionError("no route to the API")),))
     with pytest.raises(ProviderUnavailableError, match="no route to the API"):
         states(fleet.process(down))
@@ -101,8 +107,7 @@ def test_hosts_are_listed_where_the_cloud_does_not_tell_its_keys(fleet: Fleet) -
     fleet.cloud.take_key(host_id, LONG_AGO)
     down = FaultyClient(real=fleet.cloud, faults=(Fault("list_ssh_keys", VpsApiError(503, "busy")),))
     assert states(fleet.process(down)) == {host_id: HostState.FAILED}
-    with pytest.raises(MngrError, match="Volumes are not listed"):
-        collect_garbage(fleet.process(down))
+    collect_garbage(fleet.process(down))
     assert list(fleet.cloud.instances) == [ADDRESS]
 
 
@@ -190,3 +195,222 @@ def test_a_record_that_is_spoiled_again_and_again_is_replaced_and_the_spoiled_on
         fleet.process().add_tags_to_host(host_id, {f"k{number}": "v"})
         assert path.with_name(f"{path.name}.unreadable").read_text() == f"spoiled {number}"
     assert fleet.process().get_host_tags(host_id) == {"k0": "v", "k1": "v"}
+
+
+def test_what_the_cloud_does_not_say_of_one_vps_hides_no_other(fleet: Fleet) -> None:
+    lost, other = HostId.generate(), HostId.generate()
+    fleet.note(lost, address="192.0.2.2")
+    fleet.note(other)
+    fleet.machine(other).persist_agent_data(other, {"id": AgentId.generate(), "name": "a1"})
+    fleet.cloud.order(lost, "192.0.2.2", LONG_AGO)
+    fleet.cloud.order(other, ADDRESS, LONG_AGO)
+    fleet.cloud.unlisted = {"192.0.2.2"}
+    failing = FaultyClient(real=fleet.cloud, faults=(Fault("get_instance_status", VpsApiError(500, "oops")),))
+    assert states(fleet.process(failing)) == {lost: HostState.CRASHED, other: HostState.STOPPED}
+    collect_garbage(fleet.process(failing))
+    assert len(fleet.cloud.instances) == 2
+
+
+def test_a_damaged_key_is_the_trouble_of_its_host_alone(fleet: Fleet) -> None:
+    damaged, other = HostId.generate(), HostId.generate()
+    fleet.note(damaged)
+    fleet.note(other, address="192.0.2.2")
+    fleet.machine(damaged)
+    fleet.machine(other, "192.0.2.2")
+    fleet.cloud.order(damaged, ADDRESS, LONG_AGO)
+    fleet.cloud.order(other, "192.0.2.2", LONG_AGO)
+    fleet.note_path(damaged).with_name("container_ssh_key").write_text("spoiled")
+    process = fleet.process()
+    assert states(process) == {damaged: HostState.STOPPED, other: HostState.STOPPED}
+    with pytest.raises(VpsDockerError, match="holds no private key"):
+        process.start_host(damaged)
+
+
+def test_hosts_are_listed_while_the_disk_of_this_machine_is_full(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host_id = HostId.generate()
+    fleet.set_up(host_id, CASES["stopped with an agent"])
+    fleet.process()._context.keys.container_client_key(host_id)
+
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(journal, "write_atomically", full)
+    ((host, agents),) = fleet.listed().items()
+    assert (host.host_state, [agent.agent_name for agent in agents]) == (HostState.STOPPED, ["a1"])
+
+
+def test_a_vps_that_did_not_answer_is_not_asked_again_by_the_same_command(fleet: Fleet) -> None:
+    for number in (1, 2):
+        host_id, address = HostId.generate(), f"192.0.2.{number}"
+        fleet.note(host_id, address=address)
+        fleet.cloud.order(host_id, address, LONG_AGO)
+    process = fleet.process()
+    host = process.get_host(host_id)
+    assert fleet.network.logins == ["192.0.2.2"]
+    process.discover_hosts_and_agents(process.mngr_ctx.concurrency_group)
+    fleet.network.logins.clear()
+    for act in (process.start_host, process.stop_host, process.create_snapshot):
+        with pytest.raises(VpsConnectionError):
+            act(host)
+    assert fleet.network.logins == []
+    process.reset_caches()
+    with pytest.raises(VpsConnectionError):
+        process.start_host(host)
+    assert fleet.network.logins == ["192.0.2.2"]
+
+
+def test_of_two_vpses_of_one_host_the_one_that_is_noted_is_used(fleet: Fleet) -> None:
+    host_id = HostId.generate()
+    fleet.cloud.order(host_id, "192.0.2.2", LONG_AGO)
+    fleet.set_up(host_id, CASES["stopped with an agent"])
+    fleet.cloud.order(host_id, "192.0.2.3", LONG_AGO)
+    assert states(fleet.process()) == {host_id: HostState.STOPPED}
+    assert fleet.network.logins == []
+
+
+def test_of_two_vpses_of_one_host_the_one_with_its_record_is_used_and_noted(fleet: Fleet) -> None:
+    host_id = HostId.generate()
+    fleet.cloud.order(host_id, "192.0.2.2", LONG_AGO)
+    fleet.set_up(host_id, CASES["of another machine that shares its keys"])
+    fleet.cloud.order(host_id, "192.0.2.3", LONG_AGO)
+    assert states(fleet.process()) == {host_id: HostState.STOPPED}
+    assert fleet.process().outer_host_id_for(host_id) == f"outer:local-vps:{ADDRESS}"
+
+
+def test_many_threads_may_ask_for_a_host_while_others_forget_theirs(fleet: Fleet) -> None:
+    for number in range(20):
+        fleet.note(HostId.generate(), HostPhase.FAILED, f"192.0.2.{number}", host_name=f"h{number}")
+        fleet.cloud.order(HostId.generate(), f"192.0.2.{number}", LONG_AGO)
+    registry = fleet.process()._registry
+    found = registry.discover()
+    is_over = threading.Event()
+
+    def change() -> None:
+        while not is_over.is_set():
+            for sighting in found[1:]:
+                registry.forget(sighting.host_id)
+                registry.note(sighting)
+
+    with ThreadPoolExecutor() as pool:
+        changing = pool.submit(change)
+        for _ in range(3000):
+            assert registry.get(HostName(found[0].name)) == registry.get(found[0].host_id) == found[0]
+        is_over.set()
+        changing.result()
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+def test_a_new_address_is_noted(fleet: Fleet, is_silent: bool) -> None:
+    host_id = HostId.generate()
+    fleet.note(host_id, address="192.0.2.77", record=None)
+    if not is_silent:
+        fleet.machine(host_id)
+    fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
+    fleet.cloud.instances["192.0.2.77"] = fleet.cloud.instances.pop(ADDRESS)
+    fleet.cloud.change("192.0.2.77", id=VpsInstanceId("192.0.2.77"))
+    for _ in range(2):
+        states(fleet.process())
+        assert fleet.process().outer_host_id_for(host_id) == f"outer:local-vps:{ADDRESS}"
+
+
+@pytest.mark.parametrize("is_listing", [True, False])
+def test_one_host_is_found_at_its_new_address(fleet: Fleet, is_listing: bool) -> None:
+    host_id = HostId.generate()
+    fleet.note(host_id, address="192.0.2.77")
+    fleet.machine(host_id)
+    fleet.cloud.order(host_id, "192.0.2.77", LONG_AGO)
+    fleet.cloud.change("192.0.2.77", address=ADDRESS)
+    fleet.cloud.is_listing = is_listing
+    assert fleet.process().get_host(host_id).get_state() is HostState.STOPPED
+    assert fleet.network.logins == ["192.0.2.77"]
+    assert fleet.process().outer_host_id_for(host_id) == f"outer:local-vps:{ADDRESS}"
+
+
+def test_looking_at_a_host_does_not_bring_it_back_when_another_process_destroys_it(fleet: Fleet) -> None:
+    host_id = HostId.generate()
+    fleet.set_up(host_id, CASES["stopped with an agent"])
+    machine = fleet.network.machines[ADDRESS]
+    assert isinstance(machine, LocalMachine)
+
+    def destroy(_purpose: str) -> None:
+        machine.before_command = None
+        fleet.process().destroy_host(host_id)
+
+    machine.before_command = destroy
+    states(fleet.process())
+    assert states(fleet.process(), include_destroyed=True) == {}
+
+
+@pytest.mark.parametrize(("takes_seconds", "state"), [(10.0, HostState.FAILED), (1e6, HostState.BUILDING)])
+def test_whether_another_machine_has_given_up_is_told_by_its_own_time_outs(
+    fleet: Fleet, takes_seconds: float, state: HostState
+) -> None:
+    host_id, begun = HostId.generate(), datetime.now(UTC) - timedelta(seconds=60 if takes_seconds < 60 else 90_000)
+    fleet.cloud.order(host_id, ADDRESS, begun)
+    fleet.cloud.take_key(host_id, begun, takes_seconds)
+    assert states(fleet.process()) == {host_id: state}
+
+
+def test_a_vps_is_not_taken_for_the_one_that_had_its_address_before(fleet: Fleet) -> None:
+    gone, older, newer = (HostId.generate() for _ in range(3))
+    fleet.note(older, created_at=LONG_AGO)
+    fleet.note(newer, created_at=LONG_AGO + timedelta(days=1))
+    fleet.note(gone, created_at=LONG_AGO + timedelta(days=2), gone_since=LONG_AGO)
+    with fleet.process()._make_outer_for_vps_ip(ADDRESS) as outer:
+        assert outer.id == newer
+
+
+@pytest.mark.parametrize("claimed", ["production", "../h1", "-", "", "h1\n", "x" * 70])
+def test_a_vps_cannot_give_its_host_a_name_that_is_anothers_or_none(fleet: Fleet, claimed: str) -> None:
+    bad, good = HostId.generate(), HostId.generate()
+    fleet.note(bad)
+    fleet.note(good, address="192.0.2.2", host_name="production", record=record_of(good, host_name="production"))
+    store = fleet.machine(bad)
+    fleet.cloud.order(bad, ADDRESS, LONG_AGO)
+    fleet.cloud.order(good, "192.0.2.2", LONG_AGO)
+    store.write_host_record(record_of(bad, host_name=claimed))
+    assert {host.host_id: host.host_name for host in fleet.listed()} == {bad: "h1", good: "production"}
+    process = fleet.process()
+    assert process.get_host(bad).get_name() == "h1"
+    assert process.get_host(HostName("production")).id == good
+
+
+def test_a_host_that_another_machine_renamed_has_its_new_name(fleet: Fleet) -> None:
+    host_id = HostId.generate()
+    fleet.note(host_id)
+    store = fleet.machine(host_id)
+    fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
+    store.write_host_record(record_of(host_id, host_name="h2"))
+    assert fleet.process().get_host(HostName("h2")).get_name() == "h2"
+    fleet.network.machines.clear()
+    assert [host.host_name for host in fleet.listed()] == ["h2"]
+
+
+def test_a_name_that_two_hosts_have_is_refused(fleet: Fleet) -> None:
+    for address in (ADDRESS, "192.0.2.2"):
+        host_id = HostId.generate()
+        fleet.note(host_id, address=address)
+        fleet.cloud.order(host_id, address, LONG_AGO)
+    with pytest.raises(MngrError, match=f"Several hosts are called h1.*{host_id}"):
+        fleet.process().get_host(HostName("h1"))
+
+
+def test_who_interrupts_a_listing_does_not_wait_for_what_has_not_begun(fleet: Fleet) -> None:
+    for number in range(2 * MAX_PARALLEL_READINGS):
+        host_id, address = HostId.generate(), f"192.0.2.{number}"
+        fleet.note(host_id, address=address)
+        fleet.cloud.order(host_id, address, LONG_AGO)
+    is_over, main_thread = threading.Event(), threading.main_thread().ident
+    have_begun = threading.Barrier(MAX_PARALLEL_READINGS, lambda: signal.pthread_kill(main_thread, signal.SIGINT))
+
+    def log_in() -> None:
+        have_begun.wait(60)
+        is_over.wait(60)
+
+    fleet.network.before_login = log_in
+    with pytest.raises(KeyboardInterrupt):
+        states(fleet.process())
+    is_over.set()
+    assert len(fleet.network.logins) == MAX_PARALLEL_READINGS

@@ -149,7 +149,12 @@ CASES = {
     "was half destroyed, and the cloud knows it no more": Case(
         HostSighting(entry(HostPhase.DESTROYING), is_gone=True), HostState.DESTROYED, is_garbage=True
     ),
-    "is gone by another's hand": Case(HostSighting(entry(), is_gone=True), HostState.DESTROYED, is_garbage=True),
+    "is gone by another's hand": Case(
+        HostSighting(entry(gone_since=LONG_AGO), is_gone=True), HostState.DESTROYED, is_garbage=True
+    ),
+    "was gone for the first time just now": Case(
+        HostSighting(entry(gone_since=datetime.now(UTC)), is_gone=True), HostState.DESTROYED
+    ),
     "was recorded as failed": Case(
         HostSighting(entry(), reading(None, record=record(failure_reason="the image was lost"))),
         HostState.FAILED,

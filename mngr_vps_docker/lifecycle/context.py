@@ -84,6 +84,11 @@ class ProviderContext:
         port = self.config.container_ssh_port
         self.container_known_hosts.pin((host_id, address_name(address, port)), public_key)
 
+    def recognize(self, host_id: HostId, address: str) -> None:
+        """Pin by its id a host that version 0.1.0 made, which pinned machines by their addresses alone."""
+        self.vps_known_hosts.adopt(host_id, address)
+        self.container_known_hosts.adopt(host_id, address_name(address, self.config.container_ssh_port))
+
     def unpin(self, host_id: HostId, address: str | None, record: VpsDockerHostRecord | None) -> None:
         """Forget the host keys of a host that is gone."""
         known = (None, None) if record is None else (record.ssh_host_public_key, record.container_ssh_host_public_key)

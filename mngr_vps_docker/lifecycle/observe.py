@@ -26,6 +26,7 @@ def observe(context: ProviderContext, sighting: HostSighting) -> HostSighting:
     entry = sighting.entry
     if sighting.is_gone or sighting.is_being_made or sighting.is_unfinished or entry.vps_ip is None:
         return sighting
+    context.recognize(entry.host_id, entry.vps_ip)
     try:
         state = read_vps_state(
             context.vps(entry.vps_ip, entry.host_id),

@@ -40,6 +40,13 @@ class KnownHostsFile:
 
         self._rewrite(change)
 
+    def adopt(self, name: str, other: str) -> None:
+        """Pin ``name`` to the keys of ``other``, if only the latter is pinned."""
+        pinned = [_parsed(line) for line in self._lines()]
+        keys = [key for names, key in pinned if other in names]
+        if keys and not any(name in names for names, _key in pinned):
+            self.pin((name,), *keys)
+
     def _rewrite(self, change: Callable[[list[str]], list[str]]) -> None:
         with locked(self.path.with_name(f".{self.path.name}.lock")):
             lines = self._lines()

@@ -75,3 +75,14 @@ def test_openssh_finds_what_was_pinned(known_hosts: KnownHostsFile, tmp_path: Pa
         check=True,
     )
     assert key in found.stdout
+
+
+def test_a_name_adopts_the_keys_of_another_unless_it_has_its_own(known_hosts: KnownHostsFile) -> None:
+    known_hosts.adopt("host-1", "192.0.2.1")
+    assert not known_hosts.path.exists()
+    known_hosts.path.parent.mkdir()
+    known_hosts.path.write_text("192.0.2.1 ssh-ed25519 KEY\n192.0.2.1 ssh-rsa OTHER\nhost-2 ssh-ed25519 OWN\n")
+    known_hosts.adopt("host-1", "192.0.2.1")
+    known_hosts.adopt("host-2", "192.0.2.1")
+    added = known_hosts.path.read_text().splitlines()[2:]
+    assert added == ["host-2 ssh-ed25519 OWN", "host-1 ssh-ed25519 KEY", "host-1 ssh-rsa OTHER"]

@@ -111,7 +111,7 @@ class VpsDockerProvider(PackageHooks):
         wanted_image = str(image or self.config.default_image)
         key_lines = (*(authorized_keys or ()), *(known_hosts or ()))
         checks.check_request(self._context, name=name, image=wanted_image, tags=tags or {}, key_lines=key_lines)
-        build = self._parse_build_args(build_args or ())
+        build = self._parsed_build_args(build_args)
         run_args = start_args_of(self.config, start_args or (), state_volume=self._context.state_volume_name)
         checks.check_build(self._context, build)
         existing = self._registry.discover()

@@ -85,12 +85,19 @@ class PackageHooks(BaseProviderInstance):
         kept = list(self._host_record_cache.values())
         return next((kept for kept in kept if host in (kept.host_id, kept.certified_host_data.host_name)), None)
 
+    def _parsed_build_args(self, build_args: Sequence[str] | None) -> ParsedBuildArgs:
+        """What ``-b`` arguments say to a subclass; raises VpsDockerError if it reads them in a form of its own."""
+        parsed: object = self._parse_build_args(build_args)
+        if not isinstance(parsed, ParsedBuildArgs):
+            raise VpsDockerError(f"{type(self).__name__}._parse_build_args must return what its super() returns")
+        return parsed
+
     # --- hooks for provider packages ------------------------------------------------------------------------------
 
-    def _parse_build_args(self, build_args: Sequence[str]) -> ParsedBuildArgs:
+    def _parse_build_args(self, build_args: Sequence[str] | None) -> ParsedBuildArgs:
         """Split ``-b`` arguments into the provider's own and those of ``docker build``."""
         return parse_build_args(
-            build_args,
+            build_args or (),
             default_region=self.config.default_region,
             default_plan=self.config.default_plan,
             default_os_id=self.config.default_os_id,

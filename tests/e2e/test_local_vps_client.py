@@ -27,6 +27,7 @@ from imbue.mngr_vps_docker.local_vps.images import ensure_images
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.primitives import VpsSnapshotId
+from imbue.mngr_vps_docker.testing.client_conformance import VpsClientConformance
 
 BOOT_TIMEOUT_SECONDS = 120.0
 
@@ -242,6 +243,10 @@ def test_ssh_keys_are_listed_until_they_are_deleted(client: LocalVpsClient) -> N
     assert {key.name for key in client.list_ssh_keys() if key.id not in before} == {"a key's name"}
     client.delete_ssh_key(key_id)
     assert {key.id for key in client.list_ssh_keys()} == before
+
+
+class TestConformance(VpsClientConformance):
+    region, plan, os_id = DEFAULT_REGION, DEFAULT_PLAN, DEFAULT_OS
 
 
 def test_unknown_ids_are_answered_with_404(client: LocalVpsClient) -> None:

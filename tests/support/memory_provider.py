@@ -64,6 +64,21 @@ class MemoryCloud(LocalVpsClient):
         found = [info for info in self.instances.values() if tags.items() <= info.tags.items()]
         return [info for info in found if info.id not in self.unlisted] if self.is_listing else None
 
+    def create_instance(
+        self,
+        label: str,
+        region: str,
+        plan: str,
+        os_id: int | str,
+        user_data: str,
+        ssh_key_ids: Sequence[str],
+        tags: Sequence[str],
+    ) -> VpsInstanceId:
+        address = f"198.51.100.{len(self.instances)}"
+        self.order(HostId.generate(), address, datetime.now(UTC))
+        self.change(address, tags=dict(tag.split("=", 1) for tag in tags))
+        return VpsInstanceId(address)
+
     def get_instance_status(self, instance_id: VpsInstanceId) -> VpsInstanceStatus:
         if instance_id not in self.instances:
             raise VpsApiError(404, "no such instance")

@@ -1,0 +1,25 @@
+"""The cloud of the unit tests keeps the same contract as a real one."""
+
+import pytest
+from support.memory_provider import MemoryCloud
+
+from imbue.mngr_vps_docker.testing.client_conformance import VpsClientConformance
+from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
+
+
+class TestMemoryCloud(VpsClientConformance):
+    region, plan, os_id = "anywhere", "any", 1
+    has_snapshots = False
+
+    @pytest.fixture
+    def client(self) -> MemoryCloud:
+        return MemoryCloud(account="test")
+
+
+class TestCloudWhoseListingsLag(VpsClientConformance):
+    region, plan, os_id = "anywhere", "any", 1
+    has_snapshots = False
+
+    @pytest.fixture
+    def client(self) -> FaultyClient:
+        return FaultyClient(real=MemoryCloud(account="test"), listing_lag_calls=1)

@@ -6,6 +6,8 @@ of that decides which VPS is destroyed or what another host is called.
 
 import re
 from collections.abc import Collection
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -26,13 +28,14 @@ def observe(context: ProviderContext, sighting: HostSighting) -> HostSighting:
     entry = sighting.entry
     if sighting.is_gone or sighting.is_being_made or sighting.is_unfinished or entry.vps_ip is None:
         return sighting
-    context.recognize(entry.host_id, entry.vps_ip)
     try:
-        state = read_vps_state(
-            context.vps(entry.vps_ip, entry.host_id),
-            state_volume=context.state_volume_name,
-            container=_container_name(context, sighting),
-        )
+        with _files_of_this_machine():
+            context.recognize(entry.host_id, entry.vps_ip)
+            state = read_vps_state(
+                context.vps(entry.vps_ip, entry.host_id),
+                state_volume=context.state_volume_name,
+                container=_container_name(context, sighting),
+            )
     except VpsDockerError as error:
         return replace(sighting, problem=error)
     reading = state.hosts.get(entry.host_id)
@@ -43,11 +46,21 @@ def observe(context: ProviderContext, sighting: HostSighting) -> HostSighting:
         return found
     found = replace(found, entry=_remember(context, found), is_noted=True)
     try:
-        context.keys.container_client_key(entry.host_id)
+        with _files_of_this_machine():
+            context.keys.container_client_key(entry.host_id)
     # One that is missing or damaged is this host's trouble alone.
     except VpsDockerError as error:
         return replace(found, problem=error)
     return found
+
+
+@contextmanager
+def _files_of_this_machine() -> Iterator[None]:
+    """Have a file here that cannot be written, or read, be an error of the host that it is for."""
+    try:
+        yield
+    except OSError as error:
+        raise VpsDockerError(f"a file of this machine is in the way: {error}") from error
 
 
 def noted(context: ProviderContext, entry: JournalEntry, *, is_new: bool = False, **found: object) -> JournalEntry:

@@ -27,6 +27,7 @@ from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
 from imbue.mngr_vps_docker import journal
+from imbue.mngr_vps_docker import keys
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.errors import VpsDockerError
@@ -231,12 +232,12 @@ def test_hosts_are_listed_while_the_disk_of_this_machine_is_full(
 ) -> None:
     host_id = HostId.generate()
     fleet.set_up(host_id, CASES["stopped with an agent"])
-    fleet.process()._context.keys.container_client_key(host_id)
 
-    def full(*_arguments: object) -> None:
+    def full(*_arguments: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(journal, "write_atomically", full)
+    for module in (journal, keys):
+        monkeypatch.setattr(module, "write_atomically", full)
     ((host, agents),) = fleet.listed().items()
     assert (host.host_state, [agent.agent_name for agent in agents]) == (HostState.STOPPED, ["a1"])
 

@@ -52,15 +52,25 @@ class Framing:
         """The line that says how and when the command ended, by the machine's clock."""
         return f"{self.marker.decode()} {exit_code} {began_at} {ended_at}\n".encode()
 
-    def wrap(self, command: str, timeout_seconds: float) -> str:
-        """Shell text that runs ``command`` between its markers, ended by the machine itself at its deadline."""
+    def wrap(self, command: str, timeout_seconds: float, *, is_watched: bool = False) -> str:
+        """Shell text that runs ``command`` between its markers, ended by the machine itself at its deadline.
+
+        If it ``is_watched``, it has an empty stdin, and the end of ours ends it: that comes when we are killed, or the
+        connection is lost.
+        """
         start = f"printf '\\036%s:%d\\n' {self.nonce} $$"
         end = f"printf '\\036%s %d %s %s\\n' {self.nonce} $rc ${{began:-0}} ${{ended:-0}}"
+        watch, unwatch = "", ""
+        if is_watched:
+            # A shell in the background: neither its read nor its kill is a program.
+            children = "$(cat /proc/$$/task/$$/children)"
+            watch = f" exec 3<&0 </dev/null; {{ read -r _ <&3; kill -TERM {children}; }} >/dev/null 2>&1 & exec 3<&-;"
+            unwatch = " kill $!;"
         script = (
-            f'command -v timeout >/dev/null || timeout() {{ shift 3; "$@"; }}; {start}; {start} >&2;'
+            f'command -v timeout >/dev/null || timeout() {{ shift 3; "$@"; }}; {start}; {start} >&2;{watch}'
             " read -r began _ 2>/dev/null </proc/uptime;"
             f" timeout -k {_KILL_AFTER_SECONDS} {timeout_seconds:g} sh -c {quoted(command)}; rc=$?;"
-            f" read -r ended _ 2>/dev/null </proc/uptime; {end}; {end} >&2; exit $rc"
+            f" read -r ended _ 2>/dev/null </proc/uptime;{unwatch} {end}; {end} >&2; exit $rc"
         )
         return f"sh -c {quoted(script)}"
 

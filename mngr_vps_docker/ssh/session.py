@@ -90,12 +90,19 @@ def run_in_session(
             return silences < _SILENCES_OF_THE_DEAD
         return silences == 0 and time.monotonic() - began < target.connect_timeout_seconds
 
-    gate = Gate()
+    gate, lifeline = Gate(), Gate()
+    sent: StandardInput
+    if stdin is None:
+        sent = lifeline.behind(())
+    else:
+        sent = stdin if is_repeatable(stdin) else gate.behind(chunks_of(stdin))
 
     def on_chunk(chunk: bytes, is_stdout: bool) -> None:
         reader(chunk, is_stdout)
         if reader.has_started:
             gate.open()
+        if reader.exit_code is not None:
+            lifeline.close()
 
     with tempfile.NamedTemporaryFile(dir=control_path.parent, prefix=client_log_prefix()) as log_file:
         log_path = Path(log_file.name)
@@ -112,9 +119,9 @@ def run_in_session(
         result: ProcessResult | None = None
         try:
             result = runner(
-                shared_argv(target, control_path, framing.wrap(command, seconds), log_path),
+                shared_argv(target, control_path, framing.wrap(command, seconds, is_watched=stdin is None), log_path),
                 timeout_seconds=seconds + _GRACE_SECONDS,
-                stdin=stdin if is_repeatable(stdin) else gate.behind(chunks_of(stdin)),
+                stdin=sent,
                 on_chunk=on_chunk,
                 watch=Watch(
                     every_seconds=min(_STALL_SECONDS, target.connect_timeout_seconds),
@@ -130,6 +137,7 @@ def run_in_session(
             pass
         finally:
             gate.close()
+            lifeline.close()
         messages = log_file.read(_MESSAGES_BYTES).decode("utf-8", "replace")
     elapsed_seconds = time.monotonic() - began
     stop = None if result is None else result.stop

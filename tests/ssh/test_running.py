@@ -1,8 +1,10 @@
 """Commands over a real sshd give exactly what they gave there, and end when they must."""
 
 import math
+import pickle
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,6 +209,26 @@ def test_an_interruption_ends_the_command_on_the_machine_too(connection: SshConn
         connection.stream(f"echo x; {command}", on_line=interrupt, purpose="test", timeout_seconds=60)
     wait_for(lambda: not processes_with(command), 5)
     assert run(connection, "echo usable").text == "usable\n"
+
+
+_CLIENT = """\
+import pickle, sys
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+
+SshConnection(pickle.load(sys.stdin.buffer)).run(sys.argv[1], purpose="test", timeout_seconds=3600)
+"""
+
+
+def test_a_client_that_is_killed_takes_its_command_along(connection: SshConnection, sshd: LoopbackSshd) -> None:
+    command = f"sleep 67.{sshd.port}"
+    with subprocess.Popen([sys.executable, "-c", _CLIENT, command], stdin=subprocess.PIPE) as client:
+        assert client.stdin is not None
+        client.stdin.write(pickle.dumps(sshd.target()))
+        client.stdin.close()
+        wait_for(lambda: processes_with(command))
+        client.kill()
+    # Neither what runs there nor the ssh that asked for it is left.
+    wait_for(lambda: command not in subprocess.run(["ps", "-eww", "-oargs="], capture_output=True, text=True).stdout)
 
 
 def test_two_hundred_megabytes_flow_through_and_only_their_end_is_kept(connection: SshConnection) -> None:

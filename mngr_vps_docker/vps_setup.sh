@@ -14,8 +14,8 @@ drop_in=/etc/ssh/sshd_config.d/00-mngr.conf
 # https://docs.docker.com/engine/install/debian/
 docker_fingerprint=9DC858229FC7DD38854AE2D88D81803C0EBFCD88
 
-sshd_settings() {
-    cat <<'SETTINGS'
+write_sshd_settings() { # FILE
+    cat >"$1" <<'SETTINGS'
 # Written by mngr. One connection carries many commands at once.
 HostKey /etc/ssh/ssh_host_ed25519_key
 AuthenticationMethods publickey
@@ -33,34 +33,42 @@ MACs -hmac-sha1*,umac-64*
 SETTINGS
 }
 
-# What sshd would do for root, all files and Match blocks read.
+# What sshd would do for root in all that is set here, all files and Match blocks read, or with FILE alone.
+effective_settings() { # [-f FILE]
+    names=$(awk '/^[A-Z]/ { printf "%s%s", or, $1; or = "|" }' "$settings")
+    sshd -T -C user=root,host=localhost,addr=192.0.2.1 "$@" | grep -iE "^($names) " | sort
+}
+
+# Every line counts: of most settings sshd takes the first value that it meets, but of host keys all.
 sshd_is_set() {
-    effective=$(sshd -T -C user=root,host=localhost,addr=192.0.2.1) &&
-        echo "$effective" | grep -qix 'maxsessions 100' &&
-        echo "$effective" | grep -qix 'passwordauthentication no'
+    wanted=$(effective_settings -f "$settings")
+    found=$(effective_settings)
+    [ -n "$wanted" ] && [ "$found" = "$wanted" ]
 }
 
 stage_sshd() {
     PATH=$PATH:/usr/sbin:/sbin
     # The privilege separation folder, which is missing while ssh.socket waits for a first connection.
-    mkdir -p /run/sshd "$(dirname "$drop_in")"
-    sshd_settings >"$drop_in.new"
+    mkdir -p /run/sshd "$state" "$(dirname "$drop_in")"
+    settings=$state/sshd_config
+    write_sshd_settings "$settings"
+    cp "$settings" "$drop_in.new"
     mv "$drop_in.new" "$drop_in"
-    if ! sshd -t; then
-        rm -f "$drop_in"
-        return 1
-    fi
-    if ! sshd_is_set; then
+    if ! { sshd -t && sshd_is_set; }; then
         # Nothing includes the drop-in, or too late. At the top it precedes every other value and every Match block.
         rm -f "$drop_in"
         cp -p "$sshd_config" "$sshd_config.mngr-new"
-        { sshd_settings; cat "$sshd_config"; } >"$sshd_config.mngr-new"
+        { cat "$settings"; sed '/^[[:space:]]*HostKey[[:space:]=]/Id' "$sshd_config"; } >"$sshd_config.mngr-new"
         if ! sshd -t -f "$sshd_config.mngr-new"; then
             rm -f "$sshd_config.mngr-new"
             return 1
         fi
         mv "$sshd_config.mngr-new" "$sshd_config"
-        sshd_is_set || { echo "sshd does not take over the settings: does a Match block of $sshd_config overrule them?" >&2; return 1; }
+        sshd_is_set || {
+            other=$(printf '%s\n' "$found" "$wanted" "$wanted" | sort | uniq -u | tr '\n' ';')
+            echo "sshd does not take over the settings: another file or a Match block says $other" >&2
+            return 1
+        }
     fi
     # Reloaded, so that open connections live on. A unit that is not active reads its settings when it starts.
     for unit in ssh sshd; do

@@ -91,7 +91,11 @@ def test_a_vps_with_docker_gets_ready_and_is_locked_down(vps: Vps) -> None:
         "kbdinteractiveauthentication no",
         "permitrootlogin without-password",
         "hostkey /etc/ssh/ssh_host_ed25519_key",
+        "x11forwarding no",
+        "maxauthtries 3",
+        "logingracetime 30",
     } <= vps.sshd_settings()
+    assert len([line for line in vps.sshd_settings() if line.startswith("hostkey ")]) == 1
     assert vps.run("ls /etc/ssh/ssh_host_*_key").text.split() == ["/etc/ssh/ssh_host_ed25519_key"]
     assert vps.run("docker info").is_success
 
@@ -206,3 +210,36 @@ def test_docker_is_installed_where_it_is_missing(client: LocalVpsClient, tmp_pat
     finally:
         machine.connection.close()
         client.destroy_instance(machine.instance_id)
+OTHERS = "/etc/ssh/sshd_config.d/00-aaa.conf"
+
+
+@pytest.mark.parametrize("line", ["PermitRootLogin yes", "AuthenticationMethods password", "X11Forwarding yes"])
+def test_sshd_settings_hold_where_another_file_comes_first(vps: Vps, line: str) -> None:
+    assert vps.wait().is_success
+    config = "/etc/ssh/sshd_config"
+    vps.run(f"cp -p {config} {config}.kept; echo {line} >{OTHERS}").checked()
+    try:
+        vps.run(f"sh -eu {SETUP} sshd").checked()
+        assert {
+            "permitrootlogin without-password",
+            "authenticationmethods publickey",
+            "x11forwarding no",
+        } <= vps.sshd_settings()
+    finally:
+        vps.run(f"rm {OTHERS}; mv {config}.kept {config}; sh -eu {SETUP} sshd").checked()
+
+
+def test_a_second_host_key_is_taken_from_sshd_s_own_file_and_noticed_in_another(vps: Vps) -> None:
+    assert vps.wait().is_success
+    config, second = "/etc/ssh/sshd_config", "/root/second"
+    vps.run(f"ssh-keygen -q -t ed25519 -N '' -f {second}; cp -p {config} {config}.kept").checked()
+    try:
+        vps.run(f"echo 'hostkey {second}' >>{config}; sh -eu {SETUP} sshd").checked()
+        assert f"hostkey {second}" not in vps.sshd_settings()
+        outcome = vps.run(f"echo HostKey {second} >{OTHERS}; sh -eu {SETUP} sshd")
+        assert outcome.exit_code != 0
+        assert f"says hostkey {second};" in outcome.error_text
+    finally:
+        vps.run(f"rm {OTHERS}; mv {config}.kept {config}; sh -eu {SETUP} sshd").checked()
+
+

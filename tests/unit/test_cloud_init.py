@@ -17,7 +17,11 @@ from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
 from imbue.mngr_vps_docker.keys import load_or_create_key_pair
 
 FINGERPRINT = "9DC858229FC7DD38854AE2D88D81803C0EBFCD88"
-TOOLS = "sh cat mv rm mkdir dirname grep tail head tr cut cp ln sleep awk install timeout date"
+TOOLS = "sh cat mv rm mkdir dirname grep tail head tr cut cp ln sleep awk install timeout date sed sort uniq"
+
+
+# Has what the settings say only where it reads nothing else.
+SSHD_OF_OTHERS = 'case "$*" in -t*) ;; *" -f "*) echo "maxsessions 100" ;; *) echo "maxsessions 10" ;; esac'
 
 
 @pytest.fixture
@@ -182,7 +186,7 @@ def test_a_package_list_that_is_locked_is_waited_for(machine: StandInMachine) ->
         ("apt-get", "echo 'E: no route to mirror' >&2; exit 100", "failed: docker: E: no route to mirror"),
         ("docker", "echo 'Cannot connect to the Docker daemon' >&2; exit 1", "failed: docker: Cannot connect"),
         ("sshd", 'echo "$0: Bad configuration option" >&2; exit 255', "failed: sshd: "),
-        ("sshd", '[ "$1" = -t ] || echo "maxsessions 10"', "failed: sshd: sshd does not take over the settings"),
+        ("sshd", SSHD_OF_OTHERS, "failed: sshd: sshd does not take over the settings: another file or a Match block"),
         ("iptables", "echo 'can not initialize table raw' >&2; exit 3", "failed: firewall: can not initialize"),
     ],
 )

@@ -1,5 +1,6 @@
 """What a new VPS is told at its first boot (cloud-init user data), and how its success is waited for."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import yaml
 # Beside this module, so that it can be read, linted and run by itself.
 _SETUP_SCRIPT = Path(__file__).with_name("vps_setup.sh")
 _SETUP_PATH = "/usr/local/sbin/mngr-vps-setup"
+_COMMENT = re.compile(r"^[ \t]*#(?!!).*\n|^\n", re.MULTILINE)
 
 STATUS_PATH = "/var/lib/mngr-vps/status"
 TIMED_OUT_EXIT_CODE = 124
@@ -68,11 +70,16 @@ def generate_cloud_init_user_data(host_private_key: str, host_public_key: str) -
         "disable_root": False,
         "ssh_pwauth": False,
         "write_files": [
-            {"path": _SETUP_PATH, "owner": "root:root", "permissions": "0755", "content": _SETUP_SCRIPT.read_text()}
+            {"path": _SETUP_PATH, "owner": "root:root", "permissions": "0755", "content": _setup_script()}
         ],
         "runcmd": [[_SETUP_PATH]],
     }
     return f"#cloud-config\n{_to_yaml(config)}"
+
+
+def _setup_script() -> str:
+    """The script without what the VPS does not need: comments, and empty lines. They are a fifth of it."""
+    return _COMMENT.sub("", _SETUP_SCRIPT.read_text())
 
 
 def wait_for_ready_command(timeout_seconds: float) -> str:

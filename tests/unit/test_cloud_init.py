@@ -12,12 +12,14 @@ import yaml
 
 from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
 from imbue.mngr_vps_docker.cloud_init import TIMED_OUT_EXIT_CODE
+from imbue.mngr_vps_docker import cloud_init
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
 from imbue.mngr_vps_docker.keys import load_or_create_key_pair
 
 FINGERPRINT = "9DC858229FC7DD38854AE2D88D81803C0EBFCD88"
 TOOLS = "sh cat mv rm mkdir dirname grep tail head tr cut cp ln sleep awk install timeout date sed sort uniq"
+SETUP_SCRIPT = Path(cloud_init.__file__).with_name("vps_setup.sh")
 
 
 # Has what the settings say only where it reads nothing else.
@@ -47,7 +49,11 @@ def test_user_data_runs_the_script_that_it_writes(user_data: str) -> None:
     (file,) = config["write_files"]
     assert config["runcmd"] == [[file["path"]]]
     assert file["permissions"] == "0755"
-    assert file["content"].startswith("#!/bin/sh\n")
+    lines = file["content"].splitlines()
+    # All of it but comments and empty lines, which are for those who read it here.
+    assert lines[0] == "#!/bin/sh"
+    assert [line for line in lines[1:] if not line.strip() or line.strip().startswith("#")] == []
+    assert set(lines) <= set(SETUP_SCRIPT.read_text().splitlines())
 
 
 class StandInMachine:
@@ -277,8 +283,8 @@ def test_waiting_ends_at_its_time_out_with_a_code_of_its_own(machine: StandInMac
     assert waited.stderr == "not ready after 1 s (status: running)\n"
 
 
-def test_the_setup_script_passes_shellcheck(run_shellcheck: Callable[[str], str], user_data: str) -> None:
-    assert run_shellcheck(yaml.safe_load(user_data)["write_files"][0]["content"]) == ""
+def test_the_setup_script_passes_shellcheck(run_shellcheck: Callable[[str], str]) -> None:
+    assert run_shellcheck(SETUP_SCRIPT.read_text()) == ""
     assert run_shellcheck(f"#!/bin/sh\n{wait_for_ready_command(5)}") == ""
 
 

@@ -214,8 +214,9 @@ stage_firewall() {
         drop_from_containers iptables "$address"
     done
     if [ -e /proc/net/if_inet6 ]; then
-        # OpenStack's, AWS's, Google's, Scaleway's.
-        for address in fe80::a9fe:a9fe fd00:ec2::254 fd20:ce::254 fd00:42::42; do
+        # OpenStack's; all of AWS's; Google's, Scaleway's, Akamai's, Oracle's, Alibaba's.
+        for address in fe80::a9fe:a9fe fd00:ec2::/32 fd20:ce::254 fd00:42::42 fd00:a9fe:a9fe::1 fd00:c1::a9fe:a9fe \
+            fd00:100::100:200; do
             drop_from_containers ip6tables "$address"
         done
     fi

@@ -100,6 +100,21 @@ def test_a_vps_with_docker_gets_ready_and_is_locked_down(vps: Vps) -> None:
     assert vps.run("docker info").is_success
 
 
+def test_docker_is_left_alone_by_upgrades_and_its_containers_by_its_restarts(vps: Vps) -> None:
+    assert vps.wait().is_success
+    assert json.loads(vps.run("cat /etc/docker/daemon.json").checked().text) == {"live-restore": True}
+    assert vps.run("docker info --format '{{.LiveRestoreEnabled}}'").text == "true\n"
+    held = vps.run("apt-config dump --format '%v ' Unattended-Upgrade::Package-Blacklist").checked().text
+    assert held.split() == ["docker", "containerd", "runc"]
+    pid = "docker inspect --format '{{.State.Pid}}' lasting"
+    vps.run(f"docker run --detach --name lasting {AGENT_IMAGE} sleep 1000").checked()
+    before = vps.run(pid).checked().text
+    vps.run("systemctl restart docker").checked()
+    wait_for(lambda: vps.run("docker info").is_success, 60)
+    assert vps.run(pid).text == before
+    assert vps.run("docker rm --force lasting").is_success
+
+
 def test_readiness_survives_a_reboot(vps: Vps, client: LocalVpsClient) -> None:
     assert vps.wait().is_success
     written = vps.run("stat -c %Y /var/log/mngr-vps-setup.log /var/lib/mngr-vps/status").checked().text
@@ -140,14 +155,21 @@ def test_only_the_vps_itself_reaches_its_metadata_service(
             ask if network is None else f'docker run --rm --network={network} {AGENT_IMAGE} sh -c "{ask}"'
         ).is_success
 
+    def is_reached_by_a_build(port: int) -> bool:
+        # Each attempt is another step, which no cache answers.
+        ask = f"timeout 2 bash -c '</dev/tcp/169.254.169.254/{port}' # {secrets.token_hex(4)}"
+        dockerfile = shlex.quote(f"FROM {AGENT_IMAGE}\nRUN {ask}\n")
+        return vps.run(f"printf %s {dockerfile} | docker build --force-rm -").is_success
+
     def check() -> None:
         vps.run("ip route replace 169.254.169.254 dev eth0").checked()
         wait_for(lambda: reaches(80))
         assert (reaches(80, "bridge"), reaches(80, "other"), reaches(53, "bridge")) == (False, False, True)
+        assert (is_reached_by_a_build(80), is_reached_by_a_build(53)) == (False, True)
 
     check()
     vps.run("iptables -t raw -F").checked()
-    assert reaches(80, "bridge")
+    assert reaches(80, "bridge") and is_reached_by_a_build(80)
     vps.run(f"{SETUP} firewall; {SETUP} firewall").checked()
     vps.run("systemctl restart docker").checked()
     check()
@@ -156,8 +178,34 @@ def test_only_the_vps_itself_reaches_its_metadata_service(
     vps.connection.wait_until_ready(60)
     wait_for(lambda: vps.run("docker info").is_success, 60)
     check()
-    assert vps.run("ip6tables -t raw -S").text.count("fd00:ec2::254") == 2
     assert vps.run("iptables -t raw -S").text.count("169.254.0.0/16") == 2
+
+
+def test_containers_reach_no_metadata_service_by_ipv6(vps: Vps) -> None:
+    """The addresses that clouds use, and one that means nothing, are the VPS's own here."""
+    assert vps.wait().is_success
+    services = ["fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:42::42", "fd00:a9fe:a9fe::1"]
+    services += ["fd00:c1::a9fe:a9fe", "fd00:100::100:200"]
+    other = "fd00:1234::1"
+    vps.run("docker network create --ipv6 --subnet fd00:aaaa::/64 six").checked()
+    vps.run("echo 0 >/proc/sys/net/ipv6/conf/lo/disable_ipv6").checked()
+    for address in (*services, other):
+        vps.run(f"ip -6 address add {address}/128 dev lo").checked()
+    serve = "systemd-run --quiet --unit=metadata --working-directory=/srv python3 -m http.server --bind :: 80"
+    vps.run(serve).checked()
+
+    def reached(addresses: list[str]) -> list[str]:
+        # Docker gives a container its address, and the kernel takes a second to make sure that nobody else has it.
+        ask = "; ".join(f"timeout 3 bash -c '</dev/tcp/{address}/80' && echo {address}" for address in addresses)
+        return vps.run(f'docker run --rm --network=six {AGENT_IMAGE} sh -c "{ask}; true"').checked().text.split()
+
+    try:
+        wait_for(lambda: reached([other]))
+        assert reached([*services, other]) == [other]
+        vps.run("ip6tables -t raw -F").checked()
+        assert reached([*services, other]) == [*services, other]
+    finally:
+        vps.run(f"{SETUP} firewall; systemctl stop metadata; docker network rm six").checked()
 
 
 @pytest.mark.parametrize(
@@ -186,30 +234,6 @@ def test_sshd_settings_hold_where_nothing_includes_the_drop_in(vps: Vps, rest: s
         vps.run(f"mv {config}.kept {config}; sh -eu {SETUP} sshd").checked()
 
 
-def test_an_sshd_that_refuses_its_settings_is_left_as_it_was(vps: Vps) -> None:
-    assert vps.wait().is_success
-    config = "/etc/ssh/sshd_config"
-    vps.run(f"cp -p {config} {config}.kept").checked()
-    try:
-        outcome = vps.run(f"echo Nonsense yes >>{config}; sh -eu {SETUP} sshd")
-        assert outcome.exit_code != 0
-        assert "Bad configuration option: Nonsense" in outcome.error_text
-        assert not vps.run("ls /etc/ssh/sshd_config.d/00-mngr.conf").is_success
-        assert vps.run(f"head -n 1 {config}").text == vps.run(f"head -n 1 {config}.kept").text
-    finally:
-        vps.run(f"mv {config}.kept {config}; sh -eu {SETUP} sshd").checked()
-
-
-def test_docker_is_installed_where_it_is_missing(client: LocalVpsClient, tmp_path: Path) -> None:
-    machine = Vps(client, tmp_path, OS_WITHOUT_DOCKER)
-    try:
-        waited = machine.wait()
-        assert (waited.exit_code, waited.text) == (0, "ready\n"), waited.error_text
-        assert machine.run("docker info").is_success
-        assert machine.run("systemctl is-enabled docker").text == "enabled\n"
-    finally:
-        machine.connection.close()
-        client.destroy_instance(machine.instance_id)
 OTHERS = "/etc/ssh/sshd_config.d/00-aaa.conf"
 
 
@@ -243,3 +267,27 @@ def test_a_second_host_key_is_taken_from_sshd_s_own_file_and_noticed_in_another(
         vps.run(f"rm {OTHERS}; mv {config}.kept {config}; sh -eu {SETUP} sshd").checked()
 
 
+def test_an_sshd_that_refuses_its_settings_is_left_as_it_was(vps: Vps) -> None:
+    assert vps.wait().is_success
+    config = "/etc/ssh/sshd_config"
+    vps.run(f"cp -p {config} {config}.kept").checked()
+    try:
+        outcome = vps.run(f"echo Nonsense yes >>{config}; sh -eu {SETUP} sshd")
+        assert outcome.exit_code != 0
+        assert "Bad configuration option: Nonsense" in outcome.error_text
+        assert not vps.run("ls /etc/ssh/sshd_config.d/00-mngr.conf").is_success
+        assert vps.run(f"head -n 1 {config}").text == vps.run(f"head -n 1 {config}.kept").text
+    finally:
+        vps.run(f"mv {config}.kept {config}; sh -eu {SETUP} sshd").checked()
+
+
+def test_docker_is_installed_where_it_is_missing(client: LocalVpsClient, tmp_path: Path) -> None:
+    machine = Vps(client, tmp_path, OS_WITHOUT_DOCKER)
+    try:
+        waited = machine.wait()
+        assert (waited.exit_code, waited.text) == (0, "ready\n"), waited.error_text
+        assert machine.run("docker info").is_success
+        assert machine.run("systemctl is-enabled docker").text == "enabled\n"
+    finally:
+        machine.connection.close()
+        client.destroy_instance(machine.instance_id)

@@ -1,25 +1,27 @@
 """The user data itself; and its two scripts, run on a machine made of stand-ins for apt, docker, sshd and so on."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
 import yaml
 
+from imbue.mngr_vps_docker import cloud_init
 from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
 from imbue.mngr_vps_docker.cloud_init import TIMED_OUT_EXIT_CODE
-from imbue.mngr_vps_docker import cloud_init
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
 from imbue.mngr_vps_docker.keys import load_or_create_key_pair
 
+SETUP_SCRIPT = Path(cloud_init.__file__).with_name("vps_setup.sh")
 FINGERPRINT = "9DC858229FC7DD38854AE2D88D81803C0EBFCD88"
 TOOLS = "sh cat mv rm mkdir dirname grep tail head tr cut cp ln sleep awk install timeout date sed sort uniq"
-SETUP_SCRIPT = Path(cloud_init.__file__).with_name("vps_setup.sh")
 
 
 # Has what the settings say only where it reads nothing else.
@@ -84,7 +86,7 @@ class StandInMachine:
             self.put(program, 'case "$*" in *" -C "*) exit 1 ;; esac')
 
     def _moved(self, script: str) -> str:
-        for folder in ("/var/lib/", "/var/log/", "/etc/", "/run/"):
+        for folder in ("/var/lib/", "/var/log/", "/etc/", "/run/", "/proc/net/"):
             script = script.replace(folder, f"{self.root}{folder}")
         return script.replace("/usr/local/sbin/mngr-vps-setup", str(self.root / "setup"))
 
@@ -236,6 +238,32 @@ def test_sshd_is_reloaded_after_the_check_and_not_restarted(machine: StandInMach
     assert machine.calls("sshd")[0] == "sshd -t"
     assert "systemctl reload ssh" in machine.calls("systemctl")
     assert not [call for call in machine.calls("systemctl") if "restart" in call]
+
+
+def test_docker_outlives_its_restarts_and_nobody_restarts_it_unasked(machine: StandInMachine) -> None:
+    assert machine.set_up() == 0
+    assert json.loads((machine.root / "etc/docker/daemon.json").read_text()) == {"live-restore": True}
+    blacklist = 'Unattended-Upgrade::Package-Blacklist { "docker"; "containerd"; "runc"; };\n'
+    assert (machine.root / "etc/apt/apt.conf.d/99-mngr").read_text() == blacklist
+
+
+def test_containers_reach_no_metadata_service_of_any_cloud(machine: StandInMachine) -> None:
+    (machine.root / "proc/net").mkdir(parents=True)
+    (machine.root / "proc/net/if_inet6").touch()
+    assert machine.set_up() == 0
+
+    def dropped(program: str) -> set[tuple[str, str]]:
+        rule = re.compile(rf"{program} -w -t raw -A PREROUTING -d (\S+) -p (tcp|udp) ! --dport 53 -j DROP")
+        return {found.groups() for call in machine.calls(program) if (found := rule.fullmatch(call))}
+
+    # The addresses as the clouds' own documentation has them.
+    link_local_alibaba_azure = ("169.254.0.0/16", "100.100.100.200", "168.63.129.16")
+    openstack_aws_google_scaleway = ("fe80::a9fe:a9fe", "fd00:ec2::/32", "fd20:ce::254", "fd00:42::42")
+    akamai_oracle_alibaba = ("fd00:a9fe:a9fe::1", "fd00:c1::a9fe:a9fe", "fd00:100::100:200")
+    assert dropped("iptables") == set(product(link_local_alibaba_azure, ("tcp", "udp")))
+    assert dropped("ip6tables") == set(
+        product((*openstack_aws_google_scaleway, *akamai_oracle_alibaba), ("tcp", "udp"))
+    )
 
 
 def test_a_second_run_and_a_reboot_change_nothing(machine: StandInMachine) -> None:

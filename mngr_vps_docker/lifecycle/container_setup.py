@@ -40,6 +40,7 @@ Port 22
 HostKey {SSHD_FOLDER}/host_key
 AuthorizedKeysFile {SSHD_FOLDER}/authorized_keys {SSHD_FOLDER}/{_EXTRA_KEYS_FILE} .ssh/authorized_keys
 PidFile /run/mngr-sshd.pid
+AuthenticationMethods publickey
 PermitRootLogin prohibit-password
 PasswordAuthentication no
 KbdInteractiveAuthentication no

@@ -146,6 +146,22 @@ def content_of_image(lab: ProviderLab, host: Host, image: str) -> bytes:
     done = subprocess.run(
         ["docker", "exec", lab.instance_of(host.id), "docker", "save", image], capture_output=True, check=True
     )
+def test_the_sshd_of_a_container_lets_in_by_key_only_and_forwards_nothing(lab: ProviderLab, host: Host) -> None:
+    settings = host.execute_idempotent_command(
+        "/usr/sbin/sshd -T -f /mngr-vol/.sshd/sshd_config -C user=root,host=h,addr=192.0.2.1"
+    )
+    assert settings.success, settings.stderr
+    assert {
+        "authenticationmethods publickey",
+        "passwordauthentication no",
+        "kbdinteractiveauthentication no",
+        "permitrootlogin without-password",
+        "permitemptypasswords no",
+        "allowagentforwarding no",
+        "x11forwarding no",
+    } <= set(settings.stdout.splitlines())
+
+
     parts = [lab.on_vps(host.id, f"docker inspect {image}").encode()]
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         for member in archive:

@@ -26,7 +26,8 @@ cut -d ' ' -f 1,2 {_NEW_KEY}.pub
 """
 
 # cloud-init has done its work. At a later boot it would write its copies anew and, where its source is one of them,
-# take the VPS for a new one. (The brackets keep these very words out of the command log, which is searched for keys.)
+# take the VPS for a new one. Copies are removed by what they hold and, since some are encoded or compressed, by name.
+# (The brackets keep these very words out of the command log, which is searched for keys.)
 _TAKE: Final = f"""\
 touch /etc/cloud/cloud-init.disabled || exit 1
 if [ -e {_NEW_KEY} ]; then
@@ -36,6 +37,10 @@ for unit in ssh sshd; do
   if systemctl is-active --quiet "$unit"; then systemctl reload "$unit"; break; fi
 done
 grep -rlZ -e 'PRIVATE[ ]KEY-----' /var/lib/cloud /run/cloud-init 2>/dev/null | xargs -0 -r rm -f
+rm -f /var/lib/cloud/seed/*/user-data* /run/cloud-init/instance-data*.json /run/cloud-init/combined-cloud-config.json
+for instance in /var/lib/cloud/instances/*; do
+  rm -f "$instance"/user-data* "$instance"/cloud-config.txt* "$instance"/obj.pkl
+done
 tries=0
 until [ "$(ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | cut -d ' ' -f 2,3)" = "$(cut -d ' ' -f 1,2 {_KEY}.pub)" ]; do
   tries=$((tries + 1))

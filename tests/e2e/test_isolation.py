@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import tarfile
+from base64 import b64encode
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,7 @@ from imbue.mngr.primitives import SnapshotName
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.keys import KeyPair
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
+from imbue.mngr_vps_docker.vps_identity import take_host_key
 
 SECRET = "canary-5f1e9a"
 KEPT = "what-a-snapshot-is-for-2b7c"
@@ -67,9 +69,33 @@ def test_the_host_key_that_the_cloud_knows_is_worth_nothing(lab: ProviderLab, ho
     assert {line.split(" ", 1)[1] for line in pinned.splitlines()} == {shown}
     record = provider._find_host_record(host.id)
     assert record is not None and record.ssh_host_public_key == shown
-    secret = injected.private_key_path.read_text().splitlines()[2]
-    found = lab.on_vps(host.id, f"grep -rlF -e '{secret}' /var/lib/cloud /run /etc /root /usr/local /var/log || true")
-    assert found == ""
+    assert files_with_key(lab, host, injected) == ""
+
+
+def files_with_key(lab: ProviderLab, host: Host, pair: KeyPair) -> str:
+    """The files of a VPS that hold a line of a private key, as it is or in base64, wherever in a text it began."""
+    line = pair.private_key_path.read_text().splitlines()[2].encode()
+    encoded = [b64encode(bytes(shift) + line)[4 * bool(shift) : -4].decode() for shift in range(3)]
+    patterns = " ".join(f"-e '{text}'" for text in (line.decode(), *encoded))
+    return lab.on_vps(host.id, f"grep -rlF {patterns} /var/lib/cloud /run /etc /root /usr/local /var/log || true")
+
+
+def test_encoded_and_compressed_copies_of_the_user_data_do_not_stay(lab: ProviderLab, host: Host) -> None:
+    provider, instance, run = lab.process(), "/var/lib/cloud/instances/i", "/run/cloud-init"
+    injected = provider._context.keys.vps_host_key(host.id)
+    user_data = shlex.quote(injected.private_key_path.read_text())
+    plain = [f"{instance}/user-data.txt.i", f"{run}/combined-cloud-config.json"]
+    encoded = [f"{instance}/user-data.txt", f"{instance}/obj.pkl", f"{run}/instance-data-sensitive.json"]
+    compressed = [f"{instance}/cloud-config.txt", "/var/lib/cloud/seed/nocloud/user-data", f"{run}/instance-data.json"]
+    lab.on_vps(host.id, f"mkdir -p {instance}; printf %s {user_data} | tee {' '.join(plain)}")
+    lab.on_vps(host.id, f"printf %s {user_data} | base64 --wrap=0 | tee {' '.join(encoded)}")
+    lab.on_vps(host.id, f"printf %s {user_data} | gzip | tee {' '.join(compressed)} >/dev/null")
+    assert set(files_with_key(lab, host, injected).split()) == {*plain, *encoded}
+    address = provider._registry.entry(host.id).vps_ip
+    assert address is not None
+    take_host_key(provider._context.vps(address, host.id), shown_host_key(lab, host))
+    assert files_with_key(lab, host, injected) == ""
+    assert lab.on_vps(host.id, f"ls {' '.join((*plain, *encoded, *compressed))} 2>/dev/null || true") == ""
 
 
 def test_whoever_stole_the_key_from_the_user_data_is_refused(lab: ProviderLab, host: Host) -> None:
@@ -97,6 +123,7 @@ def test_after_a_reboot_a_vps_shows_its_own_key_and_has_no_copy_of_the_other(lab
     lab.wait_for_vps(host.id)
     assert shown_host_key(lab, host) == shown
     assert lab.on_vps(host.id, "grep -rl -e 'PRIVATE KEY-----' /var/lib/cloud /run/cloud-init || true") == ""
+    assert files_with_key(lab, host, lab.process()._context.keys.vps_host_key(host.id)) == ""
     assert lab.process().start_host(host.id).execute_idempotent_command("echo up").stdout == "up"
 
 
@@ -117,6 +144,22 @@ def test_an_audit_finds_nothing_wrong_with_sshd(lab: ProviderLab, host: Host, po
     ]
     assert (failures, report["cves"]) == ([], [])
     assert [key["algorithm"] for key in report["key"]] == ["ssh-ed25519"]
+
+
+def test_the_sshd_of_a_container_lets_in_by_key_only_and_forwards_nothing(lab: ProviderLab, host: Host) -> None:
+    settings = host.execute_idempotent_command(
+        "/usr/sbin/sshd -T -f /mngr-vol/.sshd/sshd_config -C user=root,host=h,addr=192.0.2.1"
+    )
+    assert settings.success, settings.stderr
+    assert {
+        "authenticationmethods publickey",
+        "passwordauthentication no",
+        "kbdinteractiveauthentication no",
+        "permitrootlogin without-password",
+        "permitemptypasswords no",
+        "allowagentforwarding no",
+        "x11forwarding no",
+    } <= set(settings.stdout.splitlines())
 
 
 def test_a_snapshot_holds_no_key_and_no_secret(lab: ProviderLab, host: Host) -> None:
@@ -146,22 +189,6 @@ def content_of_image(lab: ProviderLab, host: Host, image: str) -> bytes:
     done = subprocess.run(
         ["docker", "exec", lab.instance_of(host.id), "docker", "save", image], capture_output=True, check=True
     )
-def test_the_sshd_of_a_container_lets_in_by_key_only_and_forwards_nothing(lab: ProviderLab, host: Host) -> None:
-    settings = host.execute_idempotent_command(
-        "/usr/sbin/sshd -T -f /mngr-vol/.sshd/sshd_config -C user=root,host=h,addr=192.0.2.1"
-    )
-    assert settings.success, settings.stderr
-    assert {
-        "authenticationmethods publickey",
-        "passwordauthentication no",
-        "kbdinteractiveauthentication no",
-        "permitrootlogin without-password",
-        "permitemptypasswords no",
-        "allowagentforwarding no",
-        "x11forwarding no",
-    } <= set(settings.stdout.splitlines())
-
-
     parts = [lab.on_vps(host.id, f"docker inspect {image}").encode()]
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         for member in archive:

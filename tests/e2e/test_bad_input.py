@@ -45,6 +45,21 @@ REFUSED: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         ("'--privileged' is refused", "allowed_start_args"),
     ),
     "a start argument that is none": (("-s", "alpine"), ("'alpine' is no option", "--option=value")),
+    "the VPS's network by another name": (
+        ("-s", "--network=name=host"),
+        ("'--network=name=host' is refused", "allowed_start_args"),
+    ),
+    "a port that mngr needs": (("-s", "-p2222:80"), ("'--publish=2222:80'", "cannot be used")),
+    "a build argument that opens the VPS": (
+        ("-b", "--network=host", "-b", "."),
+        ("'--network=host' is refused", "allowed_build_args"),
+    ),
+    "a build argument behind another letter": (("-b", "-qtmine", "-b", "."), ("'--tag' cannot be used",)),
+    "a folder that is none": (("-S", "providers.local-vps.host_dir=mngr"), ("host_dir", "absolute path")),
+    "an image that is none": (
+        ("-S", "providers.local-vps.default_image=-x"),
+        ("default_image", "no name of an image"),
+    ),
     "an unknown snapshot": (("--snapshot", "nothing"), ("nothing",)),
     "DEPOT without its token": (
         ("-S", "providers.local-vps.builder=depot", "-b", "."),
@@ -95,6 +110,14 @@ def test_create_refuses_a_name_that_no_machine_can_have(mngr: MngrCli, name: str
     error = error_of(mngr.run("create", f"a1@{name}.local-vps", *OPTIONS, *AGENT))
     assert name in error
     assert "letters, digits and hyphens" in error
+
+
+def test_a_prefix_with_which_docker_can_name_nothing_is_refused(
+    mngr: MngrCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = mngr.environment() | {"MNGR_PREFIX": "a b-"}
+    monkeypatch.setattr(MngrCli, "environment", lambda _self: environment)
+    assert "MNGR_PREFIX ('a b-')" in error_of(mngr.run("create", ADDRESS, *OPTIONS, *AGENT))
 
 
 def test_settings_of_the_file_are_checked_as_those_of_the_command_line(mngr: MngrCli) -> None:

@@ -269,6 +269,31 @@ def test_a_snapshot_brings_back_the_container_while_the_volume_stays(
     assert provider.start_host(host.id).read_text_file(Path("/root/layer")) == "after\n"
 
 
+def test_hosts_that_are_made_from_a_snapshot_of_another_have_its_files_and_keys_of_their_own(
+    lab: ProviderLab, provider: LocalVpsProvider, running: Host
+) -> None:
+    running.execute_idempotent_command("echo made here >/root/layer")
+    snapshot_id = provider.create_snapshot(running, SnapshotName("seed"))
+    # Its VPS is needed, its container is not.
+    provider.stop_host(running, create_snapshot=False)
+    identities = set()
+    for name, snapshot in (("by-name", SnapshotName("seed")), ("by-id", SnapshotName(snapshot_id))):
+        host = lab.process().create_host(HostName(name), snapshot=snapshot)
+        assert host.read_text_file(Path("/root/layer")) == "made here\n"
+        assert not host.execute_idempotent_command(f"test -e {NOTES}").success
+        assert ids(lab.process(), host.id) == []
+        lab.process().stop_host(host.id, create_snapshot=False)
+        host = lab.process().start_host(host.id)
+        assert host.read_text_file(Path("/root/layer")) == "made here\n"
+        record = lab.process()._find_host_record(host.id)
+        assert record is not None
+        identities |= {record.ssh_host_public_key, record.container_ssh_host_public_key}
+        lab.process().destroy_host(host.id)
+    assert len(identities) == 4
+    lab.process().delete_snapshot(running.id, snapshot_id)
+    assert lab.process().start_host(running.id).read_text_file(Path("/root/layer")) == "made here\n"
+
+
 @pytest.mark.parametrize("trouble", ["its image is gone", "its container does not start"])
 def test_a_snapshot_that_cannot_be_started_costs_nothing(
     lab: ProviderLab, provider: LocalVpsProvider, running: Host, trouble: str

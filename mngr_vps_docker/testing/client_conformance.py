@@ -37,7 +37,6 @@ from imbue.mngr_vps_docker.primitives import VpsSnapshotId
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
 
-_LONGEST_USER_DATA_BYTES = 12 * 1024
 _POLL_SECONDS = 0.5
 
 
@@ -88,7 +87,7 @@ class VpsClientConformance:
                 region=self.region,
                 plan=self.plan,
                 os_id=self.os_id,
-                user_data="#cloud-config\n".ljust(_LONGEST_USER_DATA_BYTES - 1, "#") + "\n",
+                user_data="#cloud-config\n".ljust(client.max_user_data_bytes - 1, "#") + "\n",
                 ssh_key_ids=[key_id],
                 tags=[f"{name}={value}" for name, value in tags.items()],
             )

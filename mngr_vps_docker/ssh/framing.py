@@ -62,9 +62,9 @@ class Framing:
         end = f"printf '\\036%s %d %s %s\\n' {self.nonce} $rc ${{began:-0}} ${{ended:-0}}"
         watch, unwatch = "", ""
         if is_watched:
-            # A shell in the background: neither its read nor its kill is a program.
-            children = "$(cat /proc/$$/task/$$/children)"
-            watch = f" exec 3<&0 </dev/null; {{ read -r _ <&3; kill -TERM {children}; }} >/dev/null 2>&1 & exec 3<&-;"
+            # A shell in the background, itself one of the children; neither read nor kill is a program of its own.
+            end_all = "read -r _ <&3; trap '' TERM; kill -TERM $(cat /proc/$$/task/$$/children)"
+            watch = f" exec 3<&0 </dev/null; {{ {end_all}; }} >/dev/null 2>&1 & exec 3<&-;"
             unwatch = " kill $!;"
         script = (
             f'command -v timeout >/dev/null || timeout() {{ shift 3; "$@"; }}; {start}; {start} >&2;{watch}'

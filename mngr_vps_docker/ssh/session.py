@@ -91,11 +91,7 @@ def run_in_session(
         return silences == 0 and time.monotonic() - began < target.connect_timeout_seconds
 
     gate, lifeline = Gate(), Gate()
-    sent: StandardInput
-    if stdin is None:
-        sent = lifeline.behind(())
-    else:
-        sent = stdin if is_repeatable(stdin) else gate.behind(chunks_of(stdin))
+    sent = stdin if is_repeatable(stdin) else gate.behind(chunks_of(stdin))
 
     def on_chunk(chunk: bytes, is_stdout: bool) -> None:
         reader(chunk, is_stdout)
@@ -121,7 +117,7 @@ def run_in_session(
             result = runner(
                 shared_argv(target, control_path, framing.wrap(command, seconds, is_watched=stdin is None), log_path),
                 timeout_seconds=seconds + _GRACE_SECONDS,
-                stdin=sent,
+                stdin=lifeline.behind(()) if stdin is None else sent,
                 on_chunk=on_chunk,
                 watch=Watch(
                     every_seconds=min(_STALL_SECONDS, target.connect_timeout_seconds),

@@ -219,16 +219,20 @@ SshConnection(pickle.load(sys.stdin.buffer)).run(sys.argv[1], purpose="test", ti
 """
 
 
-def test_a_client_that_is_killed_takes_its_command_along(connection: SshConnection, sshd: LoopbackSshd) -> None:
-    command = f"sleep 67.{sshd.port}"
+def test_a_client_that_is_killed_takes_its_command_along(
+    connection: SshConnection, sshd: LoopbackSshd, tmp_path: Path
+) -> None:
+    command = f"touch {tmp_path}/begun; sleep 67.{sshd.port}"
     with subprocess.Popen([sys.executable, "-c", _CLIENT, command], stdin=subprocess.PIPE) as client:
         assert client.stdin is not None
         client.stdin.write(pickle.dumps(sshd.target()))
         client.stdin.close()
-        wait_for(lambda: processes_with(command))
+        wait_for((tmp_path / "begun").exists)
         client.kill()
     # Neither what runs there nor the ssh that asked for it is left.
-    wait_for(lambda: command not in subprocess.run(["ps", "-eww", "-oargs="], capture_output=True, text=True).stdout)
+    listing = ["ps", "-eww", "-oargs="]
+    left = f"sleep 67.{sshd.port}"
+    wait_for(lambda: left not in subprocess.run(listing, capture_output=True, text=True, check=True).stdout)
 
 
 def test_two_hundred_megabytes_flow_through_and_only_their_end_is_kept(connection: SshConnection) -> None:

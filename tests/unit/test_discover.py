@@ -2,9 +2,11 @@
 
 import errno
 import signal
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC
 from datetime import datetime
 from datetime import timedelta
@@ -281,24 +283,36 @@ def test_of_two_vpses_of_one_host_the_one_with_its_record_is_used_and_noted(flee
 
 
 def test_many_threads_may_ask_for_a_host_while_others_forget_theirs(fleet: Fleet) -> None:
-    for number in range(20):
-        fleet.note(HostId.generate(), HostPhase.FAILED, f"192.0.2.{number}", host_name=f"h{number}")
-        fleet.cloud.order(HostId.generate(), f"192.0.2.{number}", LONG_AGO)
+    host_id = HostId.generate()
+    fleet.note(host_id, HostPhase.FAILED)
+    fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
     registry = fleet.process()._registry
-    found = registry.discover()
+    (found,) = registry.discover()
+    others = [
+        replace(
+            found, entry=found.entry.model_copy(update={"host_id": HostId.generate(), "host_name": f"other-{number}"})
+        )
+        for number in range(500)
+    ]
     is_over = threading.Event()
 
     def change() -> None:
         while not is_over.is_set():
-            for sighting in found[1:]:
-                registry.forget(sighting.host_id)
+            for sighting in others:
                 registry.note(sighting)
+            for sighting in others:
+                registry.forget(sighting.host_id)
 
+    usual = sys.getswitchinterval()
     with ThreadPoolExecutor() as pool:
         changing = pool.submit(change)
-        for _ in range(3000):
-            assert registry.get(HostName(found[0].name)) == registry.get(found[0].host_id) == found[0]
-        is_over.set()
+        sys.setswitchinterval(1e-5)
+        try:
+            for _ in range(300):
+                assert registry.get(HostName("h1")) == registry.get(found.host_id) == found
+        finally:
+            sys.setswitchinterval(usual)
+            is_over.set()
         changing.result()
 
 
@@ -414,4 +428,7 @@ def test_who_interrupts_a_listing_does_not_wait_for_what_has_not_begun(fleet: Fl
     with pytest.raises(KeyboardInterrupt):
         states(fleet.process())
     is_over.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(60)
     assert len(fleet.network.logins) == MAX_PARALLEL_READINGS

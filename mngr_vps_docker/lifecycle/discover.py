@@ -122,8 +122,7 @@ def look_at(context: ProviderContext, host_id: HostId) -> HostSighting | None:
         if not sightings:
             return None
         seen = _best([_look(context, sighting, seen, is_listed=instances is not None) for sighting in sightings])
-    others = {other.host_name for other in context.journal.read_all() if other.host_id != host_id}
-    return _finished(context, seen, others)
+    return _finished(context, seen, {entry.host_name for entry in context.journal.read_all()})
 
 
 @contextmanager
@@ -353,9 +352,10 @@ def _settled(context: ProviderContext, sightings: Sequence[HostSighting]) -> dic
     for sighting in sightings:
         by_host.setdefault(sighting.host_id, []).append(sighting)
     settled = {host_id: _best(several) for host_id, several in by_host.items()}
+    names = {sighting.name for sighting in settled.values() if not sighting.is_gone}
     for host_id, sighting in settled.items():
-        others = {other.name for other in settled.values() if other.host_id != host_id and not other.is_gone}
-        settled[host_id] = _finished(context, sighting, others)
+        settled[host_id] = _finished(context, sighting, names)
+        names.add(settled[host_id].name)
     return settled
 
 
@@ -364,8 +364,8 @@ def _best(sightings: Sequence[HostSighting]) -> HostSighting:
     return max(sightings, key=lambda sighting: sighting.reading is not None and sighting.reading.record is not None)
 
 
-def _finished(context: ProviderContext, sighting: HostSighting, others: Collection[str]) -> HostSighting:
-    sighting = named(context, sighting, others)
+def _finished(context: ProviderContext, sighting: HostSighting, names: Collection[str]) -> HostSighting:
+    sighting = named(context, sighting, names)
     if sighting.problem is not None and sighting.reading is None and sighting.entry.phase is HostPhase.READY:
         logger.warning("Host {} as last seen: {}", sighting.name, sighting.problem)
     return sighting

@@ -81,17 +81,17 @@ def noted(context: ProviderContext, entry: JournalEntry, *, is_new: bool = False
     return changed
 
 
-def named(context: ProviderContext, sighting: HostSighting, others: Collection[str]) -> HostSighting:
+def named(context: ProviderContext, sighting: HostSighting, taken: Collection[str]) -> HostSighting:
     """The same host under the name that its record gives it, if that can be believed.
 
     Users destroy hosts by name. So a record may change the name that this machine or the cloud knows, but not to what
-    no host can be called, nor to one of ``others``, the names of other hosts.
+    no host can be called, nor to one that is ``taken``.
     """
     known = sighting.entry.host_name
     name = known if sighting.record is None else sighting.record.certified_host_data.host_name
     if name == known:
         return sighting
-    if not _HOST_NAME.fullmatch(name) or name in others:
+    if not _HOST_NAME.fullmatch(name) or name in taken:
         logger.warning("Host {} says that it is called {!r}, which it cannot be", known, name)
         return sighting
     return replace(sighting, entry=noted(context, sighting.entry, host_name=name))

@@ -89,5 +89,5 @@ def take_left_keys_back(context: ProviderContext, entries: Iterable[JournalEntry
         if entry.phase is HostPhase.READY and entry.ssh_key_name is not None:
             try:
                 take_key_back(context, entry)
-            except VpsDockerError as error:
-                logger.warning("{}", error)
+            except (VpsDockerError, OSError) as error:
+                logger.warning("The public key of {} is not taken back yet: {}", entry.host_name, error)

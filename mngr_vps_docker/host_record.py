@@ -5,8 +5,8 @@ know are kept as they are, and written back.
 """
 
 import json
+import re
 from collections.abc import Mapping
-from typing import Any
 from typing import Final
 
 from pydantic import ConfigDict
@@ -19,8 +19,13 @@ from imbue.mngr.interfaces.data_types import HostConfig
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import HostRecordError
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.untrusted import UnusableDataError
+from imbue.mngr_vps_docker.untrusted import as_moment
+from imbue.mngr_vps_docker.untrusted import json_object
 
 SCHEMA_VERSION: Final = 1
+
+_ADDRESS: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z.:%_-]{0,254}|::[0-9A-Fa-f:.]*")
 
 # Computed from other fields by mngr, which writes it and refuses to read it other than by dropping it.
 _COMPUTED_BY_MNGR: Final = frozenset({"idle_mode"})
@@ -86,7 +91,10 @@ def decode_record(content: bytes, expected_host_id: HostId) -> VpsDockerHostReco
 
     Raises HostRecordError, saying why in one line, if it cannot be read or is another host's.
     """
-    data = _object(content)
+    try:
+        data = json_object(content)
+    except UnusableDataError as error:
+        raise HostRecordError(str(error)) from error
     version = data.get("schema_version")
     certified = data.get(_CERTIFIED)
     if isinstance(certified, dict):
@@ -96,7 +104,7 @@ def decode_record(content: bytes, expected_host_id: HostId) -> VpsDockerHostReco
             data[_CERTIFIED] = {key: value for key, value in certified.items() if key in known}
             data[_UNKNOWN_CERTIFIED] = unknown
     try:
-        record = VpsDockerHostRecord.model_validate(data)
+        record = _believable(VpsDockerHostRecord.model_validate(data))
         host_id = record.host_id
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
@@ -113,6 +121,22 @@ def decode_record(content: bytes, expected_host_id: HostId) -> VpsDockerHostReco
     return record
 
 
+def _believable(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
+    """The record, with times that can be compared to others.
+
+    Raises UnusableDataError for what is no time, no address (it would be pinned as it is) and no id of an image.
+    """
+    if record.vps_ip is not None and not _ADDRESS.fullmatch(record.vps_ip):
+        raise UnusableDataError("its vps_ip is no address")
+    data = record.certified_host_data
+    for snapshot in data.snapshots:
+        as_moment(snapshot.created_at)
+        if not snapshot.id.strip() or not snapshot.id.isprintable():
+            raise UnusableDataError("the id of a snapshot is none")
+    times = {"created_at": as_moment(data.created_at), "updated_at": as_moment(data.updated_at)}
+    return record.model_copy(update={_CERTIFIED: data.model_copy(update=times)})
+
+
 def encode_agent_data(agent_data: Mapping[str, object]) -> bytes:
     """One agent's data as JSON. Raises HostRecordError if JSON cannot hold it."""
     try:
@@ -123,21 +147,5 @@ def encode_agent_data(agent_data: Mapping[str, object]) -> bytes:
         ) from error
 
 
-def decode_agent_data(content: bytes) -> dict[str, Any]:
-    """Read one agent's data. Raises HostRecordError, saying why in one line, if it is no JSON object."""
-    return _object(content)
-
-
 def _to_json(data: object) -> bytes:
     return json.dumps(data, indent=2).encode("ascii")
-
-
-def _object(content: bytes) -> dict[str, Any]:
-    try:
-        data = json.loads(content)
-    # Deep nesting, which only a hostile or damaged file has, exhausts the parser's stack.
-    except (ValueError, RecursionError) as error:
-        raise HostRecordError(f"not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise HostRecordError("not a JSON object")
-    return data

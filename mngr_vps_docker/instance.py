@@ -42,6 +42,7 @@ from imbue.mngr_vps_docker.lifecycle import volumes
 from imbue.mngr_vps_docker.lifecycle.create import create_host
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
 from imbue.mngr_vps_docker.lifecycle.destroy import destroy_host
+from imbue.mngr_vps_docker.lifecycle.listing import read_resources
 from imbue.mngr_vps_docker.lifecycle.names import check_host_name
 from imbue.mngr_vps_docker.lifecycle.power import repair_host
 from imbue.mngr_vps_docker.lifecycle.power import start_host
@@ -203,7 +204,7 @@ class VpsDockerProvider(PackageHooks):
     def get_host_resources(self, host: HostInterface) -> HostResources:
         """What the container really has: the VPS's processors, memory and disk, within the container's own limits."""
         sighting = self._registry.get(host.id)
-        return details.read_resources(self._online_host(sighting).ssh, sighting.container)
+        return read_resources(self._online_host(sighting).ssh, sighting.container)
 
     def get_host_and_agent_details(
         self,

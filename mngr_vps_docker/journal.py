@@ -13,15 +13,18 @@ from datetime import datetime
 from datetime import timedelta
 from enum import auto
 from pathlib import Path
+from typing import Annotated
 from typing import Any
 from typing import Final
 
+from pydantic import AfterValidator
 from pydantic import Field
 from pydantic import ValidationError
 
 from imbue.imbue_common.enums import UpperCaseStrEnum
 from imbue.imbue_common.frozen_model import FrozenModel
 from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.agent_data import usable_agents
 from imbue.mngr_vps_docker.files import is_locked
 from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.files import remove_folder
@@ -65,7 +68,10 @@ class JournalEntry(FrozenModel):
     gone_since: datetime | None = Field(default=None, description="When the cloud first said that it has no such VPS")
     failure_reason: str | None = Field(default=None, description="Why creating it failed, if it did")
     record: VpsDockerHostRecord | None = Field(default=None, description="Last seen record")
-    agents: tuple[dict[str, Any], ...] = Field(default=(), description="Last seen data of its agents")
+    # Earlier versions took down whatever they saw.
+    agents: Annotated[tuple[dict[str, Any], ...], AfterValidator(usable_agents)] = Field(
+        default=(), description="Last seen data of its agents"
+    )
 
     @property
     def may_still_appear(self) -> bool:

@@ -17,6 +17,7 @@ from pydantic import ConfigDict
 from pydantic import Field
 from pydantic import PrivateAttr
 
+from imbue.mngr.errors import MngrError
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.interfaces.agent import AgentInterface
 from imbue.mngr.interfaces.data_types import CertifiedHostData
@@ -40,6 +41,7 @@ from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.shell import ShellScript
 from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.ssh.target import SshTarget
+from imbue.mngr_vps_docker.terminal import logger
 
 # mngr gives no limit for most commands; a forgotten one must end all the same. No clone or install takes this long.
 DEFAULT_COMMAND_TIMEOUT_SECONDS = 6 * 3600.0
@@ -278,8 +280,16 @@ class VpsDockerHost(_OverOpenSsh, Host):
             return Host.get_agents(self)
         folders = {self.host_dir / "agents" / str(data["id"]): data for data in seen.data}
         self._at_hand = {folder / "data.json": json.dumps(data).encode() for folder, data in folders.items()}
-        loaded = [self._load_agent_from_dir(folder) for folder in folders]
+        loaded = [self._load_seen_agent(folder) for folder in folders]
         return [agent for agent in loaded if agent is not None]
+
+    def _load_seen_agent(self, folder: Path) -> AgentInterface[Any] | None:
+        try:
+            return self._load_agent_from_dir(folder)
+        # It lacks a field, or is of a type that cannot be had here: that costs no other agent.
+        except (MngrError, KeyError, ValueError) as error:
+            logger.warning("Left out agent {} of {}: {}", folder.name, self.id, repr(error))
+            return None
 
     def execute_streaming_command(
         self,

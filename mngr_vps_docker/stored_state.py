@@ -8,19 +8,26 @@ from typing import Final
 
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.agent_data import AGENT_ID
+from imbue.mngr_vps_docker.agent_data import decode_agent_data
 from imbue.mngr_vps_docker.errors import HostRecordError
 from imbue.mngr_vps_docker.host_record import VpsDockerHostRecord
-from imbue.mngr_vps_docker.host_record import decode_agent_data
 from imbue.mngr_vps_docker.host_record import decode_record
 from imbue.mngr_vps_docker.terminal import logger
+from imbue.mngr_vps_docker.untrusted import UnusableDataError
 from imbue.mngr_vps_docker.volume_scripts import parse_files
 from imbue.mngr_vps_docker.volume_scripts import small_files
 
 # mngr's ids accept all that Python's int() does, blanks and underscores included; a path shall not.
-_SAFE_ID: Final = re.compile(r"(?:host|agent)-[0-9a-fA-F]{32}")
-_FILE_LIMIT_BYTES: Final = 64 << 20
-_TOTAL_LIMIT_BYTES: Final = 1 << 30
-_COUNT_LIMIT: Final = 200_000
+_HOST_ID: Final = r"host-[0-9a-fA-F]{32}"
+_SAFE_ID: Final = re.compile(f"{_HOST_ID}|{AGENT_ID}")
+_STATE_FILE: Final = re.compile(rf"host_state/({_HOST_ID})(?:/({AGENT_ID}))?\.json")
+# A VPS holds the record of one host.
+_FILE_LIMIT_BYTES: Final = 16 << 20
+_TOTAL_LIMIT_BYTES: Final = 64 << 20
+_COUNT_LIMIT: Final = 20_000
+# What all of that may be when it arrives, as base64 and with what else is read of a VPS.
+STATE_OUTPUT_BYTES: Final = 128 << 20
 # find(1)'s arguments for every record and every agent's data.
 EVERY_STATE_FILE: Final = "-mindepth 2 -maxdepth 3 -path './host_state/*' -name '*.json'"
 
@@ -85,31 +92,24 @@ def parse_state(line: bytes, *, where: str) -> StoredState:
     agents: dict[HostId, list[dict[str, Any]]] = {}
     unreadable: list[HostId] = []
     for path in sorted(files.contents.keys() | files.unread):
-        host_id = _host_id_of(path)
-        if host_id is None:
+        name = _STATE_FILE.fullmatch(path)
+        if name is None:
             logger.warning("Ignored {} on {}: its name is not that of a record", path, where)
             continue
-        is_record = path.count("/") == 1
+        host_id, agent_id = HostId(name[1]), name[2]
         try:
             if path in files.unread:
                 raise HostRecordError("it is no regular file, too large, or vanished while it was read")
-            if is_record:
+            if agent_id is None:
                 records[host_id] = decode_record(files.contents[path], host_id)
             else:
-                agent = decode_agent_data(files.contents[path])
+                agent = decode_agent_data(files.contents[path], expected_id=agent_id)
                 agents.setdefault(host_id, []).append(agent)
-        except HostRecordError as error:
+        except (HostRecordError, UnusableDataError) as error:
             logger.warning("Left out {} on {}: {}", path, where, error)
-            if is_record:
+            if agent_id is None:
                 unreadable.append(host_id)
     return StoredState(records, agents, tuple(unreadable))
-
-
-def _host_id_of(path: str) -> HostId | None:
-    parts = path.removesuffix(".json").split("/")
-    if not all(_SAFE_ID.fullmatch(part) for part in parts[1:]) or not parts[1].startswith(HostId.PREFIX):
-        return None
-    return HostId(parts[1])
 
 
 def _safe(identifier: HostId | AgentId) -> str:

@@ -1,7 +1,6 @@
 """Everything that one VPS knows of its hosts, read in one round trip: what discovery and listing ask for."""
 
 import hashlib
-import json
 import re
 import time
 from collections.abc import Mapping
@@ -10,6 +9,8 @@ from typing import Any
 from typing import Final
 
 from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.agent_data import AGENT_ID
+from imbue.mngr_vps_docker.agent_data import decode_agent_data
 from imbue.mngr_vps_docker.docker_commands import list_volume_mountpoints_argv
 from imbue.mngr_vps_docker.docker_errors import refusal
 from imbue.mngr_vps_docker.docker_objects import ContainerInfo
@@ -30,6 +31,8 @@ from imbue.mngr_vps_docker.stored_state import StoredState
 from imbue.mngr_vps_docker.stored_state import parse_state
 from imbue.mngr_vps_docker.stored_state import state_files_script
 from imbue.mngr_vps_docker.terminal import logger
+from imbue.mngr_vps_docker.untrusted import UnusableDataError
+from imbue.mngr_vps_docker.untrusted import json_object
 from imbue.mngr_vps_docker.volume_scripts import SmallFiles
 from imbue.mngr_vps_docker.volume_scripts import parse_files
 from imbue.mngr_vps_docker.volume_scripts import small_files
@@ -46,7 +49,7 @@ _FILE_LIMIT_BYTES: Final = 8 << 20
 _TOTAL_LIMIT_BYTES: Final = 64 << 20
 _COUNT_LIMIT: Final = 2_000
 _STOP_REASON: Final = re.compile(r"[A-Z_]{1,40}")
-_AGENT_FILE: Final = re.compile(r"agents/(agent-[0-9a-fA-F]{32})/data\.json")
+_AGENT_FILE: Final = re.compile(rf"agents/({AGENT_ID})/data\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,11 +256,10 @@ def _live_agents(files: SmallFiles, volume: str, where: str) -> list[dict[str, A
         name = _AGENT_FILE.fullmatch(path)
         if name is None:
             continue
-        agent = _json_object(content)
-        if agent is None or agent.get("id") != name.group(1):
-            logger.warning("Left out {} on {} (volume {}): it is not the data of that agent", path, where, volume)
-        else:
-            agents.append(agent)
+        try:
+            agents.append(decode_agent_data(content, expected_id=name[1]))
+        except UnusableDataError as error:
+            logger.warning("Left out {} on {} (volume {}): {}", path, where, volume, error)
     return agents
 
 
@@ -265,10 +267,9 @@ def _json_object(content: bytes | None) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        data = json.loads(content)
-    except (ValueError, RecursionError):
+        return json_object(content)
+    except UnusableDataError:
         return None
-    return data if isinstance(data, dict) else None
 
 
 def _stop_reason(content: bytes | None) -> str | None:

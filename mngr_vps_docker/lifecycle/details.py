@@ -1,91 +1,52 @@
 """What `mngr list` shows of one host and its agents, gathered by one remote command."""
 
+import time
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from typing import Final
 
 from imbue.mngr.config.data_types import MngrConfig
 from imbue.mngr.errors import AgentNotFoundOnHostError
+from imbue.mngr.errors import BaseMngrError
 from imbue.mngr.errors import HostConnectionError
 from imbue.mngr.hosts.common import check_agent_type_known
 from imbue.mngr.hosts.common import compute_idle_seconds
 from imbue.mngr.hosts.common import determine_lifecycle_state
 from imbue.mngr.hosts.common import resolve_expected_process_name
-from imbue.mngr.hosts.common import timestamp_to_datetime
-from imbue.mngr.hosts.offline_host import validate_and_create_discovered_agent
 from imbue.mngr.interfaces.agent import AgentInterface
 from imbue.mngr.interfaces.data_types import AgentDetails
-from imbue.mngr.interfaces.data_types import CpuResources
 from imbue.mngr.interfaces.data_types import HostDetails
-from imbue.mngr.interfaces.data_types import HostResources
 from imbue.mngr.interfaces.host import OnlineHostInterface
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import AgentLifecycleState
+from imbue.mngr.primitives import AgentName
 from imbue.mngr.primitives import CommandString
 from imbue.mngr.primitives import DiscoveredAgent
 from imbue.mngr.primitives import DiscoveredHost
 from imbue.mngr.primitives import SSHInfo
-from imbue.mngr.providers.listing_utils import build_listing_collection_script
-from imbue.mngr.providers.listing_utils import parse_listing_collection_output
-from imbue.mngr_vps_docker.docker_objects import ContainerInfo
 from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
+from imbue.mngr_vps_docker.errors import RemoteOutputError
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.listing import Listing
+from imbue.mngr_vps_docker.lifecycle.listing import LiveAgent
+from imbue.mngr_vps_docker.lifecycle.listing import read_listing
+from imbue.mngr_vps_docker.lifecycle.sighting import NO_COMMAND
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.snapshot import list_snapshots
+from imbue.mngr_vps_docker.outer_host import SeenAgents
 from imbue.mngr_vps_docker.outer_host import VpsDockerHost
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.terminal import printable_data
 
-LISTING_TIMEOUT_SECONDS = 60.0
-
-# Printed by the same remote command as the rest, before it: nobody else's output can come first.
-_RESOURCES_SCRIPT = """\
-nproc
-awk '$1 == "MemTotal:" { print $2 }' /proc/meminfo
-df -Pk / | awk 'NR == 2 { print $2 }'
-"""
-_RESOURCES_LINES = 3
-_KIB_PER_GIB = 1024.0**2
-_BYTES_PER_GIB = 1024.0**3
+_UNKNOWN: Final = "unknown"
 
 type FieldGenerators = Mapping[str, Mapping[str, Callable[[AgentInterface[Any], OnlineHostInterface], Any]]]
 type OnError = Callable[[DiscoveredAgent | DiscoveredHost, BaseException], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """What a running container said of itself: its resources, and mngr's own listing data."""
-
-    resources: HostResources
-    data: Mapping[str, Any]
-
-
-def read_listing(connection: SshConnection, *, host_dir: str, prefix: str, container: ContainerInfo | None) -> Listing:
-    """Ask a running container, once; raises VpsConnectionError if it cannot be reached."""
-    outcome = connection.run(
-        _RESOURCES_SCRIPT + build_listing_collection_script(host_dir, prefix),
-        purpose="list agents",
-        timeout_seconds=LISTING_TIMEOUT_SECONDS,
-        effect=Effect.READS,
-    ).checked()
-    lines = outcome.text.split("\n", _RESOURCES_LINES)
-    return Listing(
-        resources=_resources(lines[:_RESOURCES_LINES], container),
-        data=parse_listing_collection_output(lines[-1]),
-    )
-
-
-def read_resources(connection: SshConnection, container: ContainerInfo | None) -> HostResources:
-    """What a running container has: its VPS's processors, memory and disk, within its own limits."""
-    outcome = connection.run(
-        _RESOURCES_SCRIPT, purpose="read resources", timeout_seconds=LISTING_TIMEOUT_SECONDS, effect=Effect.READS
-    ).checked()
-    return _resources(outcome.text.splitlines(), container)
 
 
 def describe(
@@ -99,21 +60,23 @@ def describe(
 ) -> tuple[HostDetails, list[AgentDetails]]:
     """The rows of a host and of ``agent_refs``, its agents; ``host`` is None for one that does not run.
 
-    A host that turns out not to answer is shown as last seen.
+    A host that turns out not to answer is shown as last seen. What goes wrong with one agent is handed to
+    ``on_error``, if given, which may raise, and the agent is left out; else the agent is shown as last seen.
     """
-    listing = None
     if host is not None:
         try:
             listing = read_listing(
                 host.ssh, host_dir=str(context.host_dir), prefix=context.prefix, container=sighting.container
             )
+            row = host_details(context, sighting, listing)
+            agents = _RunningAgents(host, row, listing, config, field_generators or {})
+            return row, [shown for agent in agent_refs if (shown := agents.row(agent, on_error)) is not None]
         except (HostConnectionError, RemoteCommandTimeoutError) as error:
             sighting = sighting.unread(error)
-    row = host_details(context, sighting, listing)
-    generators = field_generators or {}
-    return row, agent_details(
-        host, row, agent_refs, listing, config=config, field_generators=generators, on_error=on_error
-    )
+        except RemoteOutputError as error:
+            sighting = replace(sighting, problem=error)
+    row = host_details(context, sighting, None)
+    return row, [_offline_agent(agent, row) for agent in agent_refs]
 
 
 def host_details(context: ProviderContext, sighting: HostSighting, listing: Listing | None) -> HostDetails:
@@ -124,125 +87,126 @@ def host_details(context: ProviderContext, sighting: HostSighting, listing: List
         name=sighting.name,
         provider_name=context.provider_name,
         state=sighting.state,
-        image=data.image,
-        tags=dict(data.user_tags),
+        image=printable_data(data.image),
+        tags=printable_data(data.user_tags),
         snapshots=list_snapshots(sighting),
-        plugin=data.plugin,
+        plugin=printable_data(data.plugin),
         failure_reason=data.failure_reason or (str(sighting.problem) if sighting.problem is not None else None),
     )
     if listing is None:
         return common
-    live = listing.data
-    locked_time = timestamp_to_datetime(live.get("lock_mtime"))
+    live = listing.certified_data or data
     return common.model_copy(
         update={
-            "boot_time": timestamp_to_datetime(live.get("btime")),
-            "uptime_seconds": live.get("uptime_seconds"),
+            "boot_time": listing.boot_time,
+            "uptime_seconds": listing.uptime_seconds,
             "resource": listing.resources,
             "ssh": _ssh_info(context, sighting),
-            "is_locked": locked_time is not None,
-            "locked_time": locked_time,
-            "plugin": live.get("certified_data", {}).get("plugin", data.plugin),
-            "ssh_activity_time": timestamp_to_datetime(live.get("ssh_activity_mtime")),
+            "is_locked": listing.locked_time is not None,
+            "locked_time": listing.locked_time,
+            "plugin": printable_data(live.plugin),
+            "ssh_activity_time": listing.ssh_activity_time,
         }
     )
 
 
-def agent_details(
-    host: OnlineHostInterface | None,
-    details: HostDetails,
-    agent_refs: Sequence[DiscoveredAgent],
-    listing: Listing | None,
-    *,
-    config: MngrConfig,
-    field_generators: FieldGenerators,
-    on_error: OnError | None,
-) -> list[AgentDetails]:
-    """A row for each of ``agent_refs``: as it runs now, or as last known where the host said nothing of it.
+class _RunningAgents:
+    """The rows of the agents of a running host."""
 
-    An agent that a running host does not have is handed to ``on_error``, if given, which may raise, and left out.
-    """
-    if listing is None:
-        return [_offline_agent(agent_ref, details) for agent_ref in agent_refs]
-    live = {str(agent["data"].get("id")): agent for agent in listing.data["agents"]}
-    objects = {agent.id: agent for agent in host.get_agents()} if host is not None and field_generators else {}
-    rows = []
-    for agent_ref in agent_refs:
-        raw = live.get(agent_ref.agent_id)
-        current = raw and validate_and_create_discovered_agent(raw["data"], details.id, details.provider_name)
-        if raw and current:
-            plugin = _plugin_fields(objects.get(current.agent_id), host, field_generators)
-            rows.append(_online_agent(current, raw, details, listing, config, plugin))
-        elif on_error is None:
-            rows.append(_offline_agent(agent_ref, details))
-        else:
-            on_error(agent_ref, AgentNotFoundOnHostError(AgentId(agent_ref.agent_id), details.id))
-    return rows
+    def __init__(
+        self,
+        host: VpsDockerHost,
+        details: HostDetails,
+        listing: Listing,
+        config: MngrConfig,
+        field_generators: FieldGenerators,
+    ) -> None:
+        self._host = host
+        self._details = details
+        self._listing = listing
+        self._config = config
+        self._field_generators = field_generators
+        self._objects: dict[AgentId, AgentInterface[Any]] = {}
+        if field_generators:
+            # Made of what was just read and looked at, not read once more.
+            host.seen_agents = SeenAgents([agent.data for agent in listing.agents.values()], time.monotonic())
+            self._objects = {agent.id: agent for agent in host.get_agents()}
 
+    def row(self, agent: DiscoveredAgent, on_error: OnError | None) -> AgentDetails | None:
+        """An agent's row; None if something is wrong with the agent and ``on_error`` was told.
 
-def _online_agent(
-    agent: DiscoveredAgent,
-    raw: Mapping[str, Any],
-    details: HostDetails,
-    listing: Listing,
-    config: MngrConfig,
-    plugin: dict[str, Any],
-) -> AgentDetails:
-    host_data = listing.data.get("certified_data", {})
-    user_activity = timestamp_to_datetime(raw.get("user_activity_mtime"))
-    agent_activity = timestamp_to_datetime(raw.get("agent_activity_mtime"))
-    start_time = timestamp_to_datetime(raw.get("start_activity_mtime"))
-    agent_type = str(agent.agent_type or "unknown")
-    command = agent.command or CommandString("")
-    return _offline_agent(agent, details).model_copy(
-        update={
-            "state": determine_lifecycle_state(
-                tmux_info=raw.get("tmux_info"),
-                is_active=bool(raw.get("is_active")),
-                expected_process_name=resolve_expected_process_name(agent_type, command, config),
-                ps_output=listing.data.get("ps_output", ""),
-                is_agent_type_known=check_agent_type_known(agent_type, config),
-            ),
-            "url": raw.get("url"),
-            "start_time": start_time,
-            "runtime_seconds": (datetime.now(UTC) - start_time).total_seconds() if start_time is not None else None,
-            "user_activity_time": user_activity,
-            "agent_activity_time": agent_activity,
-            "idle_seconds": compute_idle_seconds(user_activity, agent_activity, details.ssh_activity_time),
-            "idle_mode": host_data.get("idle_mode"),
-            "idle_timeout_seconds": host_data.get("idle_timeout_seconds"),
-            "activity_sources": tuple(host_data.get("activity_sources", ())),
-            "plugin": plugin,
+        Raises HostConnectionError if the host does not answer any more.
+        """
+        try:
+            live = self._listing.agents.get(agent.agent_id)
+            if live is None:
+                raise AgentNotFoundOnHostError(AgentId(agent.agent_id), self._details.id)
+            name = AgentName(live.data.get("name") or agent.agent_name)
+            return self._row(agent.model_copy(update={"agent_name": name, "certified_data": live.data}), live)
+        except HostConnectionError:
+            raise
+        except BaseMngrError as error:
+            if on_error is None:
+                return _offline_agent(agent, self._details)
+            on_error(agent, error)
+            return None
+
+    def _row(self, agent: DiscoveredAgent, live: LiveAgent) -> AgentDetails:
+        host_data = self._listing.certified_data
+        start_time = live.time("start_activity_mtime")
+        user_activity, agent_activity = live.time("user_activity_mtime"), live.time("agent_activity_mtime")
+        agent_type = str(agent.agent_type or _UNKNOWN)
+        command = agent.command or CommandString(NO_COMMAND)
+        return _offline_agent(agent, self._details).model_copy(
+            update={
+                "state": determine_lifecycle_state(
+                    tmux_info=live.raw.get("tmux_info"),
+                    is_active=bool(live.raw.get("is_active")),
+                    expected_process_name=resolve_expected_process_name(agent_type, command, self._config),
+                    ps_output=self._listing.processes,
+                    is_agent_type_known=check_agent_type_known(agent_type, self._config),
+                ),
+                "url": printable_data(live.raw.get("url")),
+                "start_time": start_time,
+                "runtime_seconds": (datetime.now(UTC) - start_time).total_seconds() if start_time else None,
+                "user_activity_time": user_activity,
+                "agent_activity_time": agent_activity,
+                "idle_seconds": compute_idle_seconds(user_activity, agent_activity, self._details.ssh_activity_time),
+                "idle_mode": None if host_data is None else host_data.idle_mode.value,
+                "idle_timeout_seconds": None if host_data is None else host_data.idle_timeout_seconds,
+                "activity_sources": () if host_data is None else tuple(s.value for s in host_data.activity_sources),
+                "plugin": self._plugin_fields(agent.agent_id),
+            }
+        )
+
+    def _plugin_fields(self, agent_id: AgentId) -> dict[str, Any]:
+        agent = self._objects.get(agent_id)
+        if agent is None:
+            return {}
+        by_plugin = {
+            plugin: {
+                name: value for name, make in generators.items() if (value := make(agent, self._host)) is not None
+            }
+            for plugin, generators in self._field_generators.items()
         }
-    )
+        return {plugin: fields for plugin, fields in by_plugin.items() if fields}
 
 
 def _offline_agent(agent: DiscoveredAgent, details: HostDetails) -> AgentDetails:
+    shown = agent.model_copy(update={"certified_data": printable_data(dict(agent.certified_data))})
     return AgentDetails(
-        id=agent.agent_id,
-        name=agent.agent_name,
-        type=str(agent.agent_type or "unknown"),
-        command=agent.command or CommandString(""),
-        work_dir=agent.work_dir or Path("/"),
-        initial_branch=agent.created_branch_name,
-        create_time=agent.create_time or datetime.fromtimestamp(0, UTC),
-        start_on_boot=agent.start_on_boot,
+        id=shown.agent_id,
+        name=shown.agent_name,
+        type=str(shown.agent_type or _UNKNOWN),
+        command=shown.command or CommandString(NO_COMMAND),
+        work_dir=shown.work_dir or Path("/"),
+        initial_branch=shown.created_branch_name,
+        create_time=shown.create_time or datetime.fromtimestamp(0, UTC),
+        start_on_boot=shown.start_on_boot,
         state=AgentLifecycleState.STOPPED,
-        labels=agent.labels,
+        labels=shown.labels,
         host=details,
     )
-
-
-def _plugin_fields(
-    agent: AgentInterface[Any] | None, host: OnlineHostInterface | None, field_generators: FieldGenerators
-) -> dict[str, Any]:
-    if agent is None or host is None:
-        return {}
-    by_plugin = {
-        plugin: {name: value for name, make in generators.items() if (value := make(agent, host)) is not None}
-        for plugin, generators in field_generators.items()
-    }
-    return {plugin: fields for plugin, fields in by_plugin.items() if fields}
 
 
 def _ssh_info(context: ProviderContext, sighting: HostSighting) -> SSHInfo | None:
@@ -257,13 +221,3 @@ def _ssh_info(context: ProviderContext, sighting: HostSighting) -> SSHInfo | Non
         key_path=target.identity_file,
         command=connection.ssh_command(None),
     )
-
-
-def _resources(lines: Sequence[str], container: ContainerInfo | None) -> HostResources:
-    cpu_count, memory_kib, disk_kib = (int(line) for line in lines)
-    memory_gb = memory_kib / _KIB_PER_GIB
-    if container is not None and container.nano_cpus:
-        cpu_count = max(1, min(cpu_count, round(container.nano_cpus / 1e9)))
-    if container is not None and container.memory_bytes:
-        memory_gb = min(memory_gb, container.memory_bytes / _BYTES_PER_GIB)
-    return HostResources(cpu=CpuResources(count=cpu_count), memory_gb=memory_gb, disk_gb=disk_kib / _KIB_PER_GIB)

@@ -15,9 +15,8 @@ from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import ProviderUnavailableError
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
-from imbue.mngr_vps_docker.errors import HostRecordError
-from imbue.mngr_vps_docker.errors import RemoteCommandError
-from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
+from imbue.mngr_vps_docker.errors import VpsApiError
+from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
@@ -27,9 +26,6 @@ from imbue.mngr_vps_docker.lifecycle.discover import discover
 from imbue.mngr_vps_docker.lifecycle.discover import look_at
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.terminal import logger
-
-# What one VPS may do to the code of a provider package that reads it; here each VPS is asked anyway.
-_TROUBLE_OF_ONE_VPS = (HostConnectionError, RemoteCommandError, RemoteCommandTimeoutError, HostRecordError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +186,11 @@ class HostRegistry:
             with asking_the_cloud(self._context):
                 return self._package.find_all(), self._seen_for_package
         except ProviderUnavailableError as error:
-            if not isinstance(error.__cause__, _TROUBLE_OF_ONE_VPS):
+            cause = error.__cause__
+            if not isinstance(cause, HostConnectionError | VpsDockerError) or isinstance(cause, VpsApiError):
                 raise
-            logger.warning("{}", error.__cause__)
+            # One VPS is in the way of the package's code; here each is asked anyway.
+            logger.warning("{}", cause)
             return Findings(), {}
         finally:
             self._seen_for_package = None

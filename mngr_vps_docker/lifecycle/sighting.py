@@ -1,10 +1,12 @@
 """One host as it was found: what the cloud, its VPS and this machine say of it, and what follows for mngr."""
 
+import re
 from dataclasses import dataclass
 from dataclasses import replace
 from datetime import UTC
 from datetime import datetime
 from typing import Any
+from typing import Final
 
 from imbue.mngr.errors import HostAuthenticationError
 from imbue.mngr.interfaces.data_types import CertifiedHostData
@@ -14,7 +16,11 @@ from imbue.mngr_vps_docker.docker_objects import ContainerInfo
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
+from imbue.mngr_vps_docker.terminal import printable
 from imbue.mngr_vps_docker.vps_state import HostReading
+
+# What mngr shows for an agent of which no command is known.
+NO_COMMAND: Final = "(unknown)"
 
 _STOP_REASONS = {state.value: state for state in (HostState.STOPPED, HostState.PAUSED)}
 
@@ -49,8 +55,11 @@ class HostSighting:
 
     @property
     def name(self) -> str:
-        """The user's name for the host. What its record calls it is believed with care: see ``observe.named``."""
-        return self.entry.host_name
+        """The user's name for the host; its id, where there is none.
+
+        What its record calls it is believed with care: see ``observe.named``.
+        """
+        return printable(self.entry.host_name).strip() or self.host_id
 
     @property
     def container(self) -> ContainerInfo | None:
@@ -118,8 +127,19 @@ class HostSighting:
         """
         found = self.known_agents
         if not found and self.failure_reason is not None and not self.is_gone and not self.is_being_made:
-            return [{"id": f"agent-{self.host_id.get_uuid().hex}", "name": self.name, "type": "unfinished-host"}]
+            return [self._stand_in]
         return found
+
+    @property
+    def _stand_in(self) -> dict[str, Any]:
+        """An agent that stands for a host without any."""
+        return {
+            "id": f"agent-{self.host_id.get_uuid().hex}",
+            # Names of agents allow less than names of hosts.
+            "name": re.sub(r"[^A-Za-z0-9_-]+", "-", self.name).strip("-_") or self.host_id,
+            "type": "unfinished-host",
+            "command": NO_COMMAND,
+        }
 
     @property
     def state(self) -> HostState:
@@ -151,9 +171,10 @@ class HostSighting:
         if self.is_being_made:
             return None
         if self.record is not None and not self.is_unfinished:
-            return self.record.certified_host_data.failure_reason
+            recorded = self.record.certified_host_data.failure_reason
+            return None if recorded is None else printable(recorded)
         if self.entry.failure_reason is not None:
-            return self.entry.failure_reason
+            return printable(self.entry.failure_reason)
         if self.reading is not None and self.reading.is_record_unreadable:
             return "its record on the VPS cannot be read"
         if self.problem is not None:

@@ -40,6 +40,8 @@ from imbue.mngr_vps_docker.plain_text import shown
 from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.terminal import logger
+from imbue.mngr_vps_docker.terminal import printable
+from imbue.mngr_vps_docker.untrusted import as_moment
 
 _COMMIT_TIMEOUT_SECONDS: Final = 1800.0
 # What another machine may take to list an image that it has made, by far.
@@ -95,8 +97,8 @@ def list_snapshots(sighting: HostSighting) -> list[SnapshotInfo]:
     return [
         SnapshotInfo(
             id=SnapshotId(snapshot.id),
-            name=SnapshotName(snapshot.name),
-            created_at=datetime.fromisoformat(snapshot.created_at),
+            name=SnapshotName(printable(snapshot.name)),
+            created_at=as_moment(snapshot.created_at),
             recency_idx=index,
         )
         for index, snapshot in enumerate(newest_first)

@@ -106,9 +106,13 @@ class MemoryCloud(LocalVpsClient):
 
 @dataclasses.dataclass
 class Network:
-    """What is at each address: a machine that answers, or ssh's words about one that does not let us in."""
+    """What is at each address: a machine that answers, or ssh's words about one that does not let us in.
+
+    ``containers`` are the containers that answer, by the address of their VPS.
+    """
 
     machines: dict[str, SshConnection] = dataclasses.field(default_factory=dict)
+    containers: dict[str, SshConnection] = dataclasses.field(default_factory=dict)
     refusals: dict[str, str] = dataclasses.field(default_factory=dict)
     before_login: Callable[[], object] = lambda: None
     logins: list[str] = dataclasses.field(default_factory=list)
@@ -130,6 +134,9 @@ class MemoryContext(ProviderContext):
 
     def vps(self, address: str, host_id: HostId | None = None) -> SshConnection:
         return self.network.machines.get(address) or ProviderContext.vps(self, address, host_id)
+
+    def container(self, address: str, host_id: HostId) -> SshConnection:
+        return self.network.containers.get(address) or ProviderContext.container(self, address, host_id)
 
 
 class MemoryProvider(LocalVpsProvider):
@@ -170,15 +177,16 @@ def record_of(host_id: HostId, **certified: object) -> VpsDockerHostRecord:
 
 def stopped_container(host_id: HostId) -> str:
     """What docker says of the container of a host that stopped years ago."""
-    return _container(host_id, "exited")
+    return container_of(host_id, "exited")
 
 
 def running_container(host_id: HostId) -> str:
     """What docker says of the container of a host that has run for years."""
-    return _container(host_id, "running")
+    return container_of(host_id, "running")
 
 
-def _container(host_id: HostId, status: str) -> str:
+def container_of(host_id: HostId, status: str) -> str:
+    """What docker says of the container of a host that was made years ago."""
     return json.dumps(
         [
             {

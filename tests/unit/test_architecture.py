@@ -14,7 +14,7 @@ LONGEST_MODULE_LINES = 450
 # A module may import from the lines above its own only; the modules of one line know nothing of each other. Inside a
 # folder, modules order themselves: there, only a circle is forbidden.
 LAYERS = (
-    ("terminal",),
+    ("terminal", "untrusted"),
     ("primitives", "errors", "image_reference", "files"),
     ("config", "plain_text"),
     ("docker_options",),
@@ -23,7 +23,7 @@ LAYERS = (
     ("docker_errors",),
     ("docker_objects", "docker_exec"),
     ("docker_over_ssh",),
-    ("volume_scripts", "host_record", "cloud_init", "keys"),
+    ("volume_scripts", "agent_data", "host_record", "cloud_init", "keys"),
     ("build_args", "start_args", "dockerignore", "git_context", "vps_client", "vps_identity"),
     ("stored_state", "host_volume", "build_context"),
     ("host_store", "vps_state"),

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.agent_data import decode_agent_data
 from imbue.mngr_vps_docker.errors import HostRecordError
-from imbue.mngr_vps_docker.host_record import decode_agent_data
 from imbue.mngr_vps_docker.host_record import decode_record
 from imbue.mngr_vps_docker.host_record import encode_agent_data
 from imbue.mngr_vps_docker.host_record import encode_record
@@ -20,8 +20,9 @@ from imbue.mngr_vps_docker.primitives import VpsInstanceId
 
 _HOST_ID = HostId("host-0123456789abcdef0123456789abcdef")
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+_INTEGERS = st.integers(-(2**63), 2**63 - 1)
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _TEXT,
+    st.none() | st.booleans() | _INTEGERS | st.floats(allow_nan=False, allow_infinity=False) | _TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3),
     max_leaves=8,
 )
@@ -63,6 +64,10 @@ def _version_0() -> dict[str, Any]:
     }
 
 
+def _with_new_field(value: str) -> bytes:
+    return f'{json.dumps(_version_0())[:-1]}, "new": {value}}}'.encode()
+
+
 def test_a_record_of_version_0_is_read_and_becomes_version_1_when_written() -> None:
     record = decode_record(json.dumps(_version_0()).encode(), _HOST_ID)
     assert record.schema_version == 0
@@ -83,12 +88,19 @@ def test_what_newer_writers_added_is_kept_at_every_level() -> None:
     assert "unknown_certified_fields" not in written
 
 
+def test_what_is_read_can_be_written_and_compared() -> None:
+    content = _with_new_field(r'"\ud800x"').replace(b"05Z", b"05")
+    record = decode_record(content, _HOST_ID)
+    record.model_dump_json()
+    assert record.certified_host_data.updated_at < datetime.now(UTC)
+
+
 def test_a_failed_host_has_certified_data_only() -> None:
     record = VpsDockerHostRecord(certified_host_data=_certified(failure_reason="no Docker"))
     assert decode_record(encode_record(record), _HOST_ID).certified_host_data.failure_reason == "no Docker"
 
 
-@given(_TEXT, st.dictionaries(_TEXT, _TEXT, max_size=3), st.integers() | _TEXT, st.lists(_TEXT, max_size=3))
+@given(_TEXT, st.dictionaries(_TEXT, _TEXT, max_size=3), _INTEGERS | _TEXT, st.lists(_TEXT, max_size=3))
 def test_any_text_survives_in_a_record(name: str, tags: dict[str, str], os_id: int | str, args: list[str]) -> None:
     record = VpsDockerHostRecord(
         certified_host_data=_certified(user_tags=tags, build_log=name),
@@ -109,7 +121,10 @@ def test_any_text_survives_in_a_record(name: str, tags: dict[str, str], os_id: i
 
 @given(st.dictionaries(_TEXT, _JSON))
 def test_any_agent_data_survives(data: dict[str, Any]) -> None:
-    assert decode_agent_data(encode_agent_data(data)) == data
+    whole = data | {"id": f"agent-{'a' * 32}", "name": "a1"}
+    known = {"type", "command", "labels", "work_dir", "create_time", "permissions"}
+    if not data.keys() & known:
+        assert decode_agent_data(encode_agent_data(whole), expected_id=whole["id"]) == whole
 
 
 def test_agent_data_that_json_cannot_hold_is_refused() -> None:
@@ -126,6 +141,14 @@ def test_agent_data_that_json_cannot_hold_is_refused() -> None:
         b"null",
         b"\xff\xfe",
         b"[" * 100_000,
+        *(_with_new_field(value) for value in ("[" * 300 + "]" * 300, "9" * 20, "9" * 5000, "NaN", "1e999")),
+        *(
+            json.dumps(_version_0() | {"vps_ip": address}).encode()
+            for address in ("*", "a\n* ssh-ed25519 A", "a,b", "")
+        ),
+        json.dumps(_version_0()).replace("sha256:1", " ").encode(),
+        json.dumps(_version_0()).replace("2026-01-02T03:04:05+00:00", "never").encode(),
+        json.dumps(_version_0()).replace("2026-01-02T03:04:05Z", "0001-01-01T00:00:00").encode(),
         b"{}",
         b'{"certified_host_data": 1}',
         json.dumps(_version_0() | {"vps_ip": 7}).encode(),

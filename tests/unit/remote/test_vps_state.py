@@ -10,6 +10,7 @@ import pytest
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker import volume_scripts
 from imbue.mngr_vps_docker.docker_errors import DaemonNotRunningError
 from imbue.mngr_vps_docker.docker_errors import DockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
@@ -86,7 +87,7 @@ def test_an_empty_vps_has_no_hosts(machine: LocalMachine) -> None:
 
 def test_all_of_a_host_is_read_in_one_round_trip(machine: LocalMachine) -> None:
     host_id = HostId()
-    live, kept = {"id": AgentId(), "name": "é' \n"}, {"id": AgentId()}
+    live, kept = {"id": AgentId(), "name": "a1", "labels": {"k": "é' \n"}}, {"id": AgentId()}
     machine.volume("state")
     _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}", "c1")
     VpsDockerHostStore(machine, "state").persist_agent_data(host_id, kept)
@@ -198,3 +199,18 @@ def test_a_container_of_the_known_name_is_looked_at_alone(machine: LocalMachine)
     _set_containers(machine, _container("c1", host_id), _container("c2", other_id))
     assert read_vps_state(machine, state_volume="state", container="name-of-c1").hosts.keys() == {host_id}
     assert read_vps_state(machine, state_volume="state", container="name-of-c3").hosts.keys() == {host_id, other_id}
+
+
+def test_a_volume_that_takes_too_long_to_search_costs_only_itself(
+    machine: LocalMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host_id = HostId()
+    machine.volume("state")
+    _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}")
+    _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [])
+    slow = machine.volumes.parent / "bin" / "find"
+    slow.write_text('#!/bin/sh\ncase $(pwd) in *mngr-host-vol-*) exec sleep 600;; esac\nexec /usr/bin/find "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setattr(volume_scripts, "_FIND_TIMEOUT_SECONDS", 1)
+    reading = _read_only_host(machine)
+    assert (reading.record is not None, reading.is_volume_read) == (True, False)

@@ -1,0 +1,92 @@
+"""The data of an agent as it was found on a VPS: written by mngr, or by whatever runs in the agent's container.
+
+All that is known of an agent goes through here before anything is concluded from it. So a field is of the type that
+mngr takes it for, or the agent is not believed at all.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated
+from typing import Any
+from typing import Final
+
+from pydantic import AfterValidator
+from pydantic import BaseModel
+from pydantic import ConfigDict
+from pydantic import Field
+from pydantic import ValidationError
+
+from imbue.mngr.primitives import AgentName
+from imbue.mngr.primitives import AgentTypeName
+from imbue.mngr.primitives import CommandString
+from imbue.mngr.primitives import Permission
+from imbue.mngr_vps_docker.terminal import logger
+from imbue.mngr_vps_docker.untrusted import UnusableDataError
+from imbue.mngr_vps_docker.untrusted import as_moment
+from imbue.mngr_vps_docker.untrusted import json_object
+from imbue.mngr_vps_docker.untrusted import plain_json
+
+# mngr's ids accept all that Python's int() does, blanks and underscores included; a path shall not.
+AGENT_ID: Final = r"agent-[0-9a-fA-F]{32}"
+
+_LONGEST_NAME: Final = 255
+_LONGEST_PATH: Final = 4096
+# What one argument of a program can hold.
+_LONGEST_COMMAND: Final = 128 << 10
+
+
+def _with_zone(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise UnusableDataError("a time without a zone")
+    return as_moment(text).isoformat()
+
+
+class _AgentData(BaseModel):
+    """The fields that mngr reads by name; a field that is there is of its type, and one that is not may be missing."""
+
+    model_config = ConfigDict(strict=True)
+
+    id: str = Field(pattern=f"^{AGENT_ID}$")
+    name: Annotated[AgentName, Field(max_length=_LONGEST_NAME)] | None = None
+    type: Annotated[AgentTypeName, Field(max_length=_LONGEST_NAME)] | None = None
+    command: Annotated[CommandString, Field(max_length=_LONGEST_COMMAND)] | None = None
+    work_dir: Annotated[str, Field(max_length=_LONGEST_PATH)] | None = None
+    created_branch_name: Annotated[str, Field(max_length=_LONGEST_PATH)] | None = None
+    create_time: Annotated[str, AfterValidator(_with_zone)] | None = None
+    start_on_boot: bool = False
+    permissions: list[Permission] = []
+    labels: dict[str, str] = {}
+
+
+def checked_agent_data(data: object, *, expected_id: str | None = None) -> dict[str, Any]:
+    """``data`` if it is that of an agent (of the one with that id), in plain JSON.
+
+    Raises UnusableDataError, saying why in one line, if it is not.
+    """
+    plain = plain_json(data)
+    try:
+        agent = _AgentData.model_validate(plain)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the beginning"
+        raise UnusableDataError(f"{first['msg'][:_LONGEST_NAME]} at {where[:_LONGEST_NAME]}") from error
+    if expected_id is not None and agent.id != expected_id:
+        raise UnusableDataError(f"it is that of {agent.id}")
+    return dict(plain)
+
+
+def decode_agent_data(content: bytes, *, expected_id: str) -> dict[str, Any]:
+    """Read the data of the agent with that id. Raises UnusableDataError, saying why in one line."""
+    return checked_agent_data(json_object(content), expected_id=expected_id)
+
+
+def usable_agents(agents: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Those of ``agents`` that are agents; the others are left out, with a warning."""
+    usable = []
+    for agent in agents:
+        try:
+            usable.append(checked_agent_data(dict(agent)))
+        except UnusableDataError as error:
+            logger.warning("Left out an agent, whose data cannot be read: {}", error)
+    return tuple(usable)

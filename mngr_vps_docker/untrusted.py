@@ -1,0 +1,72 @@
+"""Data that others wrote, JSON and times, of which nothing surprises whoever goes on with it."""
+
+import json
+import math
+from datetime import UTC
+from datetime import datetime
+from typing import Any
+from typing import Final
+from typing import NoReturn
+
+# pydantic writes no more than 255 levels, and what is read here ends up some levels deep in something else.
+_DEEPEST: Final = 64
+_LARGEST_INTEGER: Final = 2**63
+# Beyond these, one cannot count on with times, or say them in another zone.
+_FIRST_YEAR: Final = 1970
+_LAST_YEAR: Final = 9998
+
+
+class UnusableDataError(ValueError):
+    """It is not what it should be, or cannot be passed on; says why in one line."""
+
+
+def json_object(content: bytes) -> dict[str, Any]:
+    """Read a JSON object; raises UnusableDataError for anything else, and for what ``plain_json`` raises it."""
+    try:
+        data = json.loads(content, parse_constant=_refuse)
+    # Deep nesting exhausts the parser's stack.
+    except (ValueError, RecursionError) as error:
+        raise UnusableDataError(f"not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UnusableDataError("not a JSON object")
+    return {plain_json(name): plain_json(value) for name, value in data.items()}
+
+
+def plain_json(data: Any, depth: int = 1) -> Any:
+    """What Python read as JSON, so that it can be written again: halves of surrogate pairs in its text are replaced.
+
+    Raises UnusableDataError for what others cannot write or count with: deep nesting, and numbers beyond 64 bits.
+    """
+    if depth > _DEEPEST:
+        raise UnusableDataError(f"nested more than {_DEEPEST} deep")
+    match data:
+        case str() if not data.isascii():
+            return data.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case int() if not -_LARGEST_INTEGER <= data < _LARGEST_INTEGER:
+            raise UnusableDataError("it holds a number of more than 64 bits")
+        case float() if not math.isfinite(data):
+            raise UnusableDataError("it holds a number of more than 64 bits")
+        case list():
+            return [plain_json(value, depth + 1) for value in data]
+        case dict():
+            return {plain_json(name, depth): plain_json(value, depth + 1) for name, value in data.items()}
+        case _:
+            return data
+
+
+def as_moment(time: datetime | str) -> datetime:
+    """A time, also in the form of ISO 8601, as one of UTC where it says no zone.
+
+    Raises UnusableDataError for what is no time, or none of this age.
+    """
+    try:
+        moment = datetime.fromisoformat(time) if isinstance(time, str) else time
+    except ValueError as error:
+        raise UnusableDataError(f"{str(time)[:40]!r} is no time") from error
+    if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
+        raise UnusableDataError(f"{moment.isoformat()} is not of this age")
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise UnusableDataError(f"{constant} is no number")

@@ -1,0 +1,150 @@
+"""Two hosts of one provider, one of which others may have spoiled; their VPSes are folders of this machine."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from dataclasses import field
+from datetime import UTC
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from support.local_provider import local_provider
+from support.memory_provider import MemoryCloud
+from support.memory_provider import MemoryProvider
+from support.memory_provider import Network
+from support.memory_provider import record_of
+from support.memory_provider import running_container
+
+from imbue.mngr.interfaces.data_types import AgentDetails
+from imbue.mngr.interfaces.data_types import HostDetails
+from imbue.mngr.primitives import AgentId
+from imbue.mngr.primitives import DiscoveredAgent
+from imbue.mngr.primitives import DiscoveredHost
+from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.journal import HostPhase
+from imbue.mngr_vps_docker.journal import JournalEntry
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+class SayingMachine(SshConnection):
+    """A machine that ends every command at once and says ``stdout``, whatever it is asked."""
+
+    stdout = b""
+    stderr = b""
+    exit_code = 0
+
+    def run(self, command: str, *, purpose: str, **_options: Any) -> CommandOutcome:
+        return CommandOutcome(
+            OutcomeStatus.COMPLETED,
+            argv=("sh", "-c", command),
+            host=self.target.name,
+            purpose=purpose,
+            elapsed_seconds=0.0,
+            exit_code=self.exit_code,
+            stdout=self.stdout,
+            stderr=self.stderr,
+        )
+
+
+@dataclass
+class Pair:
+    """One host that may be spoiled and a healthy one, each stopped and with one agent that mngr keeps a copy of."""
+
+    folder: Path
+    groups: ExitStack
+    spoiled: HostId = field(default_factory=HostId.generate)
+    healthy: HostId = field(default_factory=HostId.generate)
+    cloud: MemoryCloud = field(default_factory=lambda: MemoryCloud(account="test"))
+    network: Network = field(default_factory=Network)
+
+    def __post_init__(self) -> None:
+        self._provider = self.process()
+        for host_id in (self.spoiled, self.healthy):
+            self._set_up(host_id)
+
+    def process(self) -> MemoryProvider:
+        """The provider as a new process has it."""
+        process = local_provider(self.folder / "here", "test", self.cloud, provider_class=MemoryProvider)
+        self.groups.enter_context(process.mngr_ctx.concurrency_group)
+        assert isinstance(process, MemoryProvider)
+        return process.connect(self.network)
+
+    def address(self, host_id: HostId) -> str:
+        """The address of a host's VPS."""
+        return "192.0.2.1" if host_id == self.spoiled else "192.0.2.2"
+
+    def machine(self, host_id: HostId) -> LocalMachine:
+        """The VPS of a host."""
+        machine = self.network.machines[self.address(host_id)]
+        assert isinstance(machine, LocalMachine)
+        return machine
+
+    def volume(self, host_id: HostId) -> Path:
+        """The files of a host's volume."""
+        return self.machine(host_id).volumes / f"mngr-host-vol-{host_id.get_uuid().hex}"
+
+    def record_path(self, host_id: HostId) -> Path:
+        """Where the record of a host is."""
+        return self.machine(host_id).volumes / self._provider._context.state_volume_name / f"host_state/{host_id}.json"
+
+    def write_agent(self, host_id: HostId, agent_id: AgentId, content: bytes) -> None:
+        """Have the data of an agent on the volume of a host."""
+        folder = self.volume(host_id) / "agents" / agent_id
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "data.json").write_bytes(content)
+
+    def start(self, host_id: HostId) -> SayingMachine:
+        """Have a host run, and return its container, which says nothing yet."""
+        (self.machine(host_id).volumes / ".containers").write_text(running_container(host_id))
+        container = SayingMachine(self.machine(host_id).target)
+        self.network.containers[self.address(host_id)] = container
+        return container
+
+    def listed(self) -> dict[HostId, list[str]]:
+        """The names of the agents of each host, as a new process lists them."""
+        process = self.process()
+        found = process.discover_hosts_and_agents(process.mngr_ctx.concurrency_group)
+        return {host.host_id: [agent.agent_name for agent in agents] for host, agents in found.items()}
+
+    def rows(self, **options: Any) -> dict[HostId, tuple[HostDetails, list[AgentDetails]]]:
+        """The rows of each host and its agents, as a new process shows them."""
+        process = self.process()
+        found: dict[DiscoveredHost, list[DiscoveredAgent]] = process.discover_hosts_and_agents(
+            process.mngr_ctx.concurrency_group
+        )
+        return {
+            host.host_id: process.get_host_and_agent_details(host, agents, **options) for host, agents in found.items()
+        }
+
+    def _set_up(self, host_id: HostId) -> None:
+        context, address = self._provider._context, self.address(host_id)
+        (self.folder / address).mkdir()
+        machine = self.network.machines[address] = LocalMachine(self.folder / address)
+        machine.volume(f"mngr-host-vol-{host_id.get_uuid().hex}")
+        machine.volume(context.state_volume_name)
+        context.keys.create_vps_host_key(host_id)
+        self.cloud.order(host_id, address, LONG_AGO)
+        record = record_of(host_id, stop_reason="STOPPED", host_name="bad" if host_id == self.spoiled else "good")
+        context.journal.write(
+            JournalEntry(
+                host_id=host_id,
+                host_name=record.certified_host_data.host_name,
+                phase=HostPhase.READY,
+                created_at=LONG_AGO,
+                vps_instance_id=VpsInstanceId(address),
+                vps_ip=address,
+                record=record,
+            )
+        )
+        store = VpsDockerHostStore(machine, context.state_volume_name)
+        store.write_host_record(record)
+        store.persist_agent_data(host_id, {"id": AgentId.generate(), "name": "kept"})
+        (machine.volumes / ".container-ids").write_text("c1\n")
+        (machine.volumes / ".containers").write_text(stopped_container(host_id))

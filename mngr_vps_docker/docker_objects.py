@@ -4,12 +4,14 @@ The JSON comes from another machine: what is missing or of another type than exp
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC
 from datetime import datetime
+from typing import Annotated
 from typing import Final
 
+from pydantic import AwareDatetime
 from pydantic import BaseModel
 from pydantic import ConfigDict
 from pydantic import Field
@@ -18,6 +20,8 @@ from pydantic import ValidationError
 
 from imbue.mngr_vps_docker.docker_commands import PublishedPort
 from imbue.mngr_vps_docker.docker_errors import DockerError
+from imbue.mngr_vps_docker.untrusted import UnusableDataError
+from imbue.mngr_vps_docker.untrusted import as_moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +83,15 @@ class _Json(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+# Docker counts in 64 bits.
+type _Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
 class _State(_Json):
     status: str = Field(alias="Status")
-    exit_code: int = Field(default=0, alias="ExitCode")
-    started_at: datetime | None = Field(default=None, alias="StartedAt")
-    finished_at: datetime | None = Field(default=None, alias="FinishedAt")
+    exit_code: _Number = Field(default=0, alias="ExitCode")
+    started_at: AwareDatetime | None = Field(default=None, alias="StartedAt")
+    finished_at: AwareDatetime | None = Field(default=None, alias="FinishedAt")
 
 
 class _Config(_Json):
@@ -92,10 +100,10 @@ class _Config(_Json):
 
 
 class _HostConfig(_Json):
-    nano_cpus: int = Field(default=0, alias="NanoCpus")
-    cpu_quota: int = Field(default=0, alias="CpuQuota")
-    cpu_period: int = Field(default=0, alias="CpuPeriod")
-    memory: int = Field(default=0, alias="Memory")
+    nano_cpus: _Number = Field(default=0, alias="NanoCpus")
+    cpu_quota: _Number = Field(default=0, alias="CpuQuota")
+    cpu_period: _Number = Field(default=0, alias="CpuPeriod")
+    memory: _Number = Field(default=0, alias="Memory")
     port_bindings: dict[str, list[dict[str, str]] | None] | None = Field(default=None, alias="PortBindings")
 
 
@@ -107,7 +115,7 @@ class _Mount(_Json):
 class _Container(_Json):
     id: str = Field(alias="Id")
     name: str = Field(alias="Name")
-    created: datetime = Field(alias="Created")
+    created: AwareDatetime = Field(alias="Created")
     image: str = Field(default="", alias="Image")
     state: _State = Field(alias="State")
     config: _Config = Field(alias="Config")
@@ -118,15 +126,15 @@ class _Container(_Json):
 class _Image(_Json):
     id: str = Field(alias="Id")
     repo_tags: tuple[str, ...] | None = Field(default=None, alias="RepoTags")
-    created: datetime | None = Field(default=None, alias="Created")
-    size: int = Field(default=0, alias="Size")
+    created: AwareDatetime | None = Field(default=None, alias="Created")
+    size: _Number = Field(default=0, alias="Size")
     config: _Config | None = Field(default=None, alias="Config")
 
 
 class _Info(_Json):
     server_version: str = Field(alias="ServerVersion")
-    cpus: int = Field(alias="NCPU")
-    memory: int = Field(alias="MemTotal")
+    cpus: _Number = Field(alias="NCPU")
+    memory: _Number = Field(alias="MemTotal")
     root_dir: str = Field(alias="DockerRootDir")
     driver: str = Field(alias="Driver")
     runtimes: dict[str, object] | None = Field(default=None, alias="Runtimes")
@@ -135,8 +143,7 @@ class _Info(_Json):
 
 _CONTAINERS: Final = TypeAdapter(tuple[_Container, ...])
 _IMAGES: Final = TypeAdapter(tuple[_Image, ...])
-# Docker writes year 1 for "never".
-_NEVER_BEFORE: Final = datetime(1971, 1, 1, tzinfo=UTC)
+_PORT: Final = re.compile(r"[0-9]{1,5}")
 _DEFAULT_CPU_PERIOD_MICROSECONDS: Final = 100_000
 
 
@@ -147,6 +154,11 @@ def parse_containers(text: str) -> tuple[ContainerInfo, ...]:
     except ValidationError as error:
         raise _unreadable("containers", error) from error
     return tuple(_container(raw) for raw in containers)
+
+
+def parse_container(text: str) -> ContainerInfo:
+    """The one container in what ``docker container inspect`` printed. Raises DockerError if that cannot be read."""
+    return _only(parse_containers(text))
 
 
 def parse_images(text: str) -> tuple[ImageInfo, ...]:
@@ -165,6 +177,11 @@ def parse_images(text: str) -> tuple[ImageInfo, ...]:
         )
         for raw in images
     )
+
+
+def parse_image(text: str) -> ImageInfo:
+    """The one image in what ``docker image inspect`` printed. Raises DockerError if that cannot be read."""
+    return _only(parse_images(text))
 
 
 def parse_info(text: str) -> DockerInfo:
@@ -188,7 +205,8 @@ def server_errors(text: str) -> str:
     """What ``docker info`` wrote into its JSON instead of failing, as some versions do when no daemon answers."""
     try:
         raw = json.loads(text)
-    except ValueError:
+    # What is nested too deep is as little Docker's as what is no JSON.
+    except (ValueError, RecursionError):
         return ""
     errors = raw.get("ServerErrors") if isinstance(raw, dict) else None
     return "\n".join(str(error) for error in errors) if isinstance(errors, list) else ""
@@ -223,13 +241,23 @@ def _ports(limits: _HostConfig) -> list[PublishedPort]:
         number, _, protocol = container_port.partition("/")
         for binding in bindings or ():
             host_port = binding.get("HostPort", "")
-            if protocol in ("", "tcp") and number.isdecimal() and host_port.isdecimal():
+            if protocol in ("", "tcp") and _PORT.fullmatch(number) and _PORT.fullmatch(host_port):
                 ports.append(PublishedPort(int(host_port), int(number), binding.get("HostIp") or None))
     return ports
 
 
 def _moment(moment: datetime | None) -> datetime | None:
-    return moment if moment is not None and moment > _NEVER_BEFORE else None
+    """The moment, if there was one: Docker writes year 1 for "never"."""
+    try:
+        return None if moment is None else as_moment(moment)
+    except UnusableDataError:
+        return None
+
+
+def _only[Thing](things: tuple[Thing, ...]) -> Thing:
+    if len(things) != 1:
+        raise DockerError(f"Docker describes {len(things)} things instead of one")
+    return things[0]
 
 
 def _unreadable(what: str, error: ValidationError) -> DockerError:

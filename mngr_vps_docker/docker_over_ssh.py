@@ -28,7 +28,9 @@ from imbue.mngr_vps_docker.docker_exec import exec_in_container
 from imbue.mngr_vps_docker.docker_objects import ContainerInfo
 from imbue.mngr_vps_docker.docker_objects import DockerInfo
 from imbue.mngr_vps_docker.docker_objects import ImageInfo
+from imbue.mngr_vps_docker.docker_objects import parse_container
 from imbue.mngr_vps_docker.docker_objects import parse_containers
+from imbue.mngr_vps_docker.docker_objects import parse_image
 from imbue.mngr_vps_docker.docker_objects import parse_images
 from imbue.mngr_vps_docker.docker_objects import parse_info
 from imbue.mngr_vps_docker.docker_objects import server_errors
@@ -154,7 +156,7 @@ class DockerOverSsh:
             purpose=f"commit container {container}",
             timeout_seconds=timeout_seconds,
         )
-        return outcome.text.strip().splitlines()[-1]
+        return _id_in(outcome)
 
     def inspect_container(self, container: str) -> ContainerInfo | None:
         """Describe one container; None only if Docker says that there is no such container."""
@@ -163,7 +165,7 @@ class DockerOverSsh:
             outcome = self._docker(argv, purpose=f"inspect container {container}", effect=Effect.READS)
         except NoSuchContainerError:
             return None
-        return parse_containers(outcome.text)[0]
+        return parse_container(outcome.text)
 
     def list_containers(self, labels: Mapping[str, str | None]) -> tuple[ContainerInfo, ...]:
         """Describe every container, running or not, that carries all ``labels`` (a None value: any value)."""
@@ -222,7 +224,7 @@ class DockerOverSsh:
             )
         except NoSuchImageError:
             return None
-        return parse_images(outcome.text)[0]
+        return parse_image(outcome.text)
 
     def list_images(self, repository: str) -> tuple[ImageInfo, ...]:
         """Describe every image of the machine that has a tag in ``repository``."""
@@ -337,7 +339,15 @@ def new_container_id(outcome: CommandOutcome) -> str:
     """The id of the container that the step of ``run_step`` started; raises what kept it from that."""
     if not outcome.is_success:
         raise docker_error(outcome, outcome.error_text)
-    return outcome.text.strip().splitlines()[-1]
+    return _id_in(outcome)
+
+
+def _id_in(outcome: CommandOutcome) -> str:
+    """The id that Docker printed last; raises DockerError if it printed none."""
+    lines = outcome.text.strip().splitlines()
+    if not lines:
+        raise DockerError(f"Docker gave no id ({outcome.purpose} on {outcome.host}{outcome.reference})", outcome)
+    return lines[-1]
 
 
 def replace_step(spec: ContainerSpec, *, aside: str) -> ChainStep:

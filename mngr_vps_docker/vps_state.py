@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from typing import Final
 
@@ -196,10 +197,10 @@ def _container_by_host(
     """The container of each host: the one that its record names, else a running one, else the newest."""
     chosen: dict[HostId, ContainerInfo] = {}
 
-    def rank(host_id: HostId, container: ContainerInfo) -> tuple[bool, bool, float]:
+    def rank(host_id: HostId, container: ContainerInfo) -> tuple[bool, bool, datetime]:
         record = stored.records.get(host_id)
         is_named = record is not None and record.container_id == container.id
-        return is_named, container.is_running, container.created_at.timestamp()
+        return is_named, container.is_running, container.created_at
 
     for container in containers:
         try:

@@ -15,7 +15,7 @@ from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
 from imbue.mngr_vps_docker.docker_commands import inspect_container_argv
 from imbue.mngr_vps_docker.docker_errors import checked_docker
-from imbue.mngr_vps_docker.docker_objects import parse_containers
+from imbue.mngr_vps_docker.docker_objects import parse_container
 from imbue.mngr_vps_docker.docker_over_ssh import docker_step
 from imbue.mngr_vps_docker.docker_over_ssh import new_container_id
 from imbue.mngr_vps_docker.docker_over_ssh import run_step
@@ -256,7 +256,7 @@ def _start_container(creation: Creation) -> None:
     )
     for outcome, check in zip(outcomes, (checked_docker, new_container_id, check_setup, checked_docker), strict=False):
         check(outcome)
-    (creation.container,) = parse_containers(outcomes[-1].text)
+    creation.container = parse_container(outcomes[-1].text)
 
 
 def _enter_container(creation: Creation) -> None:

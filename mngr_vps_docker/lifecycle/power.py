@@ -18,7 +18,7 @@ from imbue.mngr_vps_docker.docker_commands import start_argv
 from imbue.mngr_vps_docker.docker_errors import DockerError
 from imbue.mngr_vps_docker.docker_errors import NoSuchContainerError
 from imbue.mngr_vps_docker.docker_errors import checked_docker
-from imbue.mngr_vps_docker.docker_objects import parse_containers
+from imbue.mngr_vps_docker.docker_objects import parse_container
 from imbue.mngr_vps_docker.docker_over_ssh import NOT_RUNNING
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.docker_over_ssh import docker_step
@@ -134,7 +134,7 @@ def _bring_up(context: ProviderContext, sighting: HostSighting, address: str, co
     set_up, *outcomes = outcomes
     check_setup(set_up)
     inspected, *outcomes = outcomes
-    (found,) = parse_containers(checked_docker(inspected).text)
+    found = parse_container(checked_docker(inspected).text)
     if change is None:
         record = update_certified_data(context, sighting, stop_reason=None)
     else:

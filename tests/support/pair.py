@@ -14,6 +14,7 @@ from support.memory_provider import MemoryProvider
 from support.memory_provider import Network
 from support.memory_provider import record_of
 from support.memory_provider import running_container
+from support.memory_provider import stopped_container
 
 from imbue.mngr.interfaces.data_types import AgentDetails
 from imbue.mngr.interfaces.data_types import HostDetails

@@ -11,6 +11,7 @@
     ├── UnsafeVolumePathError         a path would leave its volume (in host_volume)
     ├── RemoteCommandError            a remote command ran to its end and failed; carries the outcome
     │   ├── BatchFormatError          the answer to several commands cannot be read (in remote_batch)
+    │   ├── WrongFileTypeError        something else than a file is where one is needed (in host_volume)
     │   └── DockerError               the same, for docker; see docker_errors for its kinds
     ├── RemoteCommandTimeoutError     a remote command was stopped at its deadline
     ├── RemoteOutputError             a remote command printed more than is taken, and was stopped

@@ -2,11 +2,13 @@
 
 Untrusted code in the container writes this volume, links included, and root on the VPS walks it. So every directory on
 the way is entered one by one, and after each the script looks where it is: outside the volume, it stops. A last
-component that is a link is never followed.
+component that is a link is never followed, and nothing but a regular file is opened: a pipe would be waited for, and
+opening a device can do anything.
 """
 
 import hashlib
 import io
+import re
 import tarfile
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -20,8 +22,10 @@ from imbue.mngr.interfaces.data_types import VolumeFileType
 from imbue.mngr.interfaces.volume import BaseVolume
 from imbue.mngr_vps_docker.docker_errors import refusal
 from imbue.mngr_vps_docker.errors import RemoteCommandError
+from imbue.mngr_vps_docker.errors import RemoteOutputError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.remote_batch import ChainStep
+from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
@@ -30,6 +34,7 @@ from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.volume_scripts import ABSENT
 from imbue.mngr_vps_docker.volume_scripts import CHANGED
 from imbue.mngr_vps_docker.volume_scripts import ESCAPES
+from imbue.mngr_vps_docker.volume_scripts import TOO_LARGE
 from imbue.mngr_vps_docker.volume_scripts import WRONG_TYPE
 from imbue.mngr_vps_docker.volume_scripts import enter_volume
 from imbue.mngr_vps_docker.volume_scripts import given
@@ -38,6 +43,12 @@ from imbue.mngr_vps_docker.volume_scripts import receive
 
 _TIMEOUT_SECONDS: Final = 600.0
 _FILE_MODE: Final = 0o644
+_LISTING_BYTES: Final = 16 << 20
+# What is compared with what it was; no file of mngr's is as large.
+COMPARED_BYTES: Final = 8 << 20
+
+# As find(1) is asked to print a file: type, size, time of its last change in seconds, name.
+_ENTRY: Final = re.compile(r"(\w) (\d{1,19}) (-?\d{1,19})(?:\.\d*)? (.+)", re.DOTALL)
 
 # go <mode> <directory>...: enters one directory after the other; with mode "make", makes those that are missing.
 _GO: Final = f"""\
@@ -54,8 +65,29 @@ go() {{
 """
 
 
+# hold <name> <limit>: gives a regular file here the name $held as well, which the container cannot reach. What it may
+# put in its place meanwhile, nobody opens.
+_HOLD: Final = f"""\
+held=$root/../.mngr-held.$$ stage=
+trap 'rm -rf "$held" "$stage"' EXIT
+trap 'exit 143' HUP INT TERM
+hold() {{
+  [ -e "./$1" ] || [ -L "./$1" ] || return {ABSENT}
+  [ -L "./$1" ] || [ ! -d "./$1" ] || return {WRONG_TYPE}
+  ln -PfT -- "./$1" "$held" || return 1
+  [ ! -L "$held" ] || return {ESCAPES}
+  [ -f "$held" ] || return {WRONG_TYPE}
+  [ "$(stat -c %s "$held")" -le "$2" ] || return {TOO_LARGE}
+}}
+"""
+
+
 class UnsafeVolumePathError(VpsDockerError, ValueError):
     """A path leaves its volume: it has ``..`` in it, or goes through a link that leads out."""
+
+
+class WrongFileTypeError(RemoteCommandError):
+    """Something else than a regular file is where one is needed, or the other way round."""
 
 
 class _ChangedError(Exception):
@@ -65,8 +97,8 @@ class _ChangedError(Exception):
 class HostVolumeOverSsh(BaseVolume):
     """mngr's Volume on a named Docker volume of a VPS. A leading slash of a path is the volume's root.
 
-    A missing file or directory raises FileNotFoundError; a path out of the volume UnsafeVolumePathError; a missing
-    volume NoSuchVolumeError; a VPS that cannot be asked VpsConnectionError.
+    A missing file or directory raises FileNotFoundError; what is of another kind WrongFileTypeError; a path out of the
+    volume UnsafeVolumePathError; a missing volume NoSuchVolumeError; a VPS that cannot be asked VpsConnectionError.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -82,18 +114,18 @@ class HostVolumeOverSsh(BaseVolume):
         entries = [_entry(parts, raw) for raw in outcome.stdout.split(b"\0") if raw]
         return sorted(entries, key=lambda entry: entry.path)
 
-    def read_file(self, path: str) -> bytes:
-        """The content of a regular file, of any size; a link that is not the last component may lead about inside."""
+    def read_file(self, path: str, *, limit_bytes: int = LARGE_OUTPUT_BYTES) -> bytes:
+        """The content of a regular file; a link that is not the last component may lead about inside.
+
+        Raises RemoteOutputError for one of more than ``limit_bytes``.
+        """
         *directories, name = _file_parts(path)
-        base = quoted(f"./{name}")
         script = (
             _go("find", directories)
-            + f"[ -e {base} ] || [ -L {base} ] || exit {ABSENT}\n"
-            + f"[ ! -L {base} ] || exit {ESCAPES}\n[ -f {base} ] || exit {WRONG_TYPE}\n"
-            # Between the test and the opening it may have become a link or a pipe.
-            + f"exec dd if={base} iflag=nofollow,nonblock,fullblock bs=1M status=none"
+            + _HOLD
+            + f'hold {quoted(name)} {limit_bytes} || exit\nhead -c {limit_bytes} <"$held"\n'
         )
-        return self._run(script, f"read {path} of volume {self.volume_name}", path).stdout
+        return self._run(script, f"read {path} of volume {self.volume_name}", path, limit_bytes).stdout
 
     def remove_file(self, path: str, *, recursive: bool = False) -> None:
         """Remove a file, or with ``recursive`` a directory and all that is in it."""
@@ -139,9 +171,12 @@ class HostVolumeOverSsh(BaseVolume):
             return True
         return False
 
-    def _run(self, script: str, purpose: str, path: str) -> CommandOutcome:
+    def _run(self, script: str, purpose: str, path: str, limit_bytes: int = _LISTING_BYTES) -> CommandOutcome:
         outcome = self.connection.run(
-            enter_volume(self.volume_name) + script, purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS
+            enter_volume(self.volume_name) + script,
+            purpose=purpose,
+            timeout_seconds=_TIMEOUT_SECONDS,
+            limit_bytes=limit_bytes,
         )
         return _checked(outcome, path)
 
@@ -179,33 +214,47 @@ def write_volume_files(
 
 def _write_script(volume: str, paths: Iterable[str], arrive: str, condition: str) -> str:
     """Shell text that puts at ``paths`` the files 0, 1, … that ``arrive`` makes in the directory ``$stage``."""
+    put = _put_in_any_place if condition else _put
     moves = "".join(
-        "(" + _go_line("make", directories) + f"[ ! -d {base} ] || [ -L {base} ] || exit {WRONG_TYPE}\n"
-        f'mv -fT "$stage/{index}" {base} && sync .) || exit\n'
+        f"({_go_line('make', directories)}{put(index, quoted(f'./{name}'))}sync .) || exit\n"
         for index, (*directories, name) in enumerate(map(_file_parts, paths))
-        for base in (quoted(f"./{name}"),)
     )
     return (
         enter_volume(volume)
         + _GO
+        + _HOLD
         # Beside the volume's content, on the same file system: what lies in it, the container could replace by links.
         + 'stage=$(mktemp -d "$root/../.mngr-new.XXXXXXXX") || exit 1\n'
-        + "trap 'rm -rf \"$stage\"' EXIT\ntrap 'exit 143' HUP INT TERM\n"
         + arrive
         + condition
         + moves
     )
 
 
+def _put(index: int, base: str) -> str:
+    """Shell text that moves a new file to ``base`` (shell text)."""
+    return f'[ ! -d {base} ] || [ -L {base} ] || exit {WRONG_TYPE}\nmv -fT "$stage/{index}" {base} || exit 1\n'
+
+
+def _put_in_any_place(index: int, base: str) -> str:
+    """The same where a folder, too, has to make room; one that comes again and again is a change like any other."""
+    return (
+        f'[ ! -d {base} ] || [ -L {base} ] || mv -T {base} {base}."${{stage##*.}}"\n'
+        f'mv -fT "$stage/{index}" {base} || {{ [ ! -d {base} ] || exit {CHANGED}; exit 1; }}\n'
+    )
+
+
 def _unless_changed(path: str, sha256: str) -> str:
-    """Shell text that takes the volume's lock, and ends the script if the file does not have this digest."""
+    """Shell text that takes the volume's lock, and ends the script if the file does not have this digest.
+
+    What is no regular file, or a large one, counts as an empty file.
+    """
     *directories, name = _file_parts(path)
-    # What the container put there may be a pipe, which would be waited for.
-    read = f"dd if={quoted(f'./{name}')} iflag=nofollow,nonblock,fullblock bs=1M status=none 2>/dev/null"
+    read = f'hold {quoted(name)} {COMPARED_BYTES} && head -c {COMPARED_BYTES} <"$held"'
     return (
         # The lock lies beside the volume's content, out of the container's reach.
         lock('"$root/.."')
-        + f"old=$({_go_line('make', directories)}{read} | sha256sum)\n"
+        + f"old=$({{ {_go_line('make', directories)}{read}; }} 2>/dev/null | sha256sum)\n"
         + f'[ "$old" = "{sha256}  -" ] || exit {CHANGED}\n'
     )
 
@@ -224,7 +273,9 @@ def _checked(outcome: CommandOutcome, path: str) -> CommandOutcome:
             raise UnsafeVolumePathError(f"{path} goes through a link that may lead out of the volume")
         case code if code == WRONG_TYPE:
             what = "a file is where a directory is needed, or the other way round"
-            raise RemoteCommandError(f"Could not {outcome.purpose} on {outcome.host}: {what}")
+            raise WrongFileTypeError(f"Could not {outcome.purpose} on {outcome.host}: {what}")
+        case code if code == TOO_LARGE:
+            raise RemoteOutputError(f"Could not {outcome.purpose} on {outcome.host}: it is too large")
     raise refusal(outcome.error_text, purpose=outcome.purpose, host=outcome.host, outcome=outcome)
 
 
@@ -251,11 +302,14 @@ def _go_line(mode: str, directories: list[str]) -> str:
 
 
 def _entry(directories: list[str], raw: bytes) -> VolumeFile:
-    kind, size, mtime, name = raw.decode("utf-8", "replace").split(" ", 3)
+    found = _ENTRY.fullmatch(raw.decode("utf-8", "replace"))
+    if found is None:
+        raise RemoteCommandError(f"The VPS lists what is no file: {raw[:100]!r}")
+    kind, size, mtime, name = found.groups()
     return VolumeFile(
         path="/".join([*directories, name]),
         file_type=VolumeFileType.DIRECTORY if kind == "d" else VolumeFileType.FILE,
-        mtime=int(float(mtime)),
+        mtime=int(mtime),
         size=int(size),
     )
 

@@ -22,6 +22,7 @@ CUT_OFF: Final = 83
 ABSENT: Final = 84
 ESCAPES: Final = 85
 WRONG_TYPE: Final = 86
+TOO_LARGE: Final = 88
 
 LOCK_TIMEOUT_SECONDS: Final = 30
 

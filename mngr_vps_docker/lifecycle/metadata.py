@@ -28,10 +28,14 @@ from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
 from imbue.mngr_vps_docker.docker_errors import NoSuchVolumeError
+from imbue.mngr_vps_docker.errors import RemoteOutputError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.host_volume import COMPARED_BYTES
 from imbue.mngr_vps_docker.host_volume import HostVolumeOverSsh
+from imbue.mngr_vps_docker.host_volume import UnsafeVolumePathError
+from imbue.mngr_vps_docker.host_volume import WrongFileTypeError
 from imbue.mngr_vps_docker.lifecycle.checks import check_tags
 from imbue.mngr_vps_docker.lifecycle.container import certified_data_json
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
@@ -41,6 +45,8 @@ from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.terminal import logger
+from imbue.mngr_vps_docker.untrusted import UnusableDataError
+from imbue.mngr_vps_docker.untrusted import json_object
 
 _MOST_ATTEMPTS: Final = 20
 RECORD_OWNED_FIELDS = frozenset(
@@ -243,11 +249,14 @@ class _DataJson:
 def _read_data_json(context: ProviderContext, sighting: HostSighting) -> _DataJson:
     content = b""
     try:
-        content = host_volume(context, sighting).read_file("data.json")
-        return _DataJson(content, CertifiedHostData.model_validate_json(content))
-    except (FileNotFoundError, NoSuchVolumeError, ValidationError) as error:
-        logger.debug("Host {} has no data.json that can be changed: {}", sighting.name, error)
-        return _DataJson(content, None)
+        content = host_volume(context, sighting).read_file("data.json", limit_bytes=COMPARED_BYTES)
+        return _DataJson(content, CertifiedHostData.model_validate(json_object(content)))
+    except (FileNotFoundError, NoSuchVolumeError) as error:
+        logger.debug("Host {} has no data.json: {}", sighting.name, error)
+    # The container's own doing: a link, a pipe, a folder, a file of gigabytes, or one of anything.
+    except (UnsafeVolumePathError, WrongFileTypeError, RemoteOutputError, UnusableDataError, ValidationError) as error:
+        logger.warning("Host {} has a data.json that cannot be read: {}", sighting.name, error)
+    return _DataJson(content, None)
 
 
 def _replace_data_json(

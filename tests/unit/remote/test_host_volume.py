@@ -10,6 +10,7 @@ import pytest
 from imbue.mngr.interfaces.data_types import VolumeFileType
 from imbue.mngr_vps_docker.docker_errors import NoSuchVolumeError
 from imbue.mngr_vps_docker.errors import RemoteCommandError
+from imbue.mngr_vps_docker.errors import RemoteOutputError
 from imbue.mngr_vps_docker.host_volume import HostVolumeOverSsh
 from imbue.mngr_vps_docker.host_volume import UnsafeVolumePathError
 from imbue.mngr_vps_docker.host_volume import write_volume_files
@@ -149,6 +150,28 @@ def test_pipes_and_directories_are_not_read(volume: HostVolumeOverSsh, files: Pa
             volume.read_file(path)
     with pytest.raises(RemoteCommandError, match="a file is where"):
         volume.write_files({"d": b""})
+
+
+def test_more_of_a_file_than_was_asked_for_is_not_read(volume: HostVolumeOverSsh, files: Path) -> None:
+    (files / "f").write_bytes(bytes(1000))
+    assert volume.read_file("f", limit_bytes=1000) == bytes(1000)
+    with pytest.raises(RemoteOutputError, match="too large"):
+        volume.read_file("f", limit_bytes=999)
+    with (files / "sparse").open("wb") as file:
+        file.truncate(3 << 30)
+    with pytest.raises(RemoteOutputError, match="too large"):
+        volume.read_file("sparse")
+
+
+@pytest.mark.parametrize("listing", ["x", "f 1 2", "f one 2 name", f"f 1 {'9' * 5000} name", "f -1 2 name"])
+def test_a_listing_that_find_never_printed_is_an_error(
+    volume: HostVolumeOverSsh, machine: LocalMachine, files: Path, listing: str
+) -> None:
+    find = machine.volumes.parent / "bin" / "find"
+    find.write_text(f"#!/bin/sh\nprintf '%s\\0' '{listing}'\n")
+    find.chmod(0o755)
+    with pytest.raises(RemoteCommandError, match="lists what is no file"):
+        volume.listdir("")
 
 
 def test_a_failed_write_leaves_nothing_and_changes_nothing(volume: HostVolumeOverSsh, files: Path) -> None:

@@ -71,8 +71,13 @@ def start_args_of(config: VpsDockerProviderConfig, args: Sequence[str], *, state
 
     ``state_volume`` is the name of the volume that holds the host's record.
     """
+    return allowed_start_args(config, (*config.default_start_args, *args), state_volume=state_volume)
+
+
+def allowed_start_args(config: VpsDockerProviderConfig, args: Sequence[str], *, state_volume: str) -> tuple[str, ...]:
+    """Return all the start arguments of a host, if the settings allow them; see ``checked_start_args``."""
     return checked_start_args(
-        (*config.default_start_args, *args),
+        args,
         allowed=config.allowed_start_args,
         host_dir=PurePosixPath(config.host_dir),
         ssh_port=config.container_ssh_port,

@@ -40,6 +40,20 @@ PROTECTIVE_ARGS = (
 )
 
 
+# The state container runs the agent's own image for nothing but to sleep.
+_KEEPER_ARGS = (
+    "--network=none",
+    "--read-only",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+    "--pids-limit=64",
+    "--memory=64m",
+    "--log-driver=local",
+)
+_LOCK_FOLDER = PurePosixPath("/run")
+_LOCK_SECONDS = 120
+
+
 @dataclass(frozen=True, slots=True)
 class ContainerRequest:
     """A host's container to run."""
@@ -55,15 +69,17 @@ class ContainerRequest:
 def state_container(context: ProviderContext, *, image: str) -> ContainerSpec:
     """The keeper of the state volume: it makes the volume visible and keeps it from being pruned.
 
-    It runs the image that the host needs anyway, and comes back after a reboot.
+    It runs the image that the host needs anyway, which is the agent's own, and so can do nothing but look at the
+    volume. It comes back after a reboot.
     """
     name = context.state_volume_name
     return ContainerSpec(
         name=name,
         image=image,
         labels={"com.imbue.mngr.type": "state-container", PROVIDER_LABEL: context.provider_name},
-        volumes={name: str(STATE_VOLUME_PATH)},
+        volumes={name: f"{STATE_VOLUME_PATH}:ro"},
         restart_policy="unless-stopped",
+        extra_args=_KEEPER_ARGS,
         entrypoint="sh",
         command=("-c", STATE_CONTAINER_SCRIPT),
     )
@@ -113,12 +129,16 @@ def setup_step(
         extra_known_hosts=known_hosts,
         files=files,
     )
-    return exec_step(
+    step = exec_step(
         container,
         "sh -s",
         stdin=setup_script(setup),
         purpose="set up the container",
         timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS,
+    )
+    # Another machine may do the same at the same time. A lock inside, the container's agent could hold for ever.
+    return ChainStep(
+        f"(flock -w {_LOCK_SECONDS} 9; {step.command}) 9>{_LOCK_FOLDER}/mngr-{host_id}.lock", step.purpose
     )
 
 

@@ -24,8 +24,6 @@ SSHD_FOLDER = HOST_VOLUME_PATH / ".sshd"
 # The keys that the host was made with: only who makes it knows them, and every later set-up leaves them alone.
 _EXTRA_KEYS_FILE = "extra_authorized_keys"
 _STOP_REASON_PATH = HOST_VOLUME_PATH / STOP_REASON_FILE
-_LOCK_PATH = HOST_VOLUME_PATH / ".setup.lock"
-_LOCK_SECONDS = 120
 
 # Keeps a container running and ends it at once on `docker stop`; a shell as PID 1 heeds no signal without a trap.
 _IDLE_LOOP = "while :; do sleep 86400 & wait $!; done"
@@ -92,8 +90,7 @@ def setup_script(setup: ContainerSetup) -> Secret:
             _start_services(setup.host_dir),
             "}",
             # The script itself comes on stdin: nothing that it runs may read from there.
-            # Another machine may do the same at the same time; what it starts must not hold the lock for ever.
-            f"(command -v flock >/dev/null && flock -w {_LOCK_SECONDS} 9; main 9>&- </dev/null) 9>{_LOCK_PATH}",
+            "main </dev/null",
             "",
         ]
     )

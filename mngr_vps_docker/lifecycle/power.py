@@ -45,6 +45,7 @@ from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.start_args import allowed_start_args
 from imbue.mngr_vps_docker.terminal import logger
 
 SNAPSHOT_REPOSITORY: Final = "mngr-snapshot"
@@ -182,9 +183,12 @@ def _replace_container(
     """Make the container anew, from ``image`` or what its record says, and return the host as it is then.
 
     The record is to say it first, and the old container is kept until the new one runs. So the start that follows one
-    that was cut short, wherever that was, has the old container, or makes the new one.
+    that was cut short, wherever that was, has the old container, or makes the new one. Its start arguments are looked
+    at once more: they come from the record, which is on the VPS. Raises BuildArgumentError for one that is not
+    allowed, or not any more.
     """
     address, config = usable(sighting)
+    start_args = allowed_start_args(context.config, config.start_args, state_volume=context.state_volume_name)
     default = context.config.default_image
     context.container(address, sighting.host_id).close()
 
@@ -201,7 +205,7 @@ def _replace_container(
         host_name=HostName(sighting.name),
         container_name=config.container_name,
         image=chosen,
-        start_args=config.start_args,
+        start_args=start_args,
         tags=sighting.certified_data.user_tags,
     )
     step = replace_step(host_container(context, request), aside=f"{config.container_name}.replaced")

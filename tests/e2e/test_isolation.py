@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import tarfile
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 
@@ -42,6 +43,25 @@ def test_a_container_gets_no_new_privileges_and_bounded_logs_and_processes(lab: 
     limit = "cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null"
     said = host.execute_idempotent_command(f"grep NoNewPrivs /proc/self/status; {limit}")
     assert said.stdout.split() == ["NoNewPrivs:", "1", "4096"]
+
+
+def test_the_state_container_can_do_nothing_but_look_at_the_records(lab: ProviderLab, host: Host) -> None:
+    keeper = "$(docker ps -q --filter label=com.imbue.mngr.type=state-container)"
+    (found,) = json.loads(lab.on_vps(host.id, f"docker inspect {keeper}"))
+    settings = found["HostConfig"]
+    assert found["State"]["Running"] and found["RestartCount"] == 0
+    assert [(mount["Destination"], mount["RW"]) for mount in found["Mounts"]] == [("/mngr-state", False)]
+    assert (settings["ReadonlyRootfs"], settings["NetworkMode"], settings["CapDrop"]) == (True, "none", ["ALL"])
+    assert (settings["SecurityOpt"], settings["LogConfig"]["Type"]) == (["no-new-privileges"], "local")
+    assert (settings["PidsLimit"], settings["Memory"]) == (64, 64 << 20)
+    look = "cat /mngr-state/host_state/*.json; touch /mngr-state/x /x || echo refused"
+    seen = lab.on_vps(host.id, f"docker exec {keeper} sh -c '{look}' 2>/dev/null")
+    assert host.id in seen and seen.endswith("refused\n")
+    # Its first process heeds a stop at once, and it comes back.
+    began = time.monotonic()
+    lab.on_vps(host.id, f"docker restart --time 30 {keeper}")
+    assert time.monotonic() - began < 20
+    assert lab.on_vps(host.id, f"docker inspect --format {{{{.State.Running}}}} {keeper}").strip() == "true"
 
 
 def test_a_container_that_eats_all_memory_is_ended_and_its_vps_goes_on(lab: ProviderLab, host: Host) -> None:

@@ -70,9 +70,9 @@ class Pair:
         for host_id in (self.spoiled, self.healthy):
             self._set_up(host_id)
 
-    def process(self) -> MemoryProvider:
+    def process(self, **settings: object) -> MemoryProvider:
         """The provider as a new process has it."""
-        process = local_provider(self.folder / "here", "test", self.cloud, provider_class=MemoryProvider)
+        process = local_provider(self.folder / "here", "test", self.cloud, provider_class=MemoryProvider, **settings)
         self.groups.enter_context(process.mngr_ctx.concurrency_group)
         assert isinstance(process, MemoryProvider)
         return process.connect(self.network)

@@ -1,0 +1,64 @@
+"""The containers of a host are started so that they cannot harm their VPS, whatever its record says."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support.pair import Pair
+
+from imbue.mngr.primitives import SnapshotId
+from imbue.mngr_vps_docker.docker_commands import run_argv
+from imbue.mngr_vps_docker.docker_errors import DockerError
+from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.lifecycle.container import setup_step
+from imbue.mngr_vps_docker.lifecycle.container import state_container
+
+SNAPSHOT = "mngr-snapshot:1"
+
+
+@pytest.fixture
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    with ExitStack() as groups:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", groups.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))
+        yield Pair(tmp_path, groups)
+
+
+def test_the_state_container_can_do_nothing_but_look_at_the_records(pair: Pair) -> None:
+    context = pair.process()._context
+    argv = run_argv(state_container(context, image="the-agents-own"))
+    options = argv[: argv.index("the-agents-own")]
+    assert f"{context.state_volume_name}:/mngr-state:ro" in options
+    assert {
+        "--network=none",
+        "--read-only",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+        "--pids-limit=64",
+        "--memory=64m",
+        "--log-driver=local",
+    } < set(options)
+
+
+def test_start_arguments_of_a_record_are_checked_before_a_container_is_made_of_them(pair: Pair) -> None:
+    path = pair.record_path(pair.spoiled)
+    record = json.loads(path.read_text())
+    record["config"]["start_args"] = ["--memory=1g", "--privileged"]
+    record["certified_host_data"]["snapshots"] = [{"id": SNAPSHOT, "name": "s1", "created_at": "2026-01-02T03:04:05Z"}]
+    path.write_text(json.dumps(record))
+    asked: list[str] = []
+    pair.machine(pair.spoiled).before_command = asked.append
+    with pytest.raises(BuildArgumentError, match="'--privileged' is refused"):
+        pair.process().start_host(pair.spoiled, SnapshotId(SNAPSHOT))
+    assert set(asked) == {"read the state of the VPS"}
+    with pytest.raises(DockerError, match="remove container"):
+        pair.process(allowed_start_args=("--privileged",)).start_host(pair.spoiled, SnapshotId(SNAPSHOT))
+
+
+def test_what_a_set_up_waits_for_lies_out_of_the_containers_reach(pair: Pair) -> None:
+    step = setup_step(pair.process()._context, host_id=pair.spoiled, container="c")
+    before, _, inside = step.command.partition("docker exec")
+    assert "flock" in before and f"9>/run/mngr-{pair.spoiled}.lock" in step.command
+    assert "flock" not in inside and "flock" not in before.partition("printf")[2]

@@ -17,7 +17,7 @@ from typing import Final
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.plain_text import shown
 
-_NAME: Final = re.compile(r"--[A-Za-z0-9][A-Za-z0-9-]*")
+_NAME: Final = re.compile(r"--[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 # What Go's strconv.ParseBool knows.
 _ON: Final = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _OFF: Final = frozenset({"0", "f", "F", "false", "FALSE", "False"})

@@ -33,6 +33,7 @@ from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.ssh.command_log import read_log
 from imbue.mngr_vps_docker.testing.faulty_client import Fault
 from imbue.mngr_vps_docker.testing.faulty_client import FaultMoment
 from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
@@ -393,4 +394,33 @@ def test_a_failed_host_is_kept_on_demand_and_says_how_to_get_in_and_how_to_remov
     assert state is HostState.FAILED
     assert "nonsense" in reason
     assert "Remove it: mngr gc" in done.stderr
+    follow_the_readme_on_replay(mngr, done.stderr)
     destroy_what_is_known(mngr)
+
+
+def follow_the_readme_on_replay(mngr: MngrCli, said: str) -> None:
+    """The section "Debugging: replay what ran", step by step, with the log of a failed create."""
+
+    def replay(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "imbue.mngr_vps_docker.replay", *arguments],
+            env=mngr.environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    error_id = said.partition("[command ")[2].partition("]")[0]
+    table = replay().stdout
+    assert [row for row in table.splitlines() if row.startswith(error_id)]
+    shown = replay("show", error_id)
+    assert shown.returncode == 0
+    # The step that sets the container up, which comes later, is given a private key.
+    assert "needs secrets, which are not in the log" in shown.stderr
+    pasted = subprocess.run(["bash"], input=shown.stdout, capture_output=True, text=True, timeout=120, check=False)
+    assert "nonsense" in pasted.stdout + pasted.stderr
+    (log,) = mngr.profile.glob("providers/*/*/logs/ssh.jsonl")
+    *_, looked = (command for command in read_log(log) if command.is_read_only and command.exit_code == 0)
+    again = replay("run", looked.id)
+    assert (again.returncode, "the same: COMPLETED 0 then" in again.stdout) == (0, True), again

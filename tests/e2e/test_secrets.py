@@ -60,6 +60,13 @@ def test_a_secret_is_in_no_log_argument_or_message(mngr: MngrCli, monkeypatch: p
     # The agent has what it was given, and the build failed for want of the depot command, not of its token.
     assert agent in known.stdout and host in known.stdout
     assert failed.returncode != 0 and "depot" in failed.stderr
+    # A key's first line is there where the key is.
+    patterns = " ".join(f"-e {text}" for text in (host, agent, token, "'PRIVATE KEY'"))
+    volume = "$(docker volume inspect --format {{.Mountpoint}} $(docker volume ls -q | grep host-vol))"
+    search = (
+        f"grep -rlF {patterns} /var/log {volume}/.sshd/log; journalctl --no-pager -o verbose | grep -F {patterns}; :"
+    )
+    assert run_docker("exec", vps, "sh", "-c", search) == ""
     described = run_docker("exec", vps, "sh", "-c", "docker inspect $(docker ps -aq) $(docker image ls -q)")
     for secret in (host, agent, token):
         assert secret not in said

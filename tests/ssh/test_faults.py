@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.remote import run
@@ -124,6 +125,21 @@ def test_a_command_that_may_have_begun_is_not_asked_for_again(
         outcome = run(SshConnection(dying.target()), "true")
     assert outcome.status is OutcomeStatus.LOST
     assert (tmp_path / "runs").read_text() == "x\n"
+
+
+def test_what_is_lost_again_and_again_is_given_up_after_waiting_ever_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delays: list[float] = []
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=delays.append)
+    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.connection.time", clock)
+    dying = f"ForceCommand echo x >>{tmp_path}/runs; kill -9 $(ps -o ppid= -p $PPID)"
+    with LoopbackSshd(tmp_path, options=(dying,)) as sshd, closing(SshConnection(sshd.target())) as connection:
+        assert run(connection, "true", effect=Effect.READS).status is OutcomeStatus.LOST
+    assert (tmp_path / "runs").read_text() == 4 * "x\n"
+    assert [round(delay / 2**number, 1) for number, delay in enumerate(delays)] == [
+        pytest.approx(0.2, abs=0.1) for _ in range(3)
+    ]
 
 
 @pytest.mark.parametrize("stream", [1, 2])

@@ -415,7 +415,8 @@ def test_the_example_of_the_readme_works(
     sshd: LoopbackSshd, running: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (example,) = (example for example in examples if "DockerOverSsh(" in example)
     target = sshd.target()
     there = f'SshTarget("127.0.0.1", {str(target.identity_file)!r}, {str(target.known_hosts_file)!r}'
     there += f', port={target.port}, user={target.user!r}, host_key_alias="loopback")'

@@ -19,6 +19,7 @@ from imbue.mngr_vps_docker.ssh.chunk_queue import AbandonedError
 from imbue.mngr_vps_docker.ssh.chunk_queue import ChunkQueue
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.shell import quoted
 
 # Below sshd's own limit and ours, with room for what else is asked of the machine meanwhile.
@@ -28,6 +29,7 @@ _QUEUED_BLOCKS: Final = 4
 # Exit code of the machine's side where the stream broke off.
 _CUT_OFF: Final = 83
 _FIRST_DESCRIPTOR: Final = 3
+_CLEANING_SECONDS: Final = 5.0
 
 
 def run_with_stream(
@@ -59,20 +61,33 @@ def run_with_stream(
                     queue.abandon()
         return outcome
 
-    with ThreadPoolExecutor(_SESSIONS, thread_name_prefix="stream") as pool:
-        running = [
-            pool.submit(copy_context().run, run, script, queue) for script, queue in zip(scripts, queues, strict=True)
-        ]
-        try:
-            _deal([first, second], blocks, queues)
-        except AbandonedError:
-            # A session has ended before its time; its outcome says why.
-            pass
-        except BaseException:
-            for queue in queues:
-                queue.abandon()
-            raise
-    return _decisive(running)
+    outcome: CommandOutcome | None = None
+    try:
+        with ThreadPoolExecutor(_SESSIONS, thread_name_prefix="stream") as pool:
+            running = [
+                pool.submit(copy_context().run, run, script, queue)
+                for script, queue in zip(scripts, queues, strict=True)
+            ]
+            try:
+                _deal([first, second], blocks, queues)
+            except AbandonedError:
+                # A session has ended before its time; its outcome says why.
+                pass
+            except BaseException:
+                for queue in queues:
+                    queue.abandon()
+                raise
+        outcome = _decisive(running)
+        return outcome
+    finally:
+        if outcome is None or outcome.exit_code not in (0, None):
+            # A shell that is killed, or begins when the others have ended, removes nothing.
+            connection.run(
+                f"rm -rf {folder}",
+                purpose="remove what a broken stream left",
+                timeout_seconds=_CLEANING_SECONDS,
+                effect=Effect.REPEATABLE,
+            )
 
 
 def _deal(begun: Iterable[bytes], blocks: Iterator[bytes], queues: list[ChunkQueue]) -> None:
@@ -139,7 +154,7 @@ def _merging(folder: str, command: str) -> str:
     return f"""\
 umask 077
 trap 'rm -rf {folder}' EXIT
-trap 'exit 143' HUP INT TERM
+trap 'kill $! 2>/dev/null; exit 143' HUP INT TERM
 mkdir -p {folder} && {meet} || exit
 sh -c {quoted(command)} <{folder}/{_SESSIONS} &
 exec {_FIRST_DESCRIPTOR}<&0 {opened} 9>{folder}/{_SESSIONS}

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.remote import processes_with
@@ -89,6 +90,14 @@ def test_a_source_that_is_silent_is_waited_for_and_ended_with_its_sink(
     wait_for(lambda: not processes_with(silent))
 
 
+@pytest.fixture
+def meeting_point(sshd: LoopbackSshd, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the sessions of a stream meet on the machine: a folder of this test's own, as others send streams too."""
+    own = SimpleNamespace(token_hex=lambda _: f"test-{sshd.port}")
+    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.striped.secrets", own)
+    return Path(f"/tmp/mngr-stream-test-{sshd.port}")
+
+
 def blocks_of(size_bytes: int, chunk_bytes: int = 70_001) -> tuple[bytes, Iterator[bytes]]:
     data = os.urandom(size_bytes)
     return data, (data[start : start + chunk_bytes] for start in range(0, size_bytes, chunk_bytes))
@@ -96,7 +105,7 @@ def blocks_of(size_bytes: int, chunk_bytes: int = 70_001) -> tuple[bytes, Iterat
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 1 << 20, (1 << 20) + 1, 5 << 20, (23 << 20) + 7])
 def test_a_stream_over_several_sessions_of_one_login_arrives_in_order(
-    connection: SshConnection, sshd: LoopbackSshd, tmp_path: Path, size_bytes: int
+    connection: SshConnection, sshd: LoopbackSshd, tmp_path: Path, meeting_point: Path, size_bytes: int
 ) -> None:
     data, chunks = blocks_of(size_bytes)
     outcome = run_with_stream(
@@ -105,7 +114,7 @@ def test_a_stream_over_several_sessions_of_one_login_arrives_in_order(
     assert outcome.checked().stdout == b"done\n"
     assert (tmp_path / "got").read_bytes() == data
     assert sshd.login_count == 1
-    wait_for(lambda: not list(Path("/tmp").glob("mngr-stream-*")))
+    wait_for(lambda: not meeting_point.exists())
 
 
 def test_a_command_that_fails_before_the_end_of_its_stream_ends_the_whole(connection: SshConnection) -> None:
@@ -116,7 +125,9 @@ def test_a_command_that_fails_before_the_end_of_its_stream_ends_the_whole(connec
     assert (outcome.exit_code, outcome.stderr) == (7, b"full\n")
 
 
-def test_a_stream_that_breaks_off_here_ends_the_command(connection: SshConnection, tmp_path: Path) -> None:
+def test_a_stream_that_breaks_off_here_ends_the_command(
+    connection: SshConnection, tmp_path: Path, meeting_point: Path
+) -> None:
     def broken() -> Iterator[bytes]:
         yield bytes(9 << 20)
         raise LookupError("the source broke")
@@ -126,7 +137,7 @@ def test_a_stream_that_breaks_off_here_ends_the_command(connection: SshConnectio
             connection, f"cat >/dev/null; touch {tmp_path}/whole", broken(), purpose="test", timeout_seconds=30
         )
     assert not (tmp_path / "whole").exists()
-    wait_for(lambda: not list(Path("/tmp").glob("mngr-stream-*")))
+    wait_for(lambda: not meeting_point.exists())
 
 
 def test_a_stream_whose_machine_goes_is_not_taken_for_whole(connection: SshConnection, tmp_path: Path) -> None:

@@ -231,7 +231,12 @@ def _not_told(error: Exception) -> VpsDockerError:
 
 
 def _gone(context: ProviderContext, entry: JournalEntry) -> HostSighting:
-    """A host without a VPS. The cloud may be wrong, so its keys are kept, and gc counts from the first such answer."""
+    """A host without a VPS. The cloud may be wrong, so its keys are kept, and gc counts from the first such answer.
+
+    What was never finished is no such host: its key may still be at the cloud, and is shown as what it is left of.
+    """
+    if entry.phase is not HostPhase.READY and entry.ssh_key_name is not None:
+        return HostSighting(entry)
     since = entry.gone_since or datetime.now(UTC)
     return HostSighting(noted(context, entry, gone_since=since), is_gone=True)
 

@@ -291,6 +291,13 @@ def test_a_host_is_known_until_the_cloud_says_that_its_vps_is_gone(
     assert states(fleet.process()) == {host_id: HostState.FAILED}
 
 
+def test_a_key_whose_vps_is_gone_is_shown_as_what_it_is_left_of(fleet: Fleet, host_id: HostId) -> None:
+    ordered(fleet, host_id, vps_instance_id=VpsInstanceId(ADDRESS), vps_ip=ADDRESS)
+    assert states(fleet.process()) == {host_id: HostState.FAILED}
+    collect_garbage(fleet.process())
+    check_that_nothing_is_left(fleet)
+
+
 # --- what else is of a host
 
 

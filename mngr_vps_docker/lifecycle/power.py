@@ -15,9 +15,9 @@ from imbue.mngr.primitives import SnapshotId
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
 from imbue.mngr_vps_docker.docker_commands import inspect_container_argv
 from imbue.mngr_vps_docker.docker_commands import start_argv
-from imbue.mngr_vps_docker.docker_errors import DockerError
 from imbue.mngr_vps_docker.docker_errors import NoSuchContainerError
 from imbue.mngr_vps_docker.docker_errors import checked_docker
+from imbue.mngr_vps_docker.docker_objects import ContainerInfo
 from imbue.mngr_vps_docker.docker_objects import parse_container
 from imbue.mngr_vps_docker.docker_over_ssh import NOT_RUNNING
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
@@ -140,8 +140,25 @@ def _bring_up(context: ProviderContext, sighting: HostSighting, address: str, co
         record = update_certified_data(context, sighting, stop_reason=None)
     else:
         record = settle(context, sighting, change, outcomes)
+    record = _with_container(context, sighting.with_record(record), found)
     enter_container(context, address=address, host_id=host_id)
     return sighting.started(record, found)
+
+
+def _with_container(context: ProviderContext, sighting: HostSighting, found: ContainerInfo) -> VpsDockerHostRecord:
+    """Have the record name the container that runs, and return it.
+
+    It names another one after a container was made anew, or was not because that failed or was cut short.
+    """
+
+    def naming_it(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
+        config = record.config and record.config.model_copy(update={"image": found.image})
+        return record.model_copy(update={"container_id": found.id, "config": config})
+
+    record = sighting.record
+    if record is not None and naming_it(record) == record:
+        return record
+    return update_record(context, sighting, naming_it)
 
 
 def repair_host(context: ProviderContext, sighting: HostSighting) -> None:
@@ -189,22 +206,20 @@ def _replace_container(
     """
     address, config = usable(sighting)
     start_args = allowed_start_args(context.config, config.start_args, state_volume=context.state_volume_name)
-    default = context.config.default_image
     context.container(address, sighting.host_id).close()
 
-    def made_from(record: VpsDockerHostRecord, image: str | None) -> VpsDockerHostRecord:
+    def made_from(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
         now = record.config or config
-        return record.model_copy(update={"config": now.model_copy(update={"image": image})})
+        chosen = image or now.image or context.config.default_image
+        return record.model_copy(update={"config": now.model_copy(update={"image": chosen})})
 
-    record = update_record(
-        context, sighting, lambda now: made_from(now, image or (now.config or config).image or default)
-    )
-    chosen = (record.config or config).image or default
+    record = update_record(context, sighting, made_from)
+    wanted = (record.config or config).image or context.config.default_image
     request = ContainerRequest(
         host_id=sighting.host_id,
         host_name=HostName(sighting.name),
         container_name=config.container_name,
-        image=chosen,
+        image=wanted,
         start_args=start_args,
         tags=sighting.certified_data.user_tags,
     )
@@ -215,15 +230,8 @@ def _replace_container(
         purpose=step.purpose,
         timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS + _STEPS_TIMEOUT_SECONDS,
     )
-    try:
-        container_id = new_container_id(outcome)
-    except DockerError:
-        update_record(context, sighting.with_record(record), lambda now: made_from(now, config.image))
-        raise
-    record = update_record(
-        context, sighting.with_record(record), lambda now: now.model_copy(update={"container_id": container_id})
-    )
-    if config.image is not None and config.image != chosen and _is_deleted_snapshot(sighting, config.image):
+    new_container_id(outcome)
+    if config.image is not None and config.image != wanted and _is_deleted_snapshot(sighting, config.image):
         remove_snapshot_image(docker, config.image)
     return sighting.with_record(record)
 

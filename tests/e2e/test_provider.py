@@ -307,9 +307,9 @@ def test_a_snapshot_that_cannot_be_started_costs_nothing(
         lab.on_vps(running.id, f"tar -c -T /dev/null | docker import - {snapshot_id}")
     with pytest.raises(MngrError, match=r"not on its VPS any more|executable file not found"):
         provider.start_host(running, snapshot_id)
-    assert image_in_record(lab, running.id) == image
     process = lab.process()
     assert process.start_host(running.id).read_text_file(Path("/root/layer")) == "kept\n"
+    assert image_in_record(lab, running.id) == image
     process.delete_snapshot(running.id, snapshot_id)
 
 

@@ -7,6 +7,7 @@ interrupted, and UNMET if it never came to its point.
 import argparse
 import json
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,16 @@ from pathlib import Path
 from loguru import logger
 from support.local_provider import local_provider
 
+from imbue.mngr.api.data_types import GcResourceTypes
+from imbue.mngr.api.gc import gc
 from imbue.mngr.errors import MngrError
+from imbue.mngr.primitives import ErrorBehavior
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_vps_docker.errors import VpsApiError
+from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.uploaded_keys import UploadedKey
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
 from imbue.mngr_vps_docker.ssh.process import run_process
@@ -26,13 +33,42 @@ from imbue.mngr_vps_docker.testing.fault_points import FaultKind
 from imbue.mngr_vps_docker.testing.fault_points import FaultPointClient
 from imbue.mngr_vps_docker.testing.fault_points import FaultPointRunner
 from imbue.mngr_vps_docker.testing.fault_points import FaultPoints
+from imbue.mngr_vps_docker.testing.faulty_client import Fault
 
 SNAPSHOT = SnapshotName("s1")
+# Of another host, in the same account.
+SEED = SnapshotName("seed")
 UNMET = 4
+# What the cloud refuses while a host is made that is to be taken back.
+REFUSAL = Fault("wait_for_instance_active", VpsApiError(503, "overload"))
+MACHINES = GcResourceTypes(**dict.fromkeys(GcResourceTypes.model_fields, False) | {"is_machines": True})
 
 
 def create(provider: LocalVpsProvider, name: HostName) -> None:
     provider.create_host(name)
+
+
+def create_with_build(provider: LocalVpsProvider, name: HostName) -> None:
+    context = provider.mngr_ctx.profile_dir / "context"
+    context.mkdir(exist_ok=True)
+    (context / "Dockerfile").write_text("FROM mngr-agent:bookworm\nRUN touch /built\n")
+    provider.create_host(name, build_args=[str(context)])
+
+
+def create_from_snapshot(provider: LocalVpsProvider, name: HostName) -> None:
+    provider.create_host(name, snapshot=SEED)
+
+
+def take_back(provider: LocalVpsProvider, name: HostName) -> None:
+    """A create that fails half-way, and so is taken back."""
+    with suppress(VpsProvisioningError):
+        provider.create_host(name)
+
+
+def collect_from_elsewhere(provider: LocalVpsProvider, _name: HostName) -> None:
+    """`mngr gc` of another machine, once no create that it has not made itself can be going on."""
+    UploadedKey.may_be_in_use = property(lambda _key: False)  # type: ignore[assignment,method-assign]
+    gc(provider.mngr_ctx, [provider], MACHINES, dry_run=False, error_behavior=ErrorBehavior.ABORT)
 
 
 def destroy(provider: LocalVpsProvider, name: HostName) -> None:
@@ -47,6 +83,15 @@ def start(provider: LocalVpsProvider, name: HostName) -> None:
     provider.start_host(provider.get_host(name).id)
 
 
+def start_from_snapshot(provider: LocalVpsProvider, name: HostName) -> None:
+    host_id = provider.get_host(name).id
+    provider.start_host(host_id, provider.list_snapshots(host_id)[0].id)
+
+
+def start_without_container(provider: LocalVpsProvider, name: HostName) -> None:
+    provider.start_host(provider.get_host(name).id)
+
+
 def snapshot(provider: LocalVpsProvider, name: HostName) -> None:
     provider.create_snapshot(provider.get_host(name).id, SNAPSHOT)
 
@@ -58,7 +103,10 @@ def delete_snapshot(provider: LocalVpsProvider, name: HostName) -> None:
 
 OPERATIONS = {
     operation.__name__.replace("_", "-"): operation
-    for operation in (create, destroy, stop, start, snapshot, delete_snapshot)
+    for operation in (
+        *(create, create_with_build, create_from_snapshot, take_back, collect_from_elsewhere, destroy),
+        *(stop, start, start_from_snapshot, start_without_container, snapshot, delete_snapshot),
+    )
 }
 
 
@@ -81,7 +129,11 @@ def main() -> int:
         def _context(self) -> ProviderContext:
             return replace(super()._context, runner=FaultPointRunner(run_process, points))
 
-    client = FaultPointClient(real=LocalVpsClient(account=options.account), points=points)
+    client = FaultPointClient(
+        real=LocalVpsClient(account=options.account),
+        points=points,
+        faults=(REFUSAL,) if OPERATIONS[options.operation] is take_back else (),
+    )
     provider = local_provider(options.folder, options.account, client, provider_class=FaultPointProvider)
     exit_code = 0
     with provider.mngr_ctx.concurrency_group:

@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from e2e.faults.drive import SEED
 from support.provider import ProviderLab
 from support.provider import collect_garbage
 from support.provider import states
@@ -40,16 +42,23 @@ ALWAYS = [("create", "Ordering the VPS: after create_instance", FaultKind.KILL)]
 # Of each of the two tests, so that neither is ever without one.
 RUNS_PER_DAY = 2
 DEADLINE_SECONDS = 240.0
-NOTES = Path("/mngr/notes.txt")
+# On the volume, and in the container.
+NOTES, LAYER = Path("/mngr/notes.txt"), Path("/root/layer")
 PASSING, LASTING = HostName("passing"), HostName("lasting")
 # A VPS and a key in the same account that are none of mngr's.
 FOREIGN = "somebody-elses"
+CONTAINERS = "docker ps --all --quiet --filter label=com.imbue.mngr.host-id={}"
 # Hosts have no agents here, and gc removes one that has had none for long.
 PATIENT = {"min_online_host_age_seconds": 86_400.0}
 # All of it takes longer than a host may be idle.
 NEVER_IDLE = {"default_idle_timeout": 86_400}
-# The operations at whose end a host is there, or is not.
-ENDING = ("create", "destroy")
+# The operations at whose end a host is there, or is not, and those of a host that is there all the time.
+ENDING = (*("create", "create-with-build", "create-from-snapshot", "take-back", "collect-from-elsewhere", "destroy"),)
+LASTING_OPERATIONS = (
+    *("snapshot", "delete-snapshot", "stop", "start", "start-from-snapshot", "start-without-container"),
+)
+# Where a create is cut short that another machine is to clean up after.
+HALF_WAY = "Waiting for cloud-init and Docker: after command"
 
 
 def chosen_runs(*, ending: bool) -> list[tuple[str, str, FaultKind]]:
@@ -88,7 +97,8 @@ def labs(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def lab(labs: Callable[[], ProviderLab]) -> ProviderLab:
     """Where hosts come and go, beside one that no operation is about, and beside what is not mngr's."""
     lab = labs()
-    lab.process(**NEVER_IDLE).create_host(HostName("bystander"))
+    provider = lab.process(**NEVER_IDLE)
+    provider.create_snapshot(provider.create_host(HostName("bystander")), SEED)
     context, cloud = lab.process()._context, lab.cloud
     key_id = cloud.upload_ssh_key(FOREIGN, context.keys.vps_client_key().public_key)
     what = (context.config.default_region, context.config.default_plan, context.config.default_os_id)
@@ -107,7 +117,7 @@ def lasting(labs: Callable[[], ProviderLab]) -> tuple[ProviderLab, HostId]:
 
 def drive(lab: ProviderLab, operation: str, name: HostName, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, DRIVER, operation, name, lab.folder / "here", lab.account, *options],
+        [sys.executable, DRIVER, operation, name, lab.folder / machine_of(operation), lab.account, *options],
         env=os.environ | {"PYTHONPATH": str(DRIVER.parents[2])},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -118,11 +128,36 @@ def drive(lab: ProviderLab, operation: str, name: HostName, *options: str) -> su
     )
 
 
+def machine_of(operation: str) -> str:
+    return "elsewhere" if operation == "collect-from-elsewhere" else "here"
+
+
+def prepare(lab: ProviderLab, operation: str, host_id: HostId | None = None) -> None:
+    """Have what an operation is to work on; ``host_id`` is the lasting host, which runs."""
+    match operation:
+        case "destroy":
+            lab.process().create_host(PASSING)
+        case "collect-from-elsewhere":
+            # That machine has nothing but the cloud's credentials, each time.
+            shutil.rmtree(lab.folder / "elsewhere", ignore_errors=True)
+            drive_into(lab, "create", PASSING, HALF_WAY, FaultKind.KILL)
+        case "start":
+            lab.process().stop_host(host_id, create_snapshot=False)
+        case "start-without-container":
+            lab.on_vps(host_id, f"docker rm --force $({CONTAINERS.format(host_id)})")
+        case "delete-snapshot" | "start-from-snapshot":
+            lab.process().create_snapshot(host_id)
+
+
 def check_points(lab: ProviderLab, operation: str, name: HostName) -> None:
     """The operation meets the points of the list, which MNGR_FAULTS=record brings up to date."""
     done = drive(lab, operation, name)
     assert done.returncode == 0, done.stderr
-    met = sorted(json.loads(done.stdout))
+    met = json.loads(done.stdout)
+    if operation == "take-back":
+        # Up to there it is a create as any other.
+        met = met[met.index("Waiting for the VPS to become active: before wait_for_instance_active") + 1 :]
+    met = sorted(met)
     if FAULTS == "record":
         POINTS_FILE.write_text(json.dumps(json.loads(POINTS_FILE.read_text()) | {operation: met}, indent=2) + "\n")
     else:
@@ -153,6 +188,16 @@ def images_of_snapshots(lab: ProviderLab, host_id: HostId) -> list[str]:
     return lab.on_vps(host_id, "docker image ls --format {{.Repository}}:{{.Tag}} mngr-snapshot").split()
 
 
+def listed_snapshots(lab: ProviderLab, host_id: HostId) -> set[str]:
+    return {snapshot.id for snapshot in lab.process().list_snapshots(host_id)}
+
+
+def images_in_use(lab: ProviderLab, host_id: HostId) -> set[str]:
+    """What the one container of the host was made from; a snapshot that is deleted keeps its image as long."""
+    (container,) = lab.on_vps(host_id, CONTAINERS.format(host_id)).split()
+    return {lab.on_vps(host_id, f"docker inspect --format {{{{.Config.Image}}}} {container}").strip()}
+
+
 def check_that_all_of_it_is_gone(lab: ProviderLab, remaining: Collection[HostId]) -> None:
     """Nothing is listed, billed or kept on this machine but what is of the ``remaining`` hosts."""
     assert account_now(lab) == dict.fromkeys(remaining, HostState.RUNNING)
@@ -166,21 +211,32 @@ def check_that_all_of_it_is_gone(lab: ProviderLab, remaining: Collection[HostId]
         assert len(known_hosts.path.read_text().splitlines()) == 2 * len(ids)
 
 
-def test_the_points_are_those_that_create_and_destroy_meet(lab: ProviderLab) -> None:
+def test_the_points_are_those_at_which_hosts_come_and_go(lab: ProviderLab) -> None:
+    others = account_now(lab).keys()
     for operation in ENDING:
+        prepare(lab, operation)
         check_points(lab, operation, PASSING)
+        for host_id in account_now(lab).keys() - others:
+            lab.process().destroy_host(host_id)
+        # What another machine removed is still noted here.
+        collect_garbage(lab.process(**PATIENT))
+        check_that_all_of_it_is_gone(lab, others)
 
 
 def test_the_points_are_those_that_a_lasting_host_meets(lasting: tuple[ProviderLab, HostId]) -> None:
-    for operation in ("snapshot", "delete-snapshot", "stop", "start"):
-        check_points(lasting[0], operation, LASTING)
+    lab, host_id = lasting
+    for operation in LASTING_OPERATIONS:
+        lab.process().start_host(host_id)
+        prepare(lab, operation, host_id)
+        check_points(lab, operation, LASTING)
+    for snapshot in lab.process().list_snapshots(host_id):
+        lab.process().delete_snapshot(host_id, snapshot.id)
 
 
 @pytest.mark.parametrize(("operation", "point", "kind"), chosen_runs(ending=True))
 def test_a_host_is_whole_or_gone(lab: ProviderLab, operation: str, point: str, kind: FaultKind) -> None:
     others = account_now(lab).keys()
-    if operation == "destroy":
-        lab.process().create_host(PASSING)
+    prepare(lab, operation)
     drive_into(lab, operation, PASSING, point, kind)
     listed = account_now(lab)
     collect_garbage(lab.process(**PATIENT))
@@ -199,24 +255,24 @@ def test_a_host_has_all_that_it_had_and_starts(
     lasting: tuple[ProviderLab, HostId], operation: str, point: str, kind: FaultKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab, host_id = lasting
-    if operation == "start":
-        lab.process().stop_host(host_id, create_snapshot=False)
-    elif operation == "delete-snapshot":
-        lab.process().create_snapshot(host_id)
+    lab.process().start_host(host_id).write_file(LAYER, b"kept")
+    prepare(lab, operation, host_id)
     drive_into(lab, operation, LASTING, point, kind)
     collect_garbage(lab.process(**PATIENT))
     assert account_now(lab).keys() == {host_id}
     provider = lab.process()
     host = provider.start_host(host_id)
     assert host.read_file(NOTES) == b"kept"
+    if operation != "start-without-container":
+        assert host.read_file(LAYER) == b"kept"
     assert provider.get_host_tags(host_id) == host.get_certified_data().user_tags == {"kept": "yes"}
-    images = set(images_of_snapshots(lab, host_id))
-    assert {snapshot.id for snapshot in provider.list_snapshots(host_id)} <= images
+    assert listed_snapshots(lab, host_id) <= set(images_of_snapshots(lab, host_id))
     # What was made and never listed, or listed no more and never removed, goes with the next change.
     monkeypatch.setattr(snapshots, "LISTING_SECONDS", 0.0)
     provider.create_snapshot(host_id)
-    assert {snapshot.id for snapshot in provider.list_snapshots(host_id)} == set(images_of_snapshots(lab, host_id))
+    in_use = images_in_use(lab, host_id)
+    assert listed_snapshots(lab, host_id) - in_use == set(images_of_snapshots(lab, host_id)) - in_use
     for snapshot in provider.list_snapshots(host_id):
         provider.delete_snapshot(host_id, snapshot.id)
-    assert images_of_snapshots(lab, host_id) == []
+    assert set(images_of_snapshots(lab, host_id)) <= in_use
     assert account_now(lab) == {host_id: HostState.RUNNING}

@@ -36,6 +36,7 @@ from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.stored_state import EVERY_STATE_FILE
+from imbue.mngr_vps_docker.stored_state import STATE_OUTPUT_BYTES
 from imbue.mngr_vps_docker.stored_state import StoredState
 from imbue.mngr_vps_docker.stored_state import agent_path
 from imbue.mngr_vps_docker.stored_state import agents_path
@@ -234,7 +235,12 @@ class VpsDockerHostStore:
         purpose = f"read the record of {host_id}"
         script = enter_volume(self.volume_name) + f"[ -e {path} ] || exit {ABSENT}\nexec cat {path}"
         (result,) = run_batch(
-            self.connection, [script], purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS, effect=Effect.READS
+            self.connection,
+            [script],
+            purpose=purpose,
+            timeout_seconds=_TIMEOUT_SECONDS,
+            effect=Effect.READS,
+            limit_bytes=STATE_OUTPUT_BYTES,
         )
         if result.exit_code == ABSENT:
             with self._lock:
@@ -305,7 +311,12 @@ class VpsDockerHostStore:
     def _read_state(self, purpose: str, find_arguments: str) -> StoredState:
         script = enter_volume(self.volume_name) + state_files_script(find_arguments)
         (result,) = run_batch(
-            self.connection, [script], purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS, effect=Effect.READS
+            self.connection,
+            [script],
+            purpose=purpose,
+            timeout_seconds=_TIMEOUT_SECONDS,
+            effect=Effect.READS,
+            limit_bytes=STATE_OUTPUT_BYTES,
         )
         if not result.is_success:
             raise self._refused(result.error_text, purpose)

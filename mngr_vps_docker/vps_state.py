@@ -28,6 +28,7 @@ from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.stored_state import EVERY_STATE_FILE
 from imbue.mngr_vps_docker.stored_state import NOTHING_STORED
+from imbue.mngr_vps_docker.stored_state import STATE_OUTPUT_BYTES
 from imbue.mngr_vps_docker.stored_state import StoredState
 from imbue.mngr_vps_docker.stored_state import parse_state
 from imbue.mngr_vps_docker.stored_state import state_files_script
@@ -47,7 +48,7 @@ _USUAL_VOLUMES: Final = "/var/lib/docker/volumes"
 # What is read of a host's own volume, which untrusted code writes.
 _HOST_FILES: Final = "-maxdepth 3 \\( -path ./data.json -o -path ./stop_reason -o -path './agents/*/data.json' \\)"
 _FILE_LIMIT_BYTES: Final = 8 << 20
-_TOTAL_LIMIT_BYTES: Final = 64 << 20
+_TOTAL_LIMIT_BYTES: Final = 16 << 20
 _COUNT_LIMIT: Final = 2_000
 _STOP_REASON: Final = re.compile(r"[A-Z_]{1,40}")
 _AGENT_FILE: Final = re.compile(rf"agents/({AGENT_ID})/data\.json")
@@ -110,7 +111,12 @@ def read_vps_state(
     read_at = time.monotonic()
     commands = [_volumes_script(state_volume), list_containers_script({container_label: None}, known=container)]
     volumes, containers = run_batch(
-        connection, commands, purpose=purpose, timeout_seconds=timeout_seconds, effect=Effect.READS
+        connection,
+        commands,
+        purpose=purpose,
+        timeout_seconds=timeout_seconds,
+        effect=Effect.READS,
+        limit_bytes=STATE_OUTPUT_BYTES,
     )
     where = connection.target.name
     if not volumes.is_success:

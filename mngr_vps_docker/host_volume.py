@@ -90,7 +90,7 @@ class WrongFileTypeError(RemoteCommandError):
     """Something else than a regular file is where one is needed, or the other way round."""
 
 
-class _ChangedError(Exception):
+class _ChangedError(VpsDockerError):
     """A file is not what it was expected to be."""
 
 
@@ -266,7 +266,7 @@ def _checked(outcome: CommandOutcome, path: str) -> CommandOutcome:
         raise outcome.error()
     match outcome.exit_code:
         case code if code == CHANGED:
-            raise _ChangedError
+            raise _ChangedError(f"{path} was changed meanwhile (could not {outcome.purpose} on {outcome.host})")
         case code if code == ABSENT:
             raise FileNotFoundError(f"{path} is not there (could not {outcome.purpose} on {outcome.host})")
         case code if code == ESCAPES:

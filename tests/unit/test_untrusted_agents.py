@@ -109,7 +109,7 @@ def test_an_agent_with(pair: Pair, what: str) -> None:
     assert pair.listed()[pair.spoiled] == ["kept"]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     AGENTS.map(lambda data: json.dumps(data).encode()) | JSON.map(lambda data: json.dumps(data).encode()) | st.binary()
 )

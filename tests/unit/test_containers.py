@@ -53,7 +53,7 @@ def test_start_arguments_of_a_record_are_checked_before_a_container_is_made_of_t
     with pytest.raises(BuildArgumentError, match="'--privileged' is refused"):
         pair.process().start_host(pair.spoiled, SnapshotId(SNAPSHOT))
     assert set(asked) == {"read the state of the VPS", f"inspect image {SNAPSHOT}"}
-    with pytest.raises(DockerError, match="unexpected command line: docker (rename|run|inspect|container)"):
+    with pytest.raises(DockerError, match=r"unexpected command line: docker (rename|run|inspect|container)"):
         pair.process(allowed_start_args=("--privileged",)).start_host(pair.spoiled, SnapshotId(SNAPSHOT))
 
 

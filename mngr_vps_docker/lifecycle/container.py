@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
@@ -137,9 +138,8 @@ def setup_step(
         timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS,
     )
     # Another machine may do the same at the same time. A lock inside, the container's agent could hold for ever.
-    return ChainStep(
-        f"(flock -w {_LOCK_SECONDS} 9; {step.command}) 9>{_LOCK_FOLDER}/mngr-{host_id}.lock", step.purpose
-    )
+    lock = _LOCK_FOLDER / f"mngr-{host_id}.lock"
+    return replace(step, command=f"(flock -w {_LOCK_SECONDS} 9; {step.command}) 9>{lock}")
 
 
 def check_setup(outcome: CommandOutcome) -> None:

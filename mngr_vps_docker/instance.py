@@ -33,28 +33,12 @@ from imbue.mngr.primitives import ImageReference
 from imbue.mngr.primitives import SnapshotId
 from imbue.mngr.primitives import SnapshotName
 from imbue.mngr.primitives import VolumeId
+from imbue.mngr_vps_docker import lifecycle as operations
 from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
-from imbue.mngr_vps_docker.lifecycle import checks
-from imbue.mngr_vps_docker.lifecycle import details
-from imbue.mngr_vps_docker.lifecycle import metadata
 from imbue.mngr_vps_docker.lifecycle import views
-from imbue.mngr_vps_docker.lifecycle import volumes
-from imbue.mngr_vps_docker.lifecycle.create import create_host
-from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
-from imbue.mngr_vps_docker.lifecycle.destroy import destroy_host
-from imbue.mngr_vps_docker.lifecycle.listing import read_resources
-from imbue.mngr_vps_docker.lifecycle.names import check_host_name
-from imbue.mngr_vps_docker.lifecycle.power import repair_host
-from imbue.mngr_vps_docker.lifecycle.power import start_host
-from imbue.mngr_vps_docker.lifecycle.power import stop_host
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
-from imbue.mngr_vps_docker.lifecycle.snapshot import create_snapshot
-from imbue.mngr_vps_docker.lifecycle.snapshot import delete_snapshot
-from imbue.mngr_vps_docker.lifecycle.snapshot import find_snapshot
-from imbue.mngr_vps_docker.lifecycle.snapshot import list_snapshots
 from imbue.mngr_vps_docker.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.package_hooks import PackageHooks
-from imbue.mngr_vps_docker.start_args import start_args_of
 from imbue.mngr_vps_docker.terminal import logger
 
 
@@ -111,17 +95,20 @@ class VpsDockerProvider(PackageHooks):
         """Create a host on a new VPS. Bad input is refused before anything is paid for."""
         wanted_image = str(image or self.config.default_image)
         key_lines = (*(authorized_keys or ()), *(known_hosts or ()))
-        checks.check_request(self._context, name=name, image=wanted_image, tags=tags or {}, key_lines=key_lines)
+        operations.checks.check_request(
+            self._context, name=name, image=wanted_image, tags=tags or {}, key_lines=key_lines
+        )
         build = self._parsed_build_args(build_args)
-        run_args = start_args_of(self.config, start_args or (), state_volume=self._context.state_volume_name)
-        checks.check_build(self._context, build)
+        run_args = operations.checks.checked_run_args(self._context, start_args or ())
+        operations.checks.check_build(self._context, build)
         existing = self._registry.discover()
-        request = CreateRequest(
+        source = None if snapshot is None else operations.snapshot.find_snapshot(self._context, existing, snapshot)
+        request = operations.creation.CreateRequest(
             host_id=HostId.generate(),
             name=name,
             build=build,
             image=wanted_image,
-            snapshot=None if snapshot is None else find_snapshot(self._context, existing, snapshot),
+            snapshot=source,
             start_args=run_args,
             tags=dict(tags or {}),
             activity=(lifecycle or HostLifecycleOptions()).to_activity_config(
@@ -133,7 +120,7 @@ class VpsDockerProvider(PackageHooks):
             authorized_keys=tuple(authorized_keys or ()),
             known_hosts=tuple(known_hosts or ()),
         )
-        return self._online_host(self._registry.note(create_host(self._context, request)))
+        return self._online_host(self._registry.note(operations.create.create_host(self._context, request)))
 
     def destroy_host(self, host: HostInterface | HostId) -> None:
         """Destroy the VPS and all that was made for the host; a host that is not there any more is no error."""
@@ -143,7 +130,7 @@ class VpsDockerProvider(PackageHooks):
         except HostNotFoundError:
             logger.info("Host {} is already gone", host_id)
             return
-        destroy_host(self._context, entry)
+        operations.destroy.destroy_host(self._context, entry)
         self._registry.note_destroyed(host_id)
 
     def delete_host(self, host: HostInterface) -> None:
@@ -155,7 +142,7 @@ class VpsDockerProvider(PackageHooks):
             if not sighting.may_be_deleted:
                 found = f"it is {sighting.state.value.lower()} and has {len(sighting.known_agents)} agents"
                 raise MngrError(f"Host {sighting.name} is not deleted: {sighting.problem or found}")
-            destroy_host(self._context, sighting.entry)
+            operations.destroy.destroy_host(self._context, sighting.entry)
         self._registry.note_destroyed(host.id)
 
     # --- stop and start -------------------------------------------------------------------------------------------
@@ -168,13 +155,13 @@ class VpsDockerProvider(PackageHooks):
         if create_snapshot and self._registry.get(host_id).is_running:
             self.create_snapshot(host_id)
         with self._registry.alone(host_id) as sighting:
-            stop_host(self._context, sighting, timeout_seconds=timeout_seconds)
+            operations.power.stop_host(self._context, sighting, timeout_seconds=timeout_seconds)
         self._registry.forget(host_id)
 
     def start_host(self, host: HostInterface | HostId, snapshot_id: SnapshotId | None = None) -> Host:
         """Start the host's container, from a snapshot of it if given. A running host is returned as it is."""
         with self._registry.alone(_host_id(host)) as sighting:
-            started = start_host(self._context, sighting, snapshot_id)
+            started = operations.power.start_host(self._context, sighting, snapshot_id)
         return self._online_host(self._registry.note(started))
 
     # --- discovery ------------------------------------------------------------------------------------------------
@@ -204,19 +191,19 @@ class VpsDockerProvider(PackageHooks):
     def get_host_resources(self, host: HostInterface) -> HostResources:
         """What the container really has: the VPS's processors, memory and disk, within the container's own limits."""
         sighting = self._registry.get(host.id)
-        return read_resources(self._online_host(sighting).ssh, sighting.container)
+        return operations.listing.read_resources(self._online_host(sighting).ssh, sighting.container)
 
     def get_host_and_agent_details(
         self,
         host_ref: DiscoveredHost,
         agent_refs: Sequence[DiscoveredAgent],
-        field_generators: details.FieldGenerators | None = None,
-        on_error: details.OnError | None = None,
+        field_generators: "operations.details.FieldGenerators | None" = None,
+        on_error: "operations.details.OnError | None" = None,
     ) -> tuple[HostDetails, list[AgentDetails]]:
         """The rows of a host and its agents, by one remote command; a host that cannot be asked shows as last seen."""
         sighting = self._registry.get(host_ref.host_id)
         host = self._online_host(sighting) if sighting.is_online else None
-        return details.describe(
+        return operations.details.describe(
             self._context, self.mngr_ctx.config, sighting, host, agent_refs, field_generators, on_error
         )
 
@@ -225,38 +212,38 @@ class VpsDockerProvider(PackageHooks):
     def create_snapshot(self, host: HostInterface | HostId, name: SnapshotName | None = None) -> SnapshotId:
         """Keep the container's present content as an image on the VPS. The host's volume is not part of it."""
         with self._registry.alone(_host_id(host)) as sighting:
-            snapshot_id = create_snapshot(self._context, sighting, name)
+            snapshot_id = operations.snapshot.create_snapshot(self._context, sighting, name)
         self._registry.forget(sighting.host_id)
         return snapshot_id
 
     def list_snapshots(self, host: HostInterface | HostId) -> list[SnapshotInfo]:
         """The host's snapshots, newest first; none of a host that is gone, with which they went."""
         host_id = _host_id(host)
-        return [] if self._is_gone(host_id) else list_snapshots(self._registry.get(host_id))
+        return [] if self._is_gone(host_id) else operations.snapshot.list_snapshots(self._registry.get(host_id))
 
     def delete_snapshot(self, host: HostInterface | HostId, snapshot_id: SnapshotId) -> None:
         """Remove a snapshot's image and its place in the record; those of a host that is gone went with it."""
         if self._is_gone(_host_id(host)):
             return
         with self._registry.alone(_host_id(host), is_asked=True) as sighting:
-            delete_snapshot(self._context, sighting, snapshot_id)
+            operations.snapshot.delete_snapshot(self._context, sighting, snapshot_id)
         self._registry.forget(sighting.host_id)
 
     # --- volumes --------------------------------------------------------------------------------------------------
 
     def list_volumes(self) -> list[VolumeInfo]:
         """The hosts' volumes; raises if any host could not be read."""
-        return volumes.list_volumes(self._context, self._registry.discover())
+        return operations.volumes.list_volumes(self._context, self._registry.discover())
 
     def delete_volume(self, volume_id: VolumeId) -> None:
         """No error for a volume that is gone with its VPS; any other is refused: it goes with its host."""
-        host_id = volumes.host_id_of(volume_id)
+        host_id = operations.volumes.host_id_of(volume_id)
         if not self._is_gone(host_id):
             raise MngrError(f"The volume of host {host_id} goes with it: destroy the host")
 
     def get_volume_for_host(self, host: HostInterface | HostId) -> HostVolume | None:
         """The host's folder of mngr, readable while the host is stopped; None while its VPS cannot be reached."""
-        return volumes.volume_for_host(self._context, self._registry.get(_host_id(host)))
+        return operations.volumes.volume_for_host(self._context, self._registry.get(_host_id(host)))
 
     # --- tags and name --------------------------------------------------------------------------------------------
 
@@ -278,10 +265,10 @@ class VpsDockerProvider(PackageHooks):
 
     def rename_host(self, host: HostInterface | HostId, name: HostName) -> HostInterface:
         """Give the host another name. Its container and its VPS keep theirs."""
-        check_host_name(name)
+        operations.names.check_host_name(name)
         host_id = _host_id(host)
         others = self._registry.discover()
-        metadata.rename_host(self._context, self._registry.get(host_id), name, others)
+        operations.metadata.rename_host(self._context, self._registry.get(host_id), name, others)
         self._registry.forget(host_id)
         return self.get_host(host_id)
 
@@ -314,13 +301,13 @@ class VpsDockerProvider(PackageHooks):
     def persist_agent_data(self, host_id: HostId, agent_data: Mapping[str, object]) -> None:
         """Keep a copy of an agent's data for when the host is offline."""
         if self._registry.is_known(host_id):
-            metadata.persist_agent_data(self._context, self._registry.get(host_id), agent_data)
+            operations.metadata.persist_agent_data(self._context, self._registry.get(host_id), agent_data)
             self._registry.note_agent(host_id, str(agent_data.get("id")), dict(agent_data))
 
     def remove_persisted_agent_data(self, host_id: HostId, agent_id: AgentId) -> None:
         """Forget the copy of an agent's data."""
         if self._registry.is_known(host_id):
-            metadata.remove_persisted_agent_data(self._context, self._registry.get(host_id), agent_id)
+            operations.metadata.remove_persisted_agent_data(self._context, self._registry.get(host_id), agent_id)
             self._registry.note_agent(host_id, agent_id, None)
 
     # --- what the parts call back ---------------------------------------------------------------------------------
@@ -343,16 +330,18 @@ class VpsDockerProvider(PackageHooks):
         return views.offline_host(self, sighting, on_host_data=self._on_host_data)
 
     def _on_host_data(self, host_id: HostId, change: CertifiedDataChange) -> None:
-        self._registry.note_record(metadata.accept_certified_data(self._context, self._registry.get(host_id), change))
+        self._registry.note_record(
+            operations.metadata.accept_certified_data(self._context, self._registry.get(host_id), change)
+        )
 
     def _on_sshd_down(self, host_id: HostId) -> None:
         logger.info("The sshd of host {} does not answer; bringing it back ...", host_id)
         with self._registry.alone(host_id, is_asked=True) as sighting:
-            repair_host(self._context, sighting)
+            operations.power.repair_host(self._context, sighting)
 
     def _change_tags(self, host: HostInterface | HostId, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
         sighting = self._registry.get(_host_id(host))
-        self._registry.note_record(metadata.change_tags(self._context, sighting, change))
+        self._registry.note_record(operations.metadata.change_tags(self._context, sighting, change))
 
 
 def _host_id(host: HostInterface | HostId) -> HostId:

@@ -20,6 +20,7 @@ from imbue.mngr_vps_docker.lifecycle.names import check_host_name
 from imbue.mngr_vps_docker.plain_text import MAX_TEXT_BYTES
 from imbue.mngr_vps_docker.plain_text import check_texts
 from imbue.mngr_vps_docker.plain_text import shown
+from imbue.mngr_vps_docker.start_args import start_args_of
 
 # Of containers and volumes. A volume's is the name of a folder, too.
 _DOCKER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{1,254}", re.ASCII)
@@ -54,6 +55,11 @@ def check_request(
     for line in key_lines:
         check_texts("Key", [line], may_have_lines=True)
     _check_user_data(context)
+
+
+def checked_run_args(context: ProviderContext, args: Sequence[str]) -> tuple[str, ...]:
+    """The arguments of `docker run` for a host: the settings' own and ``args``; raises BuildArgumentError."""
+    return start_args_of(context.config, args, state_volume=context.state_volume_name)
 
 
 def check_build(context: ProviderContext, build: ParsedBuildArgs) -> None:

@@ -7,7 +7,6 @@ old by then, so each finds out on the VPS itself whether it still is so.
 import math
 from typing import Final
 
-from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import SnapshotNotFoundError
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
@@ -42,6 +41,7 @@ from imbue.mngr_vps_docker.lifecycle.metadata import settle
 from imbue.mngr_vps_docker.lifecycle.metadata import update_certified_data
 from imbue.mngr_vps_docker.lifecycle.metadata import update_record
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+from imbue.mngr_vps_docker.lifecycle.sighting import usable
 from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.ssh.outcome import Effect
@@ -179,19 +179,6 @@ def repair_host(context: ProviderContext, sighting: HostSighting) -> None:
     )
     check_setup(outcome)
     enter_container(context, address=address, host_id=sighting.host_id)
-
-
-def usable(sighting: HostSighting) -> tuple[str, VpsHostConfig]:
-    """The address and configuration of a host that can be worked on; raises one clear error for any other."""
-    if sighting.problem is not None and sighting.reading is None:
-        raise sighting.problem
-    if sighting.failure_reason is not None:
-        raise MngrError(f"Host {sighting.name} cannot be used: {sighting.failure_reason}")
-    if sighting.is_gone or sighting.is_being_made:
-        raise MngrError(f"Host {sighting.name} cannot be used: it is {sighting.state.value.lower()}")
-    if sighting.record is None or sighting.record.config is None or sighting.entry.vps_ip is None:
-        raise VpsDockerError(f"Host {sighting.name} cannot be used: its record does not say where and what it is")
-    return sighting.entry.vps_ip, sighting.record.config
 
 
 def _replace_container(

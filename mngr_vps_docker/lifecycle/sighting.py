@@ -9,11 +9,14 @@ from typing import Any
 from typing import Final
 
 from imbue.mngr.errors import HostAuthenticationError
+from imbue.mngr.errors import MngrError
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostState
 from imbue.mngr_vps_docker.docker_objects import ContainerInfo
+from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
+from imbue.mngr_vps_docker.host_store import VpsHostConfig
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.terminal import printable
@@ -233,3 +236,16 @@ class HostSighting:
             created_at=self.entry.created_at,
             updated_at=self.entry.created_at,
         ).model_copy(update=changes)
+
+
+def usable(sighting: HostSighting) -> tuple[str, VpsHostConfig]:
+    """The address and configuration of a host that can be worked on; raises one clear error for any other."""
+    if sighting.problem is not None and sighting.reading is None:
+        raise sighting.problem
+    if sighting.failure_reason is not None:
+        raise MngrError(f"Host {sighting.name} cannot be used: {sighting.failure_reason}")
+    if sighting.is_gone or sighting.is_being_made:
+        raise MngrError(f"Host {sighting.name} cannot be used: it is {sighting.state.value.lower()}")
+    if sighting.record is None or sighting.record.config is None or sighting.entry.vps_ip is None:
+        raise VpsDockerError(f"Host {sighting.name} cannot be used: its record does not say where and what it is")
+    return sighting.entry.vps_ip, sighting.record.config

@@ -34,8 +34,8 @@ from imbue.mngr_vps_docker.lifecycle.metadata import foresee
 from imbue.mngr_vps_docker.lifecycle.metadata import settle
 from imbue.mngr_vps_docker.lifecycle.power import SNAPSHOT_REPOSITORY
 from imbue.mngr_vps_docker.lifecycle.power import remove_snapshot_image
-from imbue.mngr_vps_docker.lifecycle.power import usable
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+from imbue.mngr_vps_docker.lifecycle.sighting import usable
 from imbue.mngr_vps_docker.plain_text import shown
 from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.remote_batch import run_chain

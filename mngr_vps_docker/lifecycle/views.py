@@ -9,8 +9,8 @@ from imbue.mngr.primitives import HostName
 from imbue.mngr.providers.base_provider import BaseProviderInstance
 from imbue.mngr_vps_docker.certified_changes import change_between
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
-from imbue.mngr_vps_docker.lifecycle.power import usable
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+from imbue.mngr_vps_docker.lifecycle.sighting import usable
 from imbue.mngr_vps_docker.outer_host import HostDataListener
 from imbue.mngr_vps_docker.outer_host import SeenAgents
 from imbue.mngr_vps_docker.outer_host import SshdRepair

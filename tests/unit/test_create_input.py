@@ -23,11 +23,11 @@ from support.memory_provider import record_of
 from imbue.mngr.errors import MngrError
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
-from imbue.mngr_vps_docker import instance
 from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.lifecycle import create
 from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
 from imbue.mngr_vps_docker.lifecycle.container import host_container
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
@@ -138,7 +138,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         stack.enter_context(provider.mngr_ctx.concurrency_group)
-        patch.setattr(instance, "create_host", accept)
+        patch.setattr(create, "create_host", accept)
         patch.chdir(folder)
         yield Desk(provider.connect(Network()), client, machine, folder)
     CANARY.unlink(missing_ok=True)

@@ -40,8 +40,8 @@ class Changes:
         self.limits: list[int] = []
 
     def set_tag(self, number: int) -> None:
-        self.tags[f"{self.worker}-{number}"] = "é'\n"
-        self.provider.add_tags_to_host(self.host_id, {f"{self.worker}-{number}": "é'\n"})
+        self.tags[f"{self.worker}-{number}"] = "é' \\"
+        self.provider.add_tags_to_host(self.host_id, {f"{self.worker}-{number}": "é' \\"})
 
     def remove_tag(self, number: int) -> None:
         key = self.tags.popitem()[0]

@@ -4,6 +4,7 @@ import errno
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -412,6 +413,15 @@ def test_a_name_that_two_hosts_have_is_refused(fleet: Fleet) -> None:
         fleet.process().get_host(HostName("h1"))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, even where a shell started the tests in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_who_interrupts_a_listing_does_not_wait_for_what_has_not_begun(fleet: Fleet) -> None:
     for number in range(2 * MAX_PARALLEL_READINGS):
         host_id, address = HostId.generate(), f"192.0.2.{number}"

@@ -106,10 +106,12 @@ def exec_in_container(
 def exec_step(container: str, command: str, *, stdin: Secret, purpose: str, timeout_seconds: float) -> ChainStep:
     """A step of a chain that runs ``command`` in a container, and feeds it ``stdin``; see ``judged``.
 
-    There may be one of these in a chain.
+    All that are in one chain are fed the same.
     """
     argv = exec_argv(container, exec_script(command, timeout_seconds), has_stdin=True)
-    return ChainStep(f'printf %s "${_STEP_STDIN}" | {joined(argv)}', purpose, {_STEP_STDIN: stdin})
+    # Without its input, `sh -s` would do nothing and say that all is well.
+    has_stdin = f': "${{{_STEP_STDIN}?}}"'
+    return ChainStep(f'{has_stdin}; printf %s "${_STEP_STDIN}" | {joined(argv)}', purpose, {_STEP_STDIN: stdin})
 
 
 class _StartWatcher:

@@ -8,6 +8,7 @@ DaemonNotRunningError without Docker, and DockerError (or one of its kinds) if D
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from imbue.mngr.primitives import DockerBuilder
@@ -370,13 +371,13 @@ def replace_step(spec: ContainerSpec, *, aside: str) -> ChainStep:
         " >/dev/null 2>&1\n"
         "exit $rc"
     )
-    return ChainStep(script, run.purpose)
+    return replace(run, command=script)
 
 
 def unless_container(container: str, step: ChainStep) -> ChainStep:
     """``step``, but nothing if there is a container of that name."""
     there = joined(commands.container_is_running_argv(container))
-    return ChainStep(f"{there} >/dev/null 2>&1 && exit 0\n{step.command}", step.purpose)
+    return replace(step, command=f"{there} >/dev/null 2>&1 && exit 0\n{step.command}")
 
 
 def stop_if_running(container: str, timeout_seconds: int) -> str:

@@ -150,7 +150,10 @@ def run_batch(
 
 @dataclass(frozen=True, slots=True)
 class ChainStep:
-    """One command of a chain; ``purpose`` reads after "Could not", ``secrets`` are variables of the command."""
+    """One command of a chain; ``purpose`` reads after "Could not", ``secrets`` are variables of the command.
+
+    A step around another one is made of it by ``dataclasses.replace``, so that it keeps what the command needs.
+    """
 
     command: str
     purpose: str
@@ -167,11 +170,15 @@ def run_chain(
 ) -> tuple[CommandOutcome, ...]:
     """Run ``steps`` one after the other until one fails, in one round trip; raises what ``run_batch`` raises.
 
-    A secret has one value in all of a chain. There is one outcome for each step that was run, as if it
-    had been run by itself: fewer than steps, if the last of them failed.
+    There is one outcome for each step that was run, as if it had been run by itself: fewer than steps, if the last of
+    them failed. Raises ValueError if a secret has another value in one step than in another.
     """
     script = batch_script([step.command for step in steps], is_chain=True)
-    values = {name: value for step in steps for name, value in step.secrets.items()}
+    values: dict[str, Secret] = {}
+    for step in steps:
+        for name, value in step.secrets.items():
+            if values.setdefault(name, value) != value:
+                raise ValueError(f"{name} has two values in one chain")
     outcome = connection.run(
         ShellScript(script, values), purpose=purpose, timeout_seconds=timeout_seconds, effect=effect
     ).checked()

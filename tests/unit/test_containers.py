@@ -57,6 +57,12 @@ def test_start_arguments_of_a_record_are_checked_before_a_container_is_made_of_t
         pair.process(allowed_start_args=("--privileged",)).start_host(pair.spoiled, SnapshotId(SNAPSHOT))
 
 
+def test_a_set_up_has_its_script_with_it(pair: Pair) -> None:
+    step = setup_step(pair.process()._context, host_id=pair.spoiled, container="c")
+    (script,) = step.secrets.values()
+    assert "sshd" in script.revealed
+
+
 def test_what_a_set_up_waits_for_lies_out_of_the_containers_reach(pair: Pair) -> None:
     step = setup_step(pair.process()._context, host_id=pair.spoiled, container="c")
     before, _, inside = step.command.partition("docker exec")

@@ -1,6 +1,7 @@
 import os
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from imbue.mngr_vps_docker.docker_exec import exec_step
 from imbue.mngr_vps_docker.errors import RemoteOutputError
 from imbue.mngr_vps_docker.remote_batch import BatchFormatError
 from imbue.mngr_vps_docker.remote_batch import BatchResult
@@ -16,6 +18,7 @@ from imbue.mngr_vps_docker.remote_batch import batch_script
 from imbue.mngr_vps_docker.remote_batch import parse_batch
 from imbue.mngr_vps_docker.remote_batch import run_batch
 from imbue.mngr_vps_docker.remote_batch import run_chain
+from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
 
 _RESULTS = st.lists(st.builds(BatchResult, st.integers(0, 255), st.binary(), st.binary()))
@@ -133,3 +136,17 @@ def test_a_chain_ends_with_the_first_step_that_fails_and_is_one_round_trip(machi
 def test_what_a_chain_holds_is_in_no_argument(machine: LocalMachine) -> None:
     run_chain(machine, [ChainStep("printf %s secret >/dev/null", "use it")], purpose="use it", timeout_seconds=30)
     assert "secret" not in machine.commands[0]
+
+
+def test_a_secret_of_a_chain_has_one_value(machine: LocalMachine) -> None:
+    steps = [ChainStep("true", "use it", {"key": Secret(value)}) for value in ("one", "two")]
+    with pytest.raises(ValueError, match="key has two values"):
+        run_chain(machine, steps, purpose="use it", timeout_seconds=30)
+    assert not machine.commands
+
+
+def test_a_step_without_its_input_fails_instead_of_doing_nothing(machine: LocalMachine) -> None:
+    step = exec_step("c", "sh -s", stdin=Secret("true"), purpose="set up", timeout_seconds=30)
+    (outcome,) = run_chain(machine, [replace(step, secrets={})], purpose="set up", timeout_seconds=30)
+    assert not outcome.is_success
+    assert "mngr_step_stdin" in outcome.error_text

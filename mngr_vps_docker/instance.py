@@ -139,10 +139,7 @@ class VpsDockerProvider(PackageHooks):
         mngr's gc decides by what it saw some time ago. So it is looked at anew, and MngrError raised if it is not so.
         """
         with suppress(HostNotFoundError), self._registry.alone(host.id, is_asked=True) as sighting:
-            if not sighting.may_be_deleted:
-                found = f"it is {sighting.state.value.lower()} and has {len(sighting.known_agents)} agents"
-                raise MngrError(f"Host {sighting.name} is not deleted: {sighting.problem or found}")
-            operations.destroy.destroy_host(self._context, sighting.entry)
+            operations.destroy.delete_host(self._context, sighting)
         self._registry.note_destroyed(host.id)
 
     # --- stop and start -------------------------------------------------------------------------------------------

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from imbue.mngr.errors import MngrError
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_TAG
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.steps import Step
 from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.lifecycle.steps import run_steps
@@ -53,6 +55,14 @@ def destroy_host(context: ProviderContext, entry: JournalEntry) -> None:
             raise VpsDockerError(
                 f"Host {entry.host_name} is not fully destroyed, try again: {describe_error(error)}"
             ) from error
+
+
+def delete_host(context: ProviderContext, sighting: HostSighting) -> None:
+    """Destroy a host with which nothing is lost; raises MngrError if it is not so. See ``destroy_host``."""
+    if not sighting.may_be_deleted:
+        found = f"it is {sighting.state.value.lower()} and has {len(sighting.known_agents)} agents"
+        raise MngrError(f"Host {sighting.name} is not deleted: {sighting.problem or found}")
+    destroy_host(context, sighting.entry)
 
 
 def delete_instance_of(context: ProviderContext, entry: JournalEntry) -> None:

@@ -29,6 +29,7 @@ from imbue.mngr_vps_docker.host_record import VpsHostConfig
 from imbue.mngr_vps_docker.host_record import decode_record
 from imbue.mngr_vps_docker.host_record import encode_agent_data
 from imbue.mngr_vps_docker.host_record import encode_record
+from imbue.mngr_vps_docker.remote_batch import BatchResult
 from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.remote_batch import run_batch
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
@@ -234,14 +235,7 @@ class VpsDockerHostStore:
         path = record_path(host_id)
         purpose = f"read the record of {host_id}"
         script = enter_volume(self.volume_name) + f"[ -e {path} ] || exit {ABSENT}\nexec cat {path}"
-        (result,) = run_batch(
-            self.connection,
-            [script],
-            purpose=purpose,
-            timeout_seconds=_TIMEOUT_SECONDS,
-            effect=Effect.READS,
-            limit_bytes=STATE_OUTPUT_BYTES,
-        )
+        result = self._ask(script, purpose=purpose)
         if result.exit_code == ABSENT:
             with self._lock:
                 self._cache.pop(host_id, None)
@@ -310,6 +304,12 @@ class VpsDockerHostStore:
 
     def _read_state(self, purpose: str, find_arguments: str) -> StoredState:
         script = enter_volume(self.volume_name) + state_files_script(find_arguments)
+        result = self._ask(script, purpose=purpose)
+        if not result.is_success:
+            raise self._refused(result.error_text, purpose)
+        return parse_state(result.stdout, where=self._where)
+
+    def _ask(self, script: str, *, purpose: str) -> BatchResult:
         (result,) = run_batch(
             self.connection,
             [script],
@@ -318,9 +318,7 @@ class VpsDockerHostStore:
             effect=Effect.READS,
             limit_bytes=STATE_OUTPUT_BYTES,
         )
-        if not result.is_success:
-            raise self._refused(result.error_text, purpose)
-        return parse_state(result.stdout, where=self._where)
+        return result
 
     def _run(
         self, script: str, *, purpose: str, stdin: bytes | None = None, effect: Effect = Effect.ONCE

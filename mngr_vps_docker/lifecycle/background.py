@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from imbue.mngr_vps_docker.ssh.span import span
 
 
-class AbandonedError(Exception):
+class NeverReachedError(Exception):
     """What was waited for will not happen, because the operation has failed."""
 
 
@@ -29,10 +29,10 @@ class Milestone:
         self._is_over.set()
 
     def wait(self) -> None:
-        """Return when it is reached; raises AbandonedError if it never will be."""
+        """Return when it is reached; raises NeverReachedError if it never will be."""
         self._is_over.wait()
         if not self._is_reached:
-            raise AbandonedError
+            raise NeverReachedError
 
 
 class BackgroundWork[Answer]:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from imbue.mngr_vps_docker.lifecycle.background import AbandonedError
 from imbue.mngr_vps_docker.lifecycle.background import BackgroundWork
 from imbue.mngr_vps_docker.lifecycle.background import Milestone
+from imbue.mngr_vps_docker.lifecycle.background import NeverReachedError
 from imbue.mngr_vps_docker.ssh.span import current_span
 
 
@@ -27,7 +27,7 @@ def test_what_waits_for_what_never_comes_is_ended() -> None:
     begun = BackgroundWork("Waiting", milestone.wait)
     milestone.abandon()
     begun.wait_until_over()
-    with pytest.raises(AbandonedError):
+    with pytest.raises(NeverReachedError):
         begun.result()
 
 

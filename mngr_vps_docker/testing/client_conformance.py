@@ -21,12 +21,9 @@ from datetime import UTC
 from datetime import datetime
 from typing import ClassVar
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.hazmat.primitives.serialization import PublicFormat
-
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import VpsApiError
+from imbue.mngr_vps_docker.keys import new_key_pair
 from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_TAG
 from imbue.mngr_vps_docker.lifecycle.context import HOST_NAME_TAG
 from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_TAG
@@ -66,7 +63,7 @@ class VpsClientConformance:
     def test_a_public_key_is_listed_by_its_name_until_it_is_deleted(self, client: VpsClientInterface) -> None:
         """Names come back as they were given: they tell other machines whose host is unfinished."""
         name = key_name(HostId.generate(), datetime.now(UTC), 9999.0)
-        key_id = client.upload_ssh_key(name, a_public_key())
+        key_id = client.upload_ssh_key(name, new_key_pair()[1])
         try:
             assert wait_for(lambda: key_id in listed_keys(client, name), self.listing_lag_seconds)
         finally:
@@ -79,7 +76,7 @@ class VpsClientConformance:
         host_id = HostId.generate()
         tags = {HOST_ID_TAG: host_id, PROVIDER_TAG: "conformance", HOST_NAME_TAG: "conformance"}
         ordered_at = datetime.now(UTC)
-        key_id = client.upload_ssh_key(key_name(host_id, ordered_at, 9999.0), a_public_key())
+        key_id = client.upload_ssh_key(key_name(host_id, ordered_at, 9999.0), new_key_pair()[1])
         instance_id = None
         try:
             instance_id = client.create_instance(
@@ -142,12 +139,6 @@ class VpsClientConformance:
             return client.get_instance_status(instance_id) is VpsInstanceStatus.DESTROYING
         except VpsApiError as error:
             return error.is_gone
-
-
-def a_public_key() -> str:
-    """A public key whose private half nobody has."""
-    public_key = Ed25519PrivateKey.generate().public_key()
-    return public_key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
 
 def is_gone(ask: Callable[[], object]) -> bool:

@@ -35,8 +35,8 @@ class LoggedCommand:
     ``argv`` is a command line with a login of its own, not the one that used the shared connection: it works whenever
     it is pasted. A command that is too long for an argument is the ``script`` that it reads. ``secrets`` are the names
     of the command's variables whose values are not here; of what it was given on stdin there is only size and digest.
-    ``parent`` is the id of the
-    operation that the command was part of, ``operation`` its title. ``outcome`` is an OutcomeStatus, or INTERRUPTED.
+    ``parent`` is the id of the operation that the command was part of, ``operation`` its title. ``outcome`` is an
+    OutcomeStatus, or INTERRUPTED.
     """
 
     id: str

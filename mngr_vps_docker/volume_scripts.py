@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from imbue.mngr_vps_docker.docker_commands import volume_mountpoint_argv
+from imbue.mngr_vps_docker.ssh.file_scripts import CUT_OFF
 from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import quoted
 
-# Exit codes of our own scripts, apart from those of the tools that they run.
+# Exit codes of our own scripts, apart from those of the tools that they run and from CUT_OFF (83).
 CHANGED: Final = 81
 LOCK_BUSY: Final = 82
-CUT_OFF: Final = 83
 ABSENT: Final = 84
 ESCAPES: Final = 85
 WRONG_TYPE: Final = 86

@@ -18,6 +18,7 @@ from typing import Final
 from imbue.mngr_vps_docker.ssh.chunk_queue import AbandonedError
 from imbue.mngr_vps_docker.ssh.chunk_queue import ChunkQueue
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.file_scripts import CUT_OFF
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.shell import quoted
@@ -26,8 +27,6 @@ from imbue.mngr_vps_docker.ssh.shell import quoted
 _SESSIONS: Final = 5
 _BLOCK_BYTES: Final = 1 << 20
 _QUEUED_BLOCKS: Final = 4
-# Exit code of the machine's side where the stream broke off.
-_CUT_OFF: Final = 83
 _FIRST_DESCRIPTOR: Final = 3
 _CLEANING_SECONDS: Final = 5.0
 
@@ -106,7 +105,7 @@ def _deal(begun: Iterable[bytes], blocks: Iterator[bytes], queues: list[ChunkQue
 def _decisive(running: list[Future[CommandOutcome | None]]) -> CommandOutcome:
     """The outcome of the command itself if that ended by itself, else that of the session which broke."""
     command, *others = (future.result() for future in running)
-    if command is not None and command.exit_code not in (0, _CUT_OFF, None):
+    if command is not None and command.exit_code not in (0, CUT_OFF, None):
         return command
     ended = [outcome for outcome in (*others, command) if outcome is not None]
     return next((outcome for outcome in ended if not outcome.is_success), ended[-1])
@@ -146,7 +145,7 @@ def _merging(folder: str, command: str) -> str:
     opened = " ".join(f"{_FIRST_DESCRIPTOR + number}<{folder}/{number}" for number in fifos)
     closed = " ".join(f"{descriptor}<&-" for descriptor in descriptors)
     block = "\n".join(
-        f"read -r size <&{descriptor} || return {_CUT_OFF}\n"
+        f"read -r size <&{descriptor} || return {CUT_OFF}\n"
         f'[ "$size" != 0 ] || return 0\n'
         f'head -c "$size" <&{descriptor} >&9 || return'
         for descriptor in descriptors

@@ -80,18 +80,14 @@ class BatchResult:
 def batch_script(commands: Sequence[str], *, is_chain: bool = False, limit_bytes: int = _OUTPUT_BYTES) -> str:
     """The POSIX shell script that runs ``commands``, each in a subshell of its own with an empty stdin.
 
-    They run at the same time; a chain runs one after the other, until one fails. A command that fails, exits or cannot
-    be parsed does not keep the others of a batch from running. Messages are in English (LC_ALL=C), so that they can be
+    They run one after the other; a chain ends with the first that fails. A command that fails, exits or cannot be
+    parsed does not keep the others of a batch from running. Messages are in English (LC_ALL=C), so that they can be
     recognised. Of each output ``limit_bytes`` are held: a command that prints more finds nobody to read it.
     """
-    numbered = list(enumerate(quoted(command) for command in commands))
-    if is_chain:
-        end = f"printf '{_END.decode().strip()}\\n'; exit 0;"
-        ran = "".join(f"run {n} {word}\nshow {n}\n[ $rc -eq 0 ] || {{ {end} }}\n" for n, word in numbered)
-    else:
-        ran = "".join(f"run {n} {word} &\n" for n, word in numbered) + "wait\n"
-        ran += "".join(f"show {n}\n" for n, _ in numbered)
-    return f"limit={limit_bytes}\n{_PROLOGUE}{ran}printf 'mngr-batch-end\\n'\n"
+    end = f"printf '{_END.decode().strip()}\\n'"
+    go_on = f"[ $rc -eq 0 ] || {{ {end}; exit 0; }}\n" if is_chain else ""
+    ran = "".join(f"run {n} {quoted(command)}\nshow {n}\n{go_on}" for n, command in enumerate(commands))
+    return f"limit={limit_bytes}\n{_PROLOGUE}{ran}{end}\n"
 
 
 def parse_batch(stdout: bytes) -> tuple[BatchResult, ...]:
@@ -129,7 +125,7 @@ def run_batch(
     effect: Effect = Effect.ONCE,
     limit_bytes: int = _OUTPUT_BYTES,
 ) -> tuple[BatchResult, ...]:
-    """Run ``commands`` on the machine at the same time, in one round trip, and return one result for each.
+    """Run ``commands`` on the machine, in order and in one round trip, and return one result for each.
 
     Raises VpsConnectionError or RemoteCommandTimeoutError if the batch did not run to its end, RemoteOutputError if
     all of them together printed more than ``limit_bytes``, BatchFormatError if its answer cannot be read. A command

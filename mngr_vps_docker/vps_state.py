@@ -109,8 +109,9 @@ def read_vps_state(
     """
     purpose = "read the state of the VPS"
     read_at = time.monotonic()
-    commands = [_volumes_script(state_volume), list_containers_script({container_label: None}, known=container)]
-    volumes, containers = run_batch(
+    # In this order: what a container says of its stop is on its volume before it is seen stopped.
+    commands = [list_containers_script({container_label: None}, known=container), _volumes_script(state_volume)]
+    containers, volumes = run_batch(
         connection,
         commands,
         purpose=purpose,

@@ -1,5 +1,6 @@
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC
 from datetime import datetime
 from pathlib import Path
@@ -123,6 +124,26 @@ def test_a_host_without_a_record_is_known_by_its_container_and_volume(machine: L
     reading = _read_only_host(machine)
     assert (reading.host_id, reading.record, reading.stop_reason) == (host_id, None, "PAUSED")
     assert reading.container is not None and not reading.container.is_running
+
+
+def test_a_host_that_stops_just_then_has_stopped_in_order(machine: LocalMachine) -> None:
+    host_id = HostId()
+    machine.volume("state")
+    volume = _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [])
+    (volume / "stop_reason").unlink()
+    described = machine.volumes / ".container-c"
+    os.mkfifo(described)
+
+    def stop_as_soon_as_docker_is_asked() -> None:
+        with described.open("w") as file:
+            (volume / "stop_reason").write_text("PAUSED")
+            json.dump([_container("c", host_id, "exited")], file)
+
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(stop_as_soon_as_docker_is_asked)
+        state = read_vps_state(machine, state_volume="state", container="c")
+        stopping.result(timeout=30)
+    assert state.hosts[host_id].stop_reason == "PAUSED"
 
 
 def test_of_several_containers_the_recorded_one_counts(machine: LocalMachine) -> None:

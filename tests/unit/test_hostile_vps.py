@@ -72,6 +72,10 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(value, (*path, key))
 
 
+def as_json(data: Any) -> bytes:
+    return json.dumps(data).encode()
+
+
 @st.composite
 def spoiled(draw: st.DrawFn, data: Any) -> bytes:
     """``data`` as JSON, with lies in a few places."""
@@ -83,7 +87,7 @@ def spoiled(draw: st.DrawFn, data: Any) -> bytes:
             for key in way:
                 part = part[key]
             part[last] = copy.deepcopy(draw(LIES))
-    return json.dumps(holder[0]).encode()
+    return as_json(holder[0])
 
 
 def batch(*outputs: bytes) -> bytes:
@@ -102,24 +106,24 @@ def files(contents: dict[str, bytes]) -> bytes:
     return base64.b64encode(names + b"end\0") + b" " + base64.b64encode(buffer.getvalue()) + b"\n"
 
 
-@st.composite
-def answers(draw: st.DrawFn, host_id: HostId) -> bytes:
-    """What a VPS says of itself, with lies anywhere."""
+def answer(host_id: HostId, state_path: str, said: Callable[[Any], bytes]) -> bytes:
+    """What a VPS says of its one host, each document as it is ``said``; of the record, at ``state_path``."""
     record = json.loads(encode_record(record_of(host_id, plugin={"p": {"x": 1}})))
     record["certified_host_data"]["snapshots"] = [{"id": "i", "name": "s", "created_at": "2026-01-02T03:04:05Z"}]
     container = json.loads(stopped_container(host_id))
     container[0]["HostConfig"] |= {"PortBindings": {"22/tcp": [{"HostPort": "2222"}]}, "NanoCpus": 10**9}
-    path = f"host_state/{host_id}"
-    state = {
-        draw(st.sampled_from([f"{path}.json", "x", "/", f"{path}.json/x.json"])): draw(spoiled(record)),
-        f"{path}/{AGENT['id']}.json": draw(spoiled(AGENT)),
-    }
-    own = {
-        "data.json": draw(spoiled(record["certified_host_data"])),
-        f"agents/{AGENT['id']}/data.json": draw(spoiled(AGENT)),
-    }
+    state = {state_path: said(record), f"host_state/{host_id}/{AGENT['id']}.json": said(AGENT)}
+    own = {"data.json": said(record["certified_host_data"]), f"agents/{AGENT['id']}/data.json": said(AGENT)}
     volumes = b"state " + files(state) + b"volume mngr-host-vol-%s " % host_id.get_uuid().hex.encode() + files(own)
-    return batch(volumes, draw(spoiled(container)))
+    return batch(said(container), volumes)
+
+
+@st.composite
+def answers(draw: st.DrawFn, host_id: HostId) -> bytes:
+    """What a VPS says of itself, with lies anywhere."""
+    path = f"host_state/{host_id}.json"
+    state_path = draw(st.sampled_from([path, "x", "/", f"{path}/x.json"]))
+    return answer(host_id, state_path, lambda document: draw(spoiled(document)))
 
 
 def check(pair: Pair, liar: SayingMachine) -> None:
@@ -138,6 +142,13 @@ def check(pair: Pair, liar: SayingMachine) -> None:
         for row in (host, *agents):
             row.model_dump_json()
             assert "\x1b" not in repr(row.model_dump())
+
+
+def test_what_is_no_lie_is_believed(pair: Pair, liar: SayingMachine) -> None:
+    liar.stdout = answer(pair.spoiled, f"host_state/{pair.spoiled}.json", as_json)
+    reading = read_vps_state(liar, state_volume="s").hosts[pair.spoiled]
+    assert reading.record and reading.container and reading.data_json
+    assert [agent["id"] for agent in (*reading.persisted_agents, *reading.live_agents)] == [AGENT["id"]] * 2
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -194,8 +205,8 @@ READERS: dict[str, Callable[[SayingMachine], object]] = {
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     stdout=st.binary()
-    | LIES.map(lambda lie: json.dumps(lie).encode())
-    | LIES.map(lambda lie: json.dumps([lie]).encode())
+    | LIES.map(as_json)
+    | LIES.map(lambda lie: as_json([lie]))
     | st.just("nested").map(lambda _: b"[" * 20_000)
     | st.just(b"cpus=1\nmemory=99999999999999999999\ndisk=\n")
     | spoiled({"ServerErrors": ["x"], "NCPU": 1, "MemTotal": 1})

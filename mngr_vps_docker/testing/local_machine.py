@@ -21,14 +21,14 @@ from imbue.mngr_vps_docker.ssh.target import SshTarget
 # Refuses every command line but those that the scripts are known to use.
 _DOCKER = """\
 #!/bin/sh
-volumes=$(dirname "$0")/../volumes
+volumes=${0%/*}/../volumes
 [ ! -e "$volumes/.daemon-down" ] || { echo 'Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?' >&2; exit 1; }
 case "$*" in
   "volume inspect --format {{.Mountpoint}} -- "*)
     [ -d "$volumes/$6" ] || { echo "Error response from daemon: get $6: no such volume" >&2; exit 1; }
     echo "$volumes/$6" ;;
   "volume ls --format {{.Name}} {{.Mountpoint}}")
-    for volume in "$volumes"/*; do [ -d "$volume" ] && echo "$(basename "$volume") $volume"; done; : ;;
+    for volume in "$volumes"/*; do [ -d "$volume" ] && echo "${volume##*/} $volume"; done; : ;;
   "ps --all --quiet --no-trunc --filter label="*)
     cat "$volumes/.container-ids" 2>/dev/null || : ;;
   "container inspect -- "*)

@@ -31,24 +31,26 @@ Host *
 
 
 @pytest.fixture(params=["plain", "hostile"], autouse=True)
-def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    if request.param == "plain":
-        yield
-        return
+def home(request: pytest.FixtureRequest) -> Iterator[None]:
+    environment: dict[str, str] = {}
+    if request.param == "hostile":
+        environment = request.getfixturevalue("hostile_environment")
     with pytest.MonkeyPatch.context() as patch:
-        _move_into_hostile_home(tmp_path_factory.mktemp("home"), patch)
+        for name, value in environment.items():
+            patch.setenv(name, value)
         yield
 
 
-def _move_into_hostile_home(folder: Path, patch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session")
+def hostile_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("home")
     home = folder / ("deep/" * 40)
     config = home / ".ssh"
     config.mkdir(parents=True)
     keys = [load_or_create_key_pair(config / f"id_{number}").private_key_path for number in range(20)]
     identities = "".join(f"  IdentityFile {key}\n" for key in keys)
     (config / "config").write_text(_HOSTILE_CONFIG + identities)
-    patch.setenv("HOME", str(home))
-    patch.setenv("SSH_AUTH_SOCK", str(home / "agent"))
+    environment = {"HOME": str(home), "SSH_AUTH_SOCK": str(home / "agent")}
     if os.getuid() == 0:
         # ssh does not heed HOME: it finds the user's home in the password database. Root can put another one there.
         wrapper = folder / "bin" / "ssh"
@@ -57,7 +59,8 @@ def _move_into_hostile_home(folder: Path, patch: pytest.MonkeyPatch) -> None:
         inner = f'{mount} && exec {shutil.which("ssh")} "$@"'
         wrapper.write_text(f'#!/bin/sh\nexec unshare --mount sh -c {shlex.quote(inner)} ssh "$@"\n')
         wrapper.chmod(0o755)
-        patch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+        environment["PATH"] = f"{wrapper.parent}:{os.environ['PATH']}"
+    return environment
 
 
 @pytest.fixture

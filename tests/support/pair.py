@@ -22,7 +22,8 @@ from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import DiscoveredAgent
 from imbue.mngr.primitives import DiscoveredHost
 from imbue.mngr.primitives import HostId
-from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.host_record import encode_agent_data
+from imbue.mngr_vps_docker.host_record import encode_record
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
@@ -110,19 +111,24 @@ class Pair:
 
     def listed(self) -> dict[HostId, list[str]]:
         """The names of the agents of each host, as a new process lists them."""
-        process = self.process()
-        found = process.discover_hosts_and_agents(process.mngr_ctx.concurrency_group)
-        return {host.host_id: [agent.agent_name for agent in agents] for host, agents in found.items()}
+        return _names(self._found(self.process()))
 
     def rows(self, **options: Any) -> dict[HostId, tuple[HostDetails, list[AgentDetails]]]:
         """The rows of each host and its agents, as a new process shows them."""
+        return self.listed_and_rows(**options)[1]
+
+    def listed_and_rows(
+        self, **options: Any
+    ) -> tuple[dict[HostId, list[str]], dict[HostId, tuple[HostDetails, list[AgentDetails]]]]:
+        """Both, of one look at the VPSes."""
         process = self.process()
-        found: dict[DiscoveredHost, list[DiscoveredAgent]] = process.discover_hosts_and_agents(
-            process.mngr_ctx.concurrency_group
-        )
-        return {
+        found = self._found(process)
+        return _names(found), {
             host.host_id: process.get_host_and_agent_details(host, agents, **options) for host, agents in found.items()
         }
+
+    def _found(self, process: MemoryProvider) -> dict[DiscoveredHost, list[DiscoveredAgent]]:
+        return process.discover_hosts_and_agents(process.mngr_ctx.concurrency_group)
 
     def _set_up(self, host_id: HostId) -> None:
         context, address = self._provider._context, self.address(host_id)
@@ -144,8 +150,14 @@ class Pair:
                 record=record,
             )
         )
-        store = VpsDockerHostStore(machine, context.state_volume_name)
-        store.write_host_record(record)
-        store.persist_agent_data(host_id, {"id": AgentId.generate(), "name": "kept"})
+        # As the host store leaves them, whose scripts would take most of the time of most tests.
+        agent_id, path = AgentId.generate(), self.record_path(host_id)
+        path.with_suffix("").mkdir(parents=True)
+        path.write_bytes(encode_record(record))
+        (path.with_suffix("") / f"{agent_id}.json").write_bytes(encode_agent_data({"id": agent_id, "name": "kept"}))
         (machine.volumes / ".container-ids").write_text("c1\n")
         (machine.volumes / ".containers").write_text(stopped_container(host_id))
+
+
+def _names(found: dict[DiscoveredHost, list[DiscoveredAgent]]) -> dict[HostId, list[str]]:
+    return {host.host_id: [agent.agent_name for agent in agents] for host, agents in found.items()}

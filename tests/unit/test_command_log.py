@@ -169,7 +169,7 @@ def test_tracing_is_off_unless_it_was_asked_for(
 
 
 @given(text=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_text_made_one_line_means_the_same_to_a_shell(text: str) -> None:
     script = f"printf %s {shlex.quote(text)}\n: a comment follows # {text.splitlines()[0] if text.strip() else ''}"
     shown = one_line(script)

@@ -259,7 +259,7 @@ def words_after(argv: Sequence[str], word: str) -> list[str]:
 
 
 @given(name=TEXTS.filter(str.strip), image=TEXTS.filter(str.strip), tags=TAGS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_names_and_tags_are_refused_or_arrive_as_they_are(
     desk: Desk, name: str, image: str, tags: Mapping[str, str]
 ) -> None:
@@ -275,7 +275,7 @@ def test_names_and_tags_are_refused_or_arrive_as_they_are(
 
 
 @given(start_args=START_ARGS, build_args=BUILD_ARGS, words=st.lists(TEXTS, min_size=1, max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_arguments_are_refused_or_arrive_as_they_are(
     desk: Desk, start_args: list[str], build_args: list[str], words: list[str]
 ) -> None:
@@ -293,7 +293,7 @@ def test_arguments_are_refused_or_arrive_as_they_are(
 
 
 @given(tags=TAGS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_tags_in_a_record_run_nothing_where_it_is_written(desk: Desk, store: VpsDockerHostStore, tags: Any) -> None:
     if desk.ask(tags=tags) is None:
         return

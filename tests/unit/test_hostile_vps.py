@@ -131,7 +131,7 @@ def check(pair: Pair, liar: SayingMachine) -> None:
     try:
         with suppress(BaseMngrError):
             read_vps_state(liar, state_volume="s")
-        listed, rows = pair.listed(), pair.rows()
+        listed, rows = pair.listed_and_rows()
         assert tracemalloc.get_traced_memory()[1] < 32 * MIB
     finally:
         tracemalloc.stop()
@@ -151,14 +151,14 @@ def test_what_is_no_lie_is_believed(pair: Pair, liar: SayingMachine) -> None:
     assert [agent["id"] for agent in (*reading.persisted_agents, *reading.live_agents)] == [AGENT["id"]] * 2
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_lies_about_a_host_cost_no_other(pair: Pair, liar: SayingMachine, data: st.DataObject) -> None:
     liar.stdout = data.draw(answers(pair.spoiled))
     check(pair, liar)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_noise_in_the_place_of_an_answer_costs_no_other_host(
     pair: Pair, liar: SayingMachine, data: st.DataObject
@@ -202,7 +202,7 @@ READERS: dict[str, Callable[[SayingMachine], object]] = {
 
 
 @pytest.mark.parametrize("what", READERS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     stdout=st.binary()
     | LIES.map(as_json)

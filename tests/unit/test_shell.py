@@ -25,7 +25,7 @@ WITHOUT_NUL = st.text(st.characters(exclude_characters="\0", exclude_categories=
 
 
 @given(words=st.lists(WITHOUT_NUL, min_size=1, max_size=4), depth=st.integers(0, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_words_survive_any_number_of_nested_shells(words: list[str], depth: int) -> None:
     text = joined(("printf", r"%s\0", *words))
     for _ in range(depth):

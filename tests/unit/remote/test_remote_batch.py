@@ -52,7 +52,7 @@ def test_an_answer_that_goes_on_is_an_error(results: list[BatchResult], more: by
         parse_batch(_answer(results) + more)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30), max_size=4))
 def test_any_text_passes_through_a_real_shell(texts: list[str]) -> None:
     results = _run(*(f"printf %s {shlex.quote(text)}" for text in texts))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from imbue.mngr_vps_docker import volume_scripts
@@ -112,7 +111,6 @@ def test_an_archive_that_is_cut_off_anywhere_is_an_error(content: bytes, data: s
         parse_files(said(archive[:cut]))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2047), st.integers(0, 255)), max_size=6), st.binary())
 def test_damage_of_any_kind_is_no_other_error(changes: list[tuple[int, int]], noise: bytes) -> None:
     buffer = io.BytesIO()

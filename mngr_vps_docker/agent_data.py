@@ -45,7 +45,7 @@ def _with_zone(text: str) -> str:
 class _AgentData(BaseModel):
     """The fields that mngr reads by name; a field that is there is of its type, and one that is not may be missing."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, defer_build=True)
 
     id: str = Field(pattern=f"^{AGENT_ID}$")
     name: Annotated[AgentName, Field(max_length=_LONGEST_NAME)] | None = None

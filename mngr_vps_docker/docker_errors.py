@@ -73,12 +73,13 @@ class InvalidDockerArgumentError(DockerError):
 @dataclass(frozen=True, slots=True)
 class _Kind:
     error: type[DockerError]
-    words: re.Pattern[str]
+    # Compiled when Docker first refuses anything, which is rare.
+    words: str
     hint: str
 
 
 def _kind(error: type[DockerError], hint: str, *words: str) -> _Kind:
-    return _Kind(error, re.compile("|".join(words), re.IGNORECASE), hint)
+    return _Kind(error, "|".join(words), hint)
 
 
 # The first match wins: what says most about the machine comes first.
@@ -181,7 +182,7 @@ def recognise(text: str) -> tuple[type[DockerError], str, str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for kind in _KINDS:
         for line in lines:
-            if kind.words.search(line):
+            if re.search(kind.words, line, re.IGNORECASE):
                 return kind.error, _own_words(line), kind.hint
     telling = [line for line in lines if not _NOISE.match(line)] or lines
     return DockerError, " / ".join(_own_words(line) for line in telling[-3:]), ""

@@ -80,7 +80,8 @@ class DockerInfo:
 
 
 class _Json(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    # Most commands read one kind of thing, and many none.
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
 # Docker counts in 64 bits.
@@ -141,8 +142,9 @@ class _Info(_Json):
     architecture: str = Field(default="", alias="Architecture")
 
 
-_CONTAINERS: Final = TypeAdapter(tuple[_Container, ...])
-_IMAGES: Final = TypeAdapter(tuple[_Image, ...])
+_DEFERRED: Final = ConfigDict(defer_build=True)
+_CONTAINERS: Final = TypeAdapter(tuple[_Container, ...], config=_DEFERRED)
+_IMAGES: Final = TypeAdapter(tuple[_Image, ...], config=_DEFERRED)
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _DEFAULT_CPU_PERIOD_MICROSECONDS: Final = 100_000
 

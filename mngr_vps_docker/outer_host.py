@@ -95,7 +95,7 @@ type HostDataListener = Callable[[HostId, CertifiedDataChange], None]
 class _OverOpenSsh(OuterHostInterface):
     """File and command operations over an ``SshConnection``; shared by the VPS and the container."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, defer_build=True)
 
     ssh: SshConnection = Field(frozen=True, exclude=True, repr=False, description="The connection to the machine")
 
@@ -233,7 +233,7 @@ class VpsDockerHost(_OverOpenSsh, Host):
     """The container: mngr's ``Host``, with its commands and files over OpenSSH instead of paramiko."""
 
     # pydantic takes the settings of the last base class, which is mngr's.
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, defer_build=True)
 
     on_host_data: HostDataListener = Field(
         frozen=True,

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 from typing import Any
 
+from pydantic import ConfigDict
 from pydantic import Field
 from pydantic import PrivateAttr
 
@@ -17,8 +19,7 @@ from imbue.mngr.interfaces.host import OuterHostInterface
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.providers.base_provider import BaseProviderInstance
-from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
-from imbue.mngr_vps_docker.build_args import parse_build_args
+from imbue.mngr_vps_docker import lifecycle as operations
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsDockerError
@@ -35,9 +36,16 @@ from imbue.mngr_vps_docker.outer_host import VpsOuterHost
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
+if TYPE_CHECKING:
+    # Only a create reads build args, and every command imports this module.
+    from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
+
 
 class PackageHooks(BaseProviderInstance):
     """The hooks of a provider, and the parts that both they and its operations are composed of."""
+
+    # Only a provider package's class, which is made of this one, is ever built.
+    model_config = ConfigDict(defer_build=True)
 
     config: VpsDockerProviderConfig = Field(frozen=True, description="The provider's settings")
     vps_client: VpsClientInterface = Field(frozen=True, description="The cloud's API")
@@ -85,24 +93,15 @@ class PackageHooks(BaseProviderInstance):
         kept = list(self._host_record_cache.values())
         return next((kept for kept in kept if host in (kept.host_id, kept.certified_host_data.host_name)), None)
 
-    def _parsed_build_args(self, build_args: Sequence[str] | None) -> ParsedBuildArgs:
+    def _parsed_build_args(self, build_args: Sequence[str] | None) -> "ParsedBuildArgs":
         """What ``-b`` arguments say to a subclass; raises VpsDockerError if it reads them in a form of its own."""
-        parsed: object = self._parse_build_args(build_args)
-        if not isinstance(parsed, ParsedBuildArgs):
-            raise VpsDockerError(f"{type(self).__name__}._parse_build_args must return what its super() returns")
-        return parsed
+        return operations.checks.checked_build_args(self._parse_build_args(build_args), type(self).__name__)
 
     # --- hooks for provider packages ------------------------------------------------------------------------------
 
-    def _parse_build_args(self, build_args: Sequence[str] | None) -> ParsedBuildArgs:
+    def _parse_build_args(self, build_args: Sequence[str] | None) -> "ParsedBuildArgs":
         """Split ``-b`` arguments into the provider's own and those of ``docker build``."""
-        return parse_build_args(
-            build_args or (),
-            default_region=self.config.default_region,
-            default_plan=self.config.default_plan,
-            default_os_id=self.config.default_os_id,
-            allowed=self.config.allowed_build_args,
-        )
+        return operations.checks.read_build_args(self.config, build_args or ())
 
     def _discover_host_records(self) -> list[VpsDockerHostRecord]:
         """Every host record. A provider package may override this with its own way of finding its VPSes."""

@@ -8,9 +8,12 @@ from typing import Final
 
 from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
+from imbue.mngr_vps_docker.build_args import parse_build_args
 from imbue.mngr_vps_docker.build_context import check_build_context
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
+from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.image_reference import is_image_reference
 from imbue.mngr_vps_docker.keys import new_key_pair
@@ -55,6 +58,24 @@ def check_request(
     for line in key_lines:
         check_texts("Key", [line], may_have_lines=True)
     _check_user_data(context)
+
+
+def read_build_args(config: VpsDockerProviderConfig, args: Sequence[str]) -> ParsedBuildArgs:
+    """Split ``-b`` arguments into the provider's own and those of ``docker build``; raises BuildArgumentError."""
+    return parse_build_args(
+        args,
+        default_region=config.default_region,
+        default_plan=config.default_plan,
+        default_os_id=config.default_os_id,
+        allowed=config.allowed_build_args,
+    )
+
+
+def checked_build_args(parsed: object, reader: str) -> ParsedBuildArgs:
+    """What the provider class ``reader`` read of ``-b`` arguments; raises VpsDockerError for a form of its own."""
+    if not isinstance(parsed, ParsedBuildArgs):
+        raise VpsDockerError(f"{reader}._parse_build_args must return what its super() returns")
+    return parsed
 
 
 def checked_run_args(context: ProviderContext, args: Sequence[str]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from imbue.mngr_vps_docker.docker_commands import PublishedPort
 from imbue.mngr_vps_docker.docker_errors import DockerError
 from imbue.mngr_vps_docker.untrusted import UnusableDataError
 from imbue.mngr_vps_docker.untrusted import as_moment
+from imbue.mngr_vps_docker.untrusted import check_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ _DEFAULT_CPU_PERIOD_MICROSECONDS: Final = 100_000
 def parse_containers(text: str) -> tuple[ContainerInfo, ...]:
     """The containers in what ``docker container inspect`` printed. Raises DockerError if that cannot be read."""
     try:
-        containers = _CONTAINERS.validate_json(text)
+        containers = _CONTAINERS.validate_json(_bounded(text))
     except ValidationError as error:
         raise _unreadable("containers", error) from error
     return tuple(_container(raw) for raw in containers)
@@ -166,7 +167,7 @@ def parse_container(text: str) -> ContainerInfo:
 def parse_images(text: str) -> tuple[ImageInfo, ...]:
     """The images in what ``docker image inspect`` printed. Raises DockerError if that cannot be read."""
     try:
-        images = _IMAGES.validate_json(text)
+        images = _IMAGES.validate_json(_bounded(text))
     except ValidationError as error:
         raise _unreadable("images", error) from error
     return tuple(
@@ -189,7 +190,7 @@ def parse_image(text: str) -> ImageInfo:
 def parse_info(text: str) -> DockerInfo:
     """The daemon in what ``docker info`` printed as JSON. Raises DockerError if that cannot be read."""
     try:
-        raw = _Info.model_validate_json(text)
+        raw = _Info.model_validate_json(_bounded(text))
     except ValidationError as error:
         raise _unreadable("the daemon", error) from error
     return DockerInfo(
@@ -206,9 +207,9 @@ def parse_info(text: str) -> DockerInfo:
 def server_errors(text: str) -> str:
     """What ``docker info`` wrote into its JSON instead of failing, as some versions do when no daemon answers."""
     try:
-        raw = json.loads(text)
-    # What is nested too deep is as little Docker's as what is no JSON.
-    except (ValueError, RecursionError):
+        raw = json.loads(_bounded(text))
+    # What is nested too deep, or too much, is as little Docker's as what is no JSON.
+    except (ValueError, RecursionError, DockerError):
         return ""
     errors = raw.get("ServerErrors") if isinstance(raw, dict) else None
     return "\n".join(str(error) for error in errors) if isinstance(errors, list) else ""
@@ -254,6 +255,14 @@ def _moment(moment: datetime | None) -> datetime | None:
         return None if moment is None else as_moment(moment)
     except UnusableDataError:
         return None
+
+
+def _bounded(text: str) -> str:
+    try:
+        check_count(text.encode())
+    except UnusableDataError as error:
+        raise DockerError(f"Docker's answer cannot be read: {error}") from error
+    return text
 
 
 def _only[Thing](things: tuple[Thing, ...]) -> Thing:

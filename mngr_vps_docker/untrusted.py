@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from collections.abc import Sequence
 from datetime import UTC
 from datetime import datetime
 from typing import Any
@@ -11,6 +13,11 @@ from typing import NoReturn
 # pydantic writes no more than 255 levels, and what is read here ends up some levels deep in something else.
 _DEEPEST: Final = 64
 _LARGEST_INTEGER: Final = 2**63
+# Read, an empty list or object takes hundreds of bytes of memory, and any other value some tens.
+_MOST_COLLECTIONS: Final = 200_000
+_MOST_VALUES: Final = 1_000_000
+# One without an end goes on to the end of all.
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 # Beyond these, one cannot count on with times, or say them in another zone.
 _FIRST_YEAR: Final = 1970
 _LAST_YEAR: Final = 9998
@@ -20,10 +27,24 @@ class UnusableDataError(ValueError):
     """It is not what it should be, or cannot be passed on; says why in one line."""
 
 
+def check_count(*contents: bytes) -> None:
+    """Raise UnusableDataError for JSON that, all together, takes many times its size in memory once it is read."""
+    # What stands in text is looked at only where it may make the difference.
+    if _are_many(contents) and _are_many([_STRING.sub(b"", content) for content in contents]):
+        raise UnusableDataError("it holds more values than are taken")
+
+
+def _are_many(contents: Sequence[bytes]) -> bool:
+    collections = sum(content.count(b"[") + content.count(b"{") for content in contents)
+    values = collections + sum(content.count(b",") for content in contents)
+    return collections > _MOST_COLLECTIONS or values > _MOST_VALUES
+
+
 def json_object(content: bytes) -> dict[str, Any]:
     """Read a JSON object; raises UnusableDataError for anything else, and for what ``plain_json`` raises it."""
     try:
-        data = json.loads(content, parse_constant=_refuse)
+        # Not bytes: of those the parser guesses the encoding, and ``check_count`` does not.
+        data = json.loads(content.decode("utf-8-sig", "surrogatepass"), parse_constant=_refuse)
     # Deep nesting exhausts the parser's stack.
     except (ValueError, RecursionError) as error:
         raise UnusableDataError(f"not JSON: {error}") from error

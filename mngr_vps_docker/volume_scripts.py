@@ -15,6 +15,7 @@ from imbue.mngr_vps_docker.docker_commands import volume_mountpoint_argv
 from imbue.mngr_vps_docker.ssh.file_scripts import CUT_OFF
 from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.untrusted import check_count
 
 # Exit codes of our own scripts, apart from those of the tools that they run and from CUT_OFF (83).
 CHANGED: Final = 81
@@ -95,7 +96,10 @@ class SmallFiles:
 
 
 def parse_files(line: bytes) -> SmallFiles:
-    """Read what ``small_files`` printed; nothing is written to disk. Raises ValueError if it is damaged or cut off."""
+    """Read what ``small_files`` printed; nothing is written to disk.
+
+    Raises ValueError if it is damaged or cut off, or more JSON than can be held in memory.
+    """
     names, _, tar = line.strip(b"\n").partition(b" ")
     # binascii.Error is a ValueError.
     *listed, end, nothing = (b"", b"", *base64.b64decode(names, validate=True).split(b"\0"))
@@ -106,6 +110,7 @@ def parse_files(line: bytes) -> SmallFiles:
         contents = dict(_tar_members(base64.b64decode(tar, validate=True)))
     except tarfile.TarError as error:
         raise ValueError(f"more than can be read ({error})") from error
+    check_count(*contents.values())
     return SmallFiles(contents, frozenset(seen - contents.keys()))
 
 

@@ -28,6 +28,11 @@ from imbue.mngr.errors import BaseMngrError
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.docker_commands import ContainerSpec
+from imbue.mngr_vps_docker.docker_errors import DockerError
+from imbue.mngr_vps_docker.docker_objects import parse_containers
+from imbue.mngr_vps_docker.docker_objects import parse_images
+from imbue.mngr_vps_docker.docker_objects import parse_info
+from imbue.mngr_vps_docker.docker_objects import server_errors
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.host_record import encode_record
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
@@ -220,6 +225,14 @@ def test_of_what_a_vps_says_only_errors_of_ours_come(
     liar.stdout, liar.stderr, liar.exit_code = stdout, stderr, exit_code
     with suppress(BaseMngrError, FileNotFoundError):
         READERS[what](liar)
+
+
+@pytest.mark.parametrize("parse", [parse_containers, parse_images, parse_info])
+def test_a_description_that_would_fill_the_memory_is_not_read(parse: Callable[[str], object]) -> None:
+    text = f"[{','.join(['{}'] * 250_000)}]"
+    with pytest.raises(DockerError, match="more values"):
+        parse(text)
+    assert server_errors(f'{{"ServerErrors": {text}}}') == ""
 
 
 @given(st.binary() | st.just(b"9" * 5000) | st.just(b"9" * 18) | st.just(b"1_0"))

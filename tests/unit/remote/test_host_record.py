@@ -140,6 +140,7 @@ def test_agent_data_that_json_cannot_hold_is_refused() -> None:
         b"[]",
         b"null",
         b"\xff\xfe",
+        json.dumps(_version_0()).encode("utf-16"),
         b"[" * 100_000,
         *(_with_new_field(value) for value in ("[" * 300 + "]" * 300, "9" * 20, "9" * 5000, "NaN", "1e999")),
         *(

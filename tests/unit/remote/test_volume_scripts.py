@@ -103,6 +103,17 @@ def test_a_sparse_file_is_not_taken_for_what_it_stands_for() -> None:
     assert peak < 1 << 20
 
 
+@pytest.mark.parametrize("value", [b"{},", b"[],", b"1," * 5])
+def test_files_that_would_fill_the_memory_once_they_are_read_are_not(value: bytes) -> None:
+    with pytest.raises(ValueError, match="more values"):
+        parse_files(said(tar_of(value * 150_000) + tar_of(value * 150_000, "./g") + END))
+
+
+@pytest.mark.parametrize("text", [b'"%s"' % (b"{[," * 400_000), b'"' + b'\\"{' * 400_000])
+def test_what_stands_in_text_is_no_value(text: bytes) -> None:
+    assert parse_files(said(tar_of(text) + END)).contents == {"f": text}
+
+
 @given(st.binary(max_size=600), st.data())
 def test_an_archive_that_is_cut_off_anywhere_is_an_error(content: bytes, data: st.DataObject) -> None:
     archive = tar_of(content)

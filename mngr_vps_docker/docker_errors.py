@@ -175,11 +175,14 @@ _KINDS: Final = (
 _PREFIXES: Final = re.compile(r"^(?:docker: |error response from daemon: |error: )+", re.IGNORECASE)
 _NOISE: Final = re.compile(r"^(?:see '|run '.*--help'|usage:|unable to find image|warning:)", re.IGNORECASE)
 _WORDS_LIMIT: Final = 600
+# What is looked at of what was printed, at its end, and of each line: patterns take the square of a line's length.
+_TEXT_LIMIT: Final = 64 << 10
+_LINE_LIMIT: Final = 4 << 10
 
 
 def recognise(text: str) -> tuple[type[DockerError], str, str]:
     """The error class for what Docker printed, Docker's own words (one line), and a hint (may be empty)."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip()[:_LINE_LIMIT] for line in text[-_TEXT_LIMIT:].splitlines() if line.strip()]
     for kind in _KINDS:
         for line in lines:
             if re.search(kind.words, line, re.IGNORECASE):

@@ -39,6 +39,8 @@ _EXIT_TIMEOUT_SECONDS: Final = 2.0
 # What authentication may take after ConnectTimeout, which covers the TCP connection and the banner.
 _LOGIN_SECONDS: Final = 20.0
 _MESSAGES_BYTES: Final = 1 << 20
+# ssh's own lines are no longer; a machine's may be, and patterns take the square of a line's length.
+_LONGEST_LINE: Final = 1024
 
 _TRACES_KEPT_SECONDS: Final = 24 * 3600.0
 # What lies beside a socket; the lock goes last.
@@ -81,7 +83,8 @@ _EXPLANATIONS: Final = {
 
 def login_failure(messages: str) -> LoginFailure:
     """Tell from ssh's own messages why a login failed; ``detail`` is the one line that says it best."""
-    lines = [line.strip() for line in messages.splitlines() if line.strip() and not line.startswith("debug")]
+    words = (line.strip()[:_LONGEST_LINE] for line in messages.splitlines() if not line.startswith("debug"))
+    lines = [line for line in words if line]
     for reason, pattern in _FAILURES:
         for line in lines:
             if re.search(pattern, line):

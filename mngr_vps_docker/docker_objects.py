@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from imbue.mngr_vps_docker.docker_commands import PublishedPort
 from imbue.mngr_vps_docker.docker_errors import DockerError
+from imbue.mngr_vps_docker.terminal import printable
 from imbue.mngr_vps_docker.untrusted import UnusableDataError
 from imbue.mngr_vps_docker.untrusted import as_moment
 from imbue.mngr_vps_docker.untrusted import check_count
@@ -273,5 +274,5 @@ def _only[Thing](things: tuple[Thing, ...]) -> Thing:
 
 def _unreadable(what: str, error: ValidationError) -> DockerError:
     first = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the beginning"
+    where = printable(".".join(str(part) for part in first["loc"])) or "the beginning"
     return DockerError(f"Docker's description of {what} cannot be read: {first['msg']} at {where}")

@@ -30,13 +30,17 @@ from imbue.mngr.errors import HostOfflineError
 from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import UserInputError
 from imbue.mngr_vps_docker.terminal import printable
+from imbue.mngr_vps_docker.terminal import shortened
 
 
 class VpsDockerError(MngrError):
-    """Base of all errors of this package. What its message quotes of other machines cannot act upon a terminal."""
+    """Base of all errors of this package.
+
+    What its message quotes of other machines cannot act upon a terminal, nor fill it.
+    """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message, kept="\n\t"))
+        super().__init__(printable(shortened(message), kept="\n\t"))
 
 
 class VpsProvisioningError(VpsDockerError):

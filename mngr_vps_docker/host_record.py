@@ -19,6 +19,7 @@ from imbue.mngr.interfaces.data_types import HostConfig
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import HostRecordError
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.terminal import printable
 from imbue.mngr_vps_docker.untrusted import UnusableDataError
 from imbue.mngr_vps_docker.untrusted import as_moment
 from imbue.mngr_vps_docker.untrusted import json_object
@@ -108,7 +109,7 @@ def decode_record(content: bytes, expected_host_id: HostId) -> VpsDockerHostReco
         host_id = record.host_id
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = printable(".".join(str(part) for part in first["loc"]))
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise NewerRecordError(
                 f"a newer version of this package wrote it, in form {version} of records ({where}): update this one"

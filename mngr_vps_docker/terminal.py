@@ -12,7 +12,10 @@ import loguru
 if TYPE_CHECKING:
     from loguru import Record
 
-__all__ = ["logger", "printable", "printable_data"]
+__all__ = ["logger", "printable", "printable_data", "shortened"]
+
+# The end of a failed build's output, and more than anybody reads of anything else.
+_LONGEST_MESSAGE: Final = 16 << 10
 
 
 def printable(text: str, *, kept: str = "") -> str:
@@ -23,6 +26,13 @@ def printable(text: str, *, kept: str = "") -> str:
         character if character.isprintable() or character in kept else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def shortened(text: str) -> str:
+    """``text``, without its middle where it is longer than a message may be."""
+    half = _LONGEST_MESSAGE // 2
+    left_out = len(text) - 2 * half
+    return text if left_out <= 0 else f"{text[:half]} [… {left_out} characters …] {text[-half:]}"
 
 
 def printable_data(data: Any) -> Any:
@@ -39,7 +49,7 @@ def printable_data(data: Any) -> Any:
 
 
 def _make_printable(record: "Record") -> None:
-    record["message"] = printable(record["message"])
+    record["message"] = printable(shortened(record["message"]))
 
 
 # loguru's logger, of which each message is one line of plain text.

@@ -80,6 +80,14 @@ def test_no_error_carries_an_escape_sequence(error: VpsDockerError) -> None:
     assert error.message.isprintable()
 
 
+def test_no_message_is_longer_than_anybody_reads(logged: list[str]) -> None:
+    error = outcome(stderr=f"begin{NASTY * 100_000}end").error()
+    assert len(error.message) < 200_000
+    assert "begin" in error.message and error.message.endswith("end")
+    logger.warning("Left out {}", NASTY * 100_000)
+    assert len(logged) == 1 and len(logged[0]) < 200_000
+
+
 def test_a_failed_build_is_shown_in_lines_of_plain_text(tmp_path: Path) -> None:
     machine = LocalMachine(tmp_path)
     (tmp_path / "bin" / "docker").write_text("#!/bin/sh\nprintf 'one\\n\\033[2Jtwo\\n'; exit 1\n")

@@ -153,6 +153,7 @@ def test_agent_data_that_json_cannot_hold_is_refused() -> None:
         b"{}",
         b'{"certified_host_data": 1}',
         json.dumps(_version_0() | {"vps_ip": 7}).encode(),
+        json.dumps(_version_0()).replace('"k": "v"', r'"a\nb": 1').encode(),
         json.dumps(_version_0()).encode()[:-1],
         json.dumps(_version_0()).replace("0123456789abcdef", "1123456789abcdef").encode(),
         json.dumps(_version_0()).replace(_HOST_ID, "not-an-id").encode(),

@@ -71,6 +71,9 @@ def _with_environment(text: str, env: Mapping[str, str] | None) -> str:
         raise VpsDockerError(str(error)) from error
 
 
+# mngr's own notes of a host and its agents, which it reads as JSON: that takes many times their size in memory.
+_NOTE = "data.json"
+_NOTE_BYTES = 8 << 20
 # Of what was read longer ago, somebody else may have changed something.
 _FRESH_SECONDS = 5.0
 
@@ -146,7 +149,11 @@ class _OverOpenSsh(OuterHostInterface):
     def read_file(self, path: Path) -> bytes:
         """Return the content of a file; raise FileNotFoundError where there is none."""
         with self._notify_on_connection_error():
-            return self.ssh.read_file(str(path))
+            return self.ssh.read_file(str(path), limit_bytes=self._limit_bytes(path))
+
+    def _limit_bytes(self, path: Path) -> int:
+        """How large a file may be that is read."""
+        return LARGE_OUTPUT_BYTES
 
     def write_file(self, path: Path, content: bytes, mode: str | None = None, is_atomic: bool = False) -> None:
         """Write a file and its parent folders; ``mode`` is octal text ("755"), ``is_atomic`` replaces it at once."""
@@ -304,9 +311,16 @@ class VpsDockerHost(_OverOpenSsh, Host):
         return self._repairing(lambda: stream(self, command, on_line, env=env, timeout_seconds=timeout_seconds))
 
     def read_file(self, path: Path) -> bytes:
-        """Return the content of a file; raise FileNotFoundError where there is none."""
+        """Return the content of a file; raise FileNotFoundError where there is none.
+
+        Raises RemoteOutputError for more than anybody wants, which is less of what mngr notes there.
+        """
         at_hand = self._at_hand.pop(path, None)
         return self._repairing(lambda: _OverOpenSsh.read_file(self, path)) if at_hand is None else at_hand
+
+    def _limit_bytes(self, path: Path) -> int:
+        is_note = path.name == _NOTE and path.is_relative_to(self.host_dir)
+        return _NOTE_BYTES if is_note else _OverOpenSsh._limit_bytes(self, path)
 
     def write_file(self, path: Path, content: bytes, mode: str | None = None, is_atomic: bool = False) -> None:
         """Write a file and its parent folders; ``mode`` is octal text ("755"), ``is_atomic`` replaces it at once."""

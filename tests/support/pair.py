@@ -41,8 +41,10 @@ class SayingMachine(SshConnection):
     stdout = b""
     stderr = b""
     exit_code = 0
+    limits: tuple[int, ...] = ()
 
-    def run(self, command: str, *, purpose: str, **_options: Any) -> CommandOutcome:
+    def run(self, command: str, *, purpose: str, limit_bytes: int = 0, **_options: Any) -> CommandOutcome:
+        self.limits += (limit_bytes,)
         return CommandOutcome(
             OutcomeStatus.COMPLETED,
             argv=("sh", "-c", command),

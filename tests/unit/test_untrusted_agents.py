@@ -31,6 +31,7 @@ from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.lifecycle.listing import Listing
 from imbue.mngr_vps_docker.lifecycle.listing import parse_listing
 from imbue.mngr_vps_docker.lifecycle.sighting import NO_COMMAND
+from imbue.mngr_vps_docker.outer_host import VpsDockerHost
 
 ID = AgentId(f"agent-{'a' * 32}")
 NOW = datetime.now(UTC).isoformat()
@@ -260,6 +261,16 @@ def test_a_running_container_that_says(pair: Pair, what: str, exit_code: int) ->
 )
 def test_whatever_a_container_says_is_read(text: str) -> None:
     assert isinstance(parse_listing(text, None), Listing)
+
+
+@pytest.mark.parametrize("path", ["data.json", f"agents/{ID}/data.json"])
+def test_of_what_mngr_notes_in_a_container_no_gigabytes_are_read(pair: Pair, path: str) -> None:
+    container = pair.start(pair.spoiled)
+    host = pair.process().get_host(pair.spoiled)
+    assert isinstance(host, VpsDockerHost)
+    host.read_file(host.host_dir / path)
+    host.read_file(Path("/elsewhere/data.json"))
+    assert container.limits[-2:] == (8 << 20, 1 << 30)
 
 
 def shout(_agent: AgentInterface[Any], _host: OnlineHostInterface) -> str:

@@ -18,6 +18,7 @@ from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.interfaces.data_types import HostConfig
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import HostRecordError
+from imbue.mngr_vps_docker.image_reference import is_image_reference
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.terminal import printable
 from imbue.mngr_vps_docker.untrusted import UnusableDataError
@@ -26,6 +27,8 @@ from imbue.mngr_vps_docker.untrusted import json_object
 
 SCHEMA_VERSION: Final = 1
 
+# A name of 255 characters, a tag of 128, and a digest.
+_LONGEST_IMAGE: Final = 512
 _ADDRESS: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z.:%_-]{0,254}|::[0-9A-Fa-f:.]*")
 
 # Computed from other fields by mngr, which writes it and refuses to read it other than by dropping it.
@@ -132,7 +135,7 @@ def _believable(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
     data = record.certified_host_data
     for snapshot in data.snapshots:
         as_moment(snapshot.created_at)
-        if not snapshot.id.strip() or not snapshot.id.isprintable():
+        if len(snapshot.id) > _LONGEST_IMAGE or not is_image_reference(snapshot.id):
             raise UnusableDataError("the id of a snapshot is none")
     times = {"created_at": as_moment(data.created_at), "updated_at": as_moment(data.updated_at)}
     return record.model_copy(update={_CERTIFIED: data.model_copy(update=times)})

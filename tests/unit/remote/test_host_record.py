@@ -147,7 +147,10 @@ def test_agent_data_that_json_cannot_hold_is_refused() -> None:
             json.dumps(_version_0() | {"vps_ip": address}).encode()
             for address in ("*", "a\n* ssh-ed25519 A", "a,b", "")
         ),
-        json.dumps(_version_0()).replace("sha256:1", " ").encode(),
+        *(
+            json.dumps(_version_0()).replace("sha256:1", image).encode()
+            for image in (" ", "--privileged", "a b", "a-" * 100_000)
+        ),
         json.dumps(_version_0()).replace("2026-01-02T03:04:05+00:00", "never").encode(),
         json.dumps(_version_0()).replace("2026-01-02T03:04:05Z", "0001-01-01T00:00:00").encode(),
         b"{}",

@@ -237,6 +237,13 @@ def test_a_prefix_with_which_docker_can_name_nothing_is_refused(tmp_path: Path, 
     assert client.calls == ()
 
 
+@pytest.mark.parametrize(
+    "name", ["a_b", "a.b", "h1-", "-h1", "--", "x" * 59, "h\u043est", "h1\u200b", "$(x)", "a\x1b[2J"]
+)
+def test_what_no_host_can_be_called_is_refused(desk: Desk, name: str) -> None:
+    assert desk.ask(name=name) is None
+
+
 class SmallCloud(MemoryCloud):
     """A cloud that takes less user data than most."""
 

@@ -34,6 +34,7 @@ from imbue.mngr_vps_docker.docker_objects import parse_images
 from imbue.mngr_vps_docker.docker_objects import parse_info
 from imbue.mngr_vps_docker.docker_objects import server_errors
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.host_record import encode_record
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.host_volume import HostVolumeOverSsh
@@ -41,6 +42,7 @@ from imbue.mngr_vps_docker.lifecycle.listing import read_resources
 from imbue.mngr_vps_docker.lifecycle.views import outer_host
 from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.remote_batch import run_chain
+from imbue.mngr_vps_docker.terminal import printable_data
 from imbue.mngr_vps_docker.vps_identity import make_host_key
 from imbue.mngr_vps_docker.vps_state import read_vps_state
 
@@ -146,7 +148,8 @@ def check(pair: Pair, liar: SayingMachine) -> None:
     for host, agents in rows.values():
         for row in (host, *agents):
             row.model_dump_json()
-            assert "\x1b" not in repr(row.model_dump())
+            shown = row.model_dump(mode="json")
+            assert printable_data(shown) == shown
 
 
 def test_what_is_no_lie_is_believed(pair: Pair, liar: SayingMachine) -> None:
@@ -233,6 +236,17 @@ def test_a_description_that_would_fill_the_memory_is_not_read(parse: Callable[[s
     with pytest.raises(DockerError, match="more values"):
         parse(text)
     assert server_errors(f'{{"ServerErrors": {text}}}') == ""
+
+
+KEY = "ssh-ed25519 " + "A" * 68
+
+
+@pytest.mark.parametrize("said", ["", "ssh-ed25519 A", f"* {KEY}", f"{KEY}\n* {KEY}", f"{KEY} x", KEY + "\x1b[2J"])
+def test_a_host_key_that_is_none_is_not_pinned(liar: SayingMachine, said: str) -> None:
+    liar.stdout = said.encode()
+    with pytest.raises(VpsProvisioningError) as refused:
+        make_host_key(liar)
+    assert str(refused.value).isprintable()
 
 
 @given(st.binary() | st.just(b"9" * 5000) | st.just(b"9" * 18) | st.just(b"1_0"))

@@ -1,5 +1,3 @@
-import time
-
 import pytest
 
 from imbue.mngr_vps_docker import docker_errors as errors
@@ -130,11 +128,10 @@ def test_dockers_words_are_recognised(kind: type[errors.DockerError], printed: s
     assert recognise(printed)[0] is kind
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("words", ["repository ", "memory", 'invalid argument "', "manifest for ", "error during\n"])
 def test_a_line_without_end_does_not_take_for_ever_to_recognise(words: str) -> None:
-    began = time.process_time()
     assert len(recognise(words * (2_000_000 // len(words)))[1]) < 2000
-    assert time.process_time() - began < 5
 
 
 def _outcome(**changes: object) -> CommandOutcome:

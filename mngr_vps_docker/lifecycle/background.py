@@ -36,26 +36,39 @@ class Milestone:
 
 
 class BackgroundWork[Answer]:
-    """Work that has begun; its remote commands count as part of the step ``title``, and not of the one it began in."""
+    """Work beside the operation, once it is started.
+
+    Its remote commands count as part of the step ``title``, and not of the one in which it is started.
+    """
 
     def __init__(self, title: str, work: Callable[[], Answer]) -> None:
-        def run() -> Answer:
-            with span(title):
-                return work()
+        self._title = title
+        self._work = work
+        self._future: Future[Answer] | None = None
 
-        pool = ThreadPoolExecutor(1, thread_name_prefix=title)
-        self._future: Future[Answer] = pool.submit(run)
+    def start(self) -> None:
+        """Begin."""
+
+        def run() -> Answer:
+            with span(self._title):
+                return self._work()
+
+        pool = ThreadPoolExecutor(1, thread_name_prefix=self._title)
+        self._future = pool.submit(run)
         pool.shutdown(wait=False)
 
     @property
     def is_over(self) -> bool:
         """Whether it has ended, well or badly."""
-        return self._future.done()
+        return self._future is not None and self._future.done()
 
     def result(self) -> Answer:
-        """Wait for its end and return what it made; raises what it raised."""
+        """Wait for its end and return what it made; raises what it raised. It must have been started."""
+        if self._future is None:
+            raise RuntimeError(f"{self._title} was not started")
         return self._future.result()
 
     def wait_until_over(self) -> None:
-        """Wait for its end, whatever that is."""
-        self._future.exception()
+        """Wait for its end, whatever that is, if it was seen to start."""
+        if self._future is not None:
+            self._future.exception()

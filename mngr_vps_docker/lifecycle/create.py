@@ -16,6 +16,7 @@ from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
 from imbue.mngr_vps_docker.docker_commands import inspect_container_argv
 from imbue.mngr_vps_docker.docker_errors import checked_docker
 from imbue.mngr_vps_docker.docker_objects import parse_container
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.docker_over_ssh import docker_step
 from imbue.mngr_vps_docker.docker_over_ssh import new_container_id
 from imbue.mngr_vps_docker.docker_over_ssh import run_step
@@ -28,7 +29,6 @@ from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsHostConfig
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
-from imbue.mngr_vps_docker.lifecycle.background import BackgroundWork
 from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
 from imbue.mngr_vps_docker.lifecycle.container import check_setup
 from imbue.mngr_vps_docker.lifecycle.container import enter_container
@@ -183,9 +183,10 @@ def _wait_until_active(creation: Creation) -> None:
 
 def _wait_for_vps_ssh(creation: Creation) -> None:
     context = creation.context
-    context.vps(creation.address, creation.host_id).wait_until_ready(context.config.vps_boot_timeout)
+    docker = context.docker(creation.address, creation.host_id)
+    docker.connection.wait_until_ready(context.config.vps_boot_timeout)
     # Sending the build context, or pulling the image, need not wait until the VPS is set up.
-    creation.image_work = BackgroundWork(_PREPARING_IMAGE, lambda: _prepare_image(creation))
+    creation.begin_image_work(_PREPARING_IMAGE, lambda: _prepare_image(creation, docker))
 
 
 def _wait_for_docker(creation: Creation) -> None:
@@ -214,11 +215,12 @@ def _give_own_host_key(creation: Creation) -> None:
     context.pin_vps(host_id, creation.address, creation.vps_public_key)
 
 
-def _prepare_image(creation: Creation) -> str:
+def _prepare_image(creation: Creation, docker: DockerOverSsh) -> str:
+    """Over the connection that is given up if the creation ends before its time, and over no other."""
     request = creation.request
     return prepare_image(
         creation.context,
-        creation.context.docker(creation.address, creation.host_id),
+        docker,
         host_id=request.host_id,
         image=request.image,
         build=request.build,

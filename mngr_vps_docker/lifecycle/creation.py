@@ -1,5 +1,6 @@
 """A host that is being made: what was asked for, and how far it has come."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,6 +70,12 @@ class Creation:
         """Put what is now known of the host on disk, before anything else is done."""
         self.entry = self.entry.model_copy(update=changes)
         self.context.journal.write(self.entry)
+
+    def begin_image_work(self, title: str, work: Callable[[], str]) -> None:
+        """Have the image prepared in the background from now on, until ``stop_image_work``."""
+        # It is known before it begins: whoever is interrupted at its very beginning ends it, too.
+        self.image_work = BackgroundWork(title, work)
+        self.image_work.start()
 
     def stop_image_work(self) -> None:
         """End what is still being done in the background, on the VPS too."""

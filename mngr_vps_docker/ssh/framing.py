@@ -27,6 +27,8 @@ _NOISE_LIMIT_BYTES: Final = 1 << 20
 _LONGEST_LINE: Final = 1 << 20
 # From TERM to KILL, for a command that has reached its deadline.
 _KILL_AFTER_SECONDS: Final = 5
+# How often, every tenth of a second, what was told to end is looked for.
+_ENDING_POLLS: Final = 20
 # timeout(1) exits with 124 when TERM ended the command (busybox's with 143), 137 when KILL had to.
 TIMED_OUT_CODES: Final = frozenset({124, 137, 143})
 # The machine's clock says hundredths of seconds, rounded down.
@@ -77,14 +79,21 @@ class Framing:
     def end_command(self, process_id: int) -> str:
         """Shell text that ends what ``process_id``, of the start line, is running, just as its deadline would.
 
-        It itself ends as well: nobody reads any more what it would have to say, and it would wait for that for ever. A
-        pid may be somebody else's by then, but nobody else has the nonce in his command line.
+        It itself ends as well: nobody reads any more what it would have to say, and it would wait for that for ever.
+        But after the others, if they end at all: sshd closes the command's input once this process has gone, and so it
+        does when our ssh goes, which must wait for the end of this text. To the command, that would be the end of its
+        input. A pid may be somebody else's by then, but nobody else has the nonce in his command line.
         """
+        is_there = f"grep -q {self.nonce} /proc/{process_id}/cmdline 2>/dev/null"
         return (
             # timeout(1) passes the signal on to its whole group; where there is none, nobody does.
             "under() { for child in $(cat /proc/$1/task/$1/children); do echo $child;"
             " grep -q ^timeout /proc/$child/cmdline || (under $child); done; };"
-            f" grep -q {self.nonce} /proc/{process_id}/cmdline && kill -TERM $(under {process_id}) {process_id}"
+            f' {is_there} || exit; set -- $(under {process_id}); kill -TERM "$@";'
+            # What has ended and is not yet reaped has no command line.
+            f" for _ in {' '.join('.' * _ENDING_POLLS)}; do for child; do"
+            " grep -q . /proc/$child/cmdline 2>/dev/null && sleep 0.1 && continue 2; done; break; done;"
+            f" {is_there} && kill -TERM {process_id}"
         )
 
 

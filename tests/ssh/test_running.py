@@ -84,6 +84,32 @@ def test_an_input_that_breaks_is_never_taken_for_whole(
     assert not (tmp_path / "whole").exists()
 
 
+# As on a machine that is too busy to let it pass a signal on at once.
+SLOW_TIMEOUT = """\
+#!/bin/bash
+[ "$1" = slow ] || exec -a timeout bash "$0" slow "$@"
+shift 4
+trap 'sleep 0.5; kill -TERM $command' TERM
+"$@" <&0 &
+command=$!
+until wait $command || ! kill -0 $command 2>/dev/null; do :; done
+"""
+
+
+def test_what_is_ended_has_ended_before_its_input_does(tmp_path: Path) -> None:
+    timeout = tmp_path / "bin" / "timeout"
+    timeout.parent.mkdir()
+    timeout.write_text(SLOW_TIMEOUT)
+    timeout.chmod(0o755)
+    with LoopbackSshd(tmp_path, (f"SetEnv PATH={timeout.parent}:/usr/bin:/bin",)) as sshd:
+        connection = SshConnection(sshd.target())
+        with pytest.raises(LookupError):
+            run(connection, f"cat >/dev/null; touch {tmp_path}/whole", stdin=slowly(0.2, LookupError))
+        wait_for(lambda: not processes_with(f"{tmp_path}/whole"))
+        connection.close()
+    assert not (tmp_path / "whole").exists()
+
+
 def test_a_command_without_stdin_finds_it_empty(connection: SshConnection) -> None:
     assert run(connection, "cat | wc -c").text.strip() == "0"
 

@@ -255,15 +255,13 @@ def uploads(lab: Lab, distance: int, connection: SshConnection) -> Iterator[Row]
     def tar_pipe(folder: Path) -> None:
         pipe_tar(folder, connection, "mkdir /tmp/floor && tar -x -C /tmp/floor && rm -rf /tmp/floor")
 
-    floor = lab.measured(lambda: tar_pipe(many))
-    ours = lab.measured(lambda: upload(many))
+    floor, ours = lab.side_by_side(lambda: tar_pipe(many), lambda: upload(many))
     yield Row("upload 10,000 files, 34 MB", distance, ours, floor, limit_seconds=1.2 * floor.median)
     ours = lab.measured(lambda: upload(many))
     yield Row("the same, unchanged", distance, ours, floor, limit_seconds=2.0)
     ours = lab.measured(lambda: upload(many), lambda: (many / "0" / "0").write_bytes(os.urandom(3_400)))
     yield Row("the same, one file changed", distance, ours, floor, limit_seconds=2.0)
-    floor = lab.measured(lambda: tar_pipe(large))
-    ours = lab.measured(lambda: upload(large))
+    floor, ours = lab.side_by_side(lambda: tar_pipe(large), lambda: upload(large))
     yield Row("upload 200 MB, incompressible", distance, ours, floor, limit_seconds=4.0)
 
 
@@ -289,20 +287,24 @@ def single_file(lab: Lab, distance: int, connection: SshConnection) -> Iterator[
 
     connector = pyinfra_connector(connection.target)
     peer = OuterHost(id=HostId.generate(), connector=connector, mngr_ctx=lab.provider().mngr_ctx)
-    write_floor = lab.measured(lambda: cat(f"cat >{path}", content))
-    write_peer = lab.measured(lambda: peer.write_file(Path(path), content))
-    ours = lab.measured(lambda: connection.write_file(path, content))
-    limit = 1.5 * write_floor.median
-    yield Row("write a 5 MB file", distance, ours, write_floor, write_peer, limit_seconds=limit)
-    read_floor = lab.measured(lambda: cat(f"cat {path}"))
-    read_peer = lab.measured(lambda: peer.read_file(Path(path)))
-    ours = lab.measured(lambda: connection.read_file(path))
-    limit = 1.5 * read_floor.median
-    yield Row("read a 5 MB file", distance, ours, read_floor, read_peer, limit_seconds=limit)
-    command_floor = lab.measured(lambda: cat("true"))
-    command_peer = lab.measured(lambda: peer.execute_idempotent_command("true"))
-    ours = lab.measured(lambda: connection.run("true", purpose="bench", timeout_seconds=60).checked())
-    yield Row("one command", distance, ours, command_floor, command_peer)
+    floor, peers, ours = lab.side_by_side(
+        lambda: cat(f"cat >{path}", content),
+        lambda: peer.write_file(Path(path), content),
+        lambda: connection.write_file(path, content),
+    )
+    yield Row("write a 5 MB file", distance, ours, floor, peers, limit_seconds=1.5 * floor.median)
+    floor, peers, ours = lab.side_by_side(
+        lambda: cat(f"cat {path}"),
+        lambda: peer.read_file(Path(path)),
+        lambda: connection.read_file(path),
+    )
+    yield Row("read a 5 MB file", distance, ours, floor, peers, limit_seconds=1.5 * floor.median)
+    floor, peers, ours = lab.side_by_side(
+        lambda: cat("true"),
+        lambda: peer.execute_idempotent_command("true"),
+        lambda: connection.run("true", purpose="bench", timeout_seconds=60).checked(),
+    )
+    yield Row("one command", distance, ours, floor, peers)
     peer.disconnect()
 
 

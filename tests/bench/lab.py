@@ -121,6 +121,16 @@ class Lab:
             seconds.append(time.monotonic() - began)
         return Series(tuple(seconds))
 
+    def side_by_side(self, *acts: Callable[[], object]) -> tuple[Series, ...]:
+        """Time each of ``acts`` as often as is wanted, in turn: what the disk has left to do hits none alone."""
+        seconds: list[list[float]] = [[] for _ in acts]
+        for _ in range(self.rounds):
+            for act, taken in zip(acts, seconds, strict=True):
+                began = time.monotonic()
+                act()
+                taken.append(time.monotonic() - began)
+        return tuple(Series(tuple(taken)) for taken in seconds)
+
     def commands(self) -> list[LoggedCommand]:
         """The command log of the command line's provider."""
         logs = self.mngr.host_dir.glob("profiles/*/providers/*/*/logs/ssh.jsonl")

@@ -41,6 +41,7 @@ from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.snapshot import list_snapshots
 from imbue.mngr_vps_docker.outer_host import SeenAgents
 from imbue.mngr_vps_docker.outer_host import VpsDockerHost
+from imbue.mngr_vps_docker.terminal import printable
 from imbue.mngr_vps_docker.terminal import printable_data
 
 _UNKNOWN: Final = "unknown"
@@ -91,7 +92,7 @@ def host_details(context: ProviderContext, sighting: HostSighting, listing: List
         tags=printable_data(data.user_tags),
         snapshots=list_snapshots(sighting),
         plugin=printable_data(data.plugin),
-        failure_reason=data.failure_reason or (str(sighting.problem) if sighting.problem is not None else None),
+        failure_reason=data.failure_reason or (None if sighting.problem is None else printable(str(sighting.problem))),
     )
     if listing is None:
         return common

@@ -181,6 +181,12 @@ def test_noise_in_the_place_of_an_answer_costs_no_other_host(
     check(pair, liar)
 
 
+def test_why_a_host_was_not_read_is_one_line_of_its_row(pair: Pair, liar: SayingMachine) -> None:
+    liar.stderr, liar.exit_code = b"a\tb", 1
+    host, _ = pair.rows()[pair.spoiled]
+    assert host.failure_reason is not None and host.failure_reason.isprintable()
+
+
 NAME = HostId.generate()
 READERS: dict[str, Callable[[SayingMachine], object]] = {
     "the daemon": lambda vps: DockerOverSsh(vps).info(),

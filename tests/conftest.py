@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Generator
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -11,13 +10,12 @@ from hypothesis import settings
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
-TESTS = Path(__file__).parent
 IS_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Spread the tests that wait, for an sshd, evenly among those that compute, so that they run beside each other."""
-    tiers = [[item for item in items if TESTS / tier in item.path.parents] for tier in ("ssh", "unit")]
+    tiers = [[item for item in items if item.nodeid.startswith(f"tests/{tier}/")] for tier in ("ssh", "unit")]
     places = {item: number / len(tier) for tier in tiers for number, item in enumerate(tier)}
     # All others stay first, and as they are.
     items.sort(key=lambda item: places.get(item, -1.0))

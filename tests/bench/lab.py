@@ -113,13 +113,7 @@ class Lab:
 
     def measured(self, act: Callable[[], object], before: Callable[[], object] = lambda: None) -> Series:
         """Time ``act`` as often as is wanted, each time after ``before``."""
-        seconds = []
-        for _ in range(self.rounds):
-            before()
-            began = time.monotonic()
-            act()
-            seconds.append(time.monotonic() - began)
-        return Series(tuple(seconds))
+        return self.side_by_side(before, act)[1]
 
     def side_by_side(self, *acts: Callable[[], object]) -> tuple[Series, ...]:
         """Time each of ``acts`` as often as is wanted, in turn: what the disk has left to do hits none alone."""

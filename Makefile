@@ -32,7 +32,7 @@ test-fast: bootstrap ## run the unit and ssh tests (a loopback sshd; no root, no
 test-faults: bootstrap ## cut every operation short at every point, in every way (`make test` does some of it)
 	@scripts/ensure-engine
 	@MNGR_FAULTS=all $(PYTHON) -m pytest -n 4 --dist load tests/e2e/faults tests/e2e/test_concurrent_changes.py \
-		tests/e2e/test_cycles.py tests/unit/remote/test_host_store.py
+		tests/e2e/test_cycles.py tests/unit/remote/test_host_store.py tests/unit/test_ssh_striped.py
 
 bench: bootstrap ## time what users wait for, from 0 and 100 ms away, beside the least that it can take (20 minutes)
 	@scripts/ensure-engine

@@ -150,12 +150,13 @@ def _merging(folder: str, command: str) -> str:
         f'head -c "$size" <&{descriptor} >&9 || return'
         for descriptor in descriptors
     )
+    # The trap for signals comes after the fork: a child that has not reset it yet would drop one, and wait for ever.
     return f"""\
 umask 077
 trap 'rm -rf {folder}' EXIT
-trap 'kill $! 2>/dev/null; exit 143' HUP INT TERM
 mkdir -p {folder} && {meet} || exit
 sh -c {quoted(command)} <{folder}/{_SESSIONS} &
+trap 'kill $! 2>/dev/null; exit 143' HUP INT TERM
 exec {_FIRST_DESCRIPTOR}<&0 {opened} 9>{folder}/{_SESSIONS}
 rm -rf {folder}
 merge() {{

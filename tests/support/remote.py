@@ -33,12 +33,12 @@ def heed_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 10, *, every_seconds: float = 0.05) -> None:
     """Wait until ``condition`` holds; fail if it does not within ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.05)
+        time.sleep(every_seconds)
 
 
 def master_pid(connection: SshConnection) -> int:

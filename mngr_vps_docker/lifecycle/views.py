@@ -13,10 +13,10 @@ from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.sighting import usable
 from imbue.mngr_vps_docker.outer_host import HostDataListener
 from imbue.mngr_vps_docker.outer_host import SeenAgents
+from imbue.mngr_vps_docker.outer_host import SshConnector
 from imbue.mngr_vps_docker.outer_host import SshdRepair
 from imbue.mngr_vps_docker.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.outer_host import VpsOuterHost
-from imbue.mngr_vps_docker.outer_host import pyinfra_connector
 
 
 class _KeptHost(OfflineHost):
@@ -59,7 +59,7 @@ def online_host(
     connection = context.container(address, sighting.host_id)
     return VpsDockerHost(
         id=sighting.host_id,
-        connector=pyinfra_connector(connection.target),
+        connector=SshConnector(connection.target),
         ssh=connection,
         provider_instance=provider,
         mngr_ctx=provider.mngr_ctx,
@@ -94,6 +94,4 @@ def offline_host(
 def outer_host(context: ProviderContext, address: str, host_id: HostId | None) -> VpsOuterHost:
     """The VPS at ``address``; ``host_id`` is the host on it, if known."""
     connection = context.vps(address, host_id)
-    return VpsOuterHost(
-        id=host_id or HostId.generate(), connector=pyinfra_connector(connection.target), ssh=connection
-    )
+    return VpsOuterHost(id=host_id or HostId.generate(), connector=SshConnector(connection.target), ssh=connection)

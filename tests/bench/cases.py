@@ -26,7 +26,7 @@ from imbue.mngr_vps_docker.build_context import uploaded_build_context
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.host_record import encode_record
 from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
-from imbue.mngr_vps_docker.outer_host import pyinfra_connector
+from imbue.mngr_vps_docker.outer_host import SshConnector
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 
 DISTANCES_MS: Final = (0, 100)
@@ -285,7 +285,7 @@ def single_file(lab: Lab, distance: int, connection: SshConnection) -> Iterator[
     def cat(script: str, stdin: bytes = b"") -> None:
         subprocess.run(plain_ssh(connection, script), input=stdin, check=True, capture_output=True)
 
-    connector = pyinfra_connector(connection.target)
+    connector = SshConnector(connection.target)
     peer = OuterHost(id=HostId.generate(), connector=connector, mngr_ctx=lab.provider().mngr_ctx)
     floor, peers, ours = lab.side_by_side(
         lambda: cat(f"cat >{path}", content),

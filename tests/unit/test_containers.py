@@ -5,11 +5,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pyinfra.api.host import Host as PyinfraHost
 from support.pair import Pair
 
+from imbue.mngr.primitives import HostState
 from imbue.mngr.primitives import SnapshotId
+from imbue.mngr_vps_docker import outer_host
 from imbue.mngr_vps_docker.docker_commands import run_argv
 from imbue.mngr_vps_docker.docker_errors import DockerError
 from imbue.mngr_vps_docker.errors import BuildArgumentError
@@ -68,3 +72,22 @@ def test_what_a_set_up_waits_for_lies_out_of_the_containers_reach(pair: Pair) ->
     before, _, inside = step.command.partition("docker exec")
     assert "flock" in before and f"9>/run/mngr-{pair.spoiled}.lock" in step.command
     assert "flock" not in inside and "flock" not in before.partition("printf")[2]
+
+
+def test_pyinfra_is_asked_only_by_who_wants_to_know_how_it_logs_in(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, names = outer_host.create_pyinfra_host, list[str]()
+
+    def noted(name: str, *rest: Any) -> PyinfraHost:
+        names.append(name)
+        return made(name, *rest)
+
+    monkeypatch.setattr(outer_host, "create_pyinfra_host", noted)
+    pair.start(pair.healthy)
+    assert pair.rows()[pair.healthy][0].state is HostState.RUNNING
+    process = pair.process()
+    assert not names
+    connector = process.get_connector(pair.healthy)
+    assert (connector.name, names) == ("localhost", ["localhost"])
+    assert connector.data.get("ssh_strict_host_key_checking") == "yes"

@@ -6,6 +6,12 @@ from pathlib import Path
 
 import yaml
 
+try:
+    # libyaml's takes a twentieth of the time; PyYAML may have been built without it.
+    from yaml import CSafeDumper as SafeDumper
+except ImportError:
+    from yaml import SafeDumper  # type: ignore[assignment]
+
 # Beside this module, so that it can be read, linted and run by itself.
 _SETUP_SCRIPT = Path(__file__).with_name("vps_setup.sh")
 _SETUP_PATH = "/usr/local/sbin/mngr-vps-setup"
@@ -91,11 +97,11 @@ def wait_for_ready_command(timeout_seconds: float) -> str:
     return f"timeout_seconds={max(1, round(timeout_seconds))}\n{READINESS_SCRIPT.strip()}\n"
 
 
-class _ReadableDumper(yaml.SafeDumper):
+class _ReadableDumper(SafeDumper):
     """Writes texts of several lines as they are, which is also the shortest form."""
 
 
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _represent_text(dumper: SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 

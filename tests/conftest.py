@@ -1,5 +1,6 @@
 """What holds for every test: it may take its time, and in continuous integration it has not passed without running."""
 
+import gc
 import os
 from collections.abc import Generator
 
@@ -19,6 +20,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {item: number / len(tier) for tier in tiers for number, item in enumerate(tier)}
     # All others stay first, and as they are.
     items.sort(key=lambda item: places.get(item, -1.0))
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and tests, which stay to the end, out of what is searched for garbage again and again."""
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

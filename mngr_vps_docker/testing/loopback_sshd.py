@@ -64,7 +64,7 @@ class LoopbackSshd:
         return SshTarget(**{**fields, **changes})  # type: ignore[arg-type]
 
     def start(self) -> None:
-        """Start it, and wait until its port accepts connections."""
+        """Start it, and wait until it listens."""
         config = self.folder / "sshd_config"
         config.write_text(
             "\n".join(
@@ -89,16 +89,18 @@ class LoopbackSshd:
                 ]
             )
         )
+        logged_before = len(self.log)
         self._process = subprocess.Popen(
             [_sshd_path(), "-D", "-f", str(config), "-E", str(self.log_path)],
             stdin=subprocess.DEVNULL,
             process_group=0,
         )
         deadline = time.monotonic() + _START_SECONDS
-        while not _accepts_connections(self.port):
+        # To try its port instead would be a connection, for which it starts a process.
+        while f"listening on 127.0.0.1 port {self.port}" not in self.log[logged_before:]:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"sshd did not start: {self.log}")
-            time.sleep(0.02)
+            time.sleep(0.01)
 
     def stop(self) -> None:
         """Stop it with every session it has; nothing of it remains."""
@@ -170,11 +172,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _accepts_connections(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-    except OSError:
-        return False

@@ -201,11 +201,11 @@ def test_sessions_that_the_server_refuses_are_waited_for_and_cost_no_login(tmp_p
 
     with LoopbackSshd(tmp_path, options=("MaxSessions 2",)) as sshd:
         connection = SshConnection(sshd.target(connect_timeout_seconds=30))
-        with ThreadPoolExecutor(8) as pool:
-            outcomes = list(pool.map(echoed, range(16)))
+        with ThreadPoolExecutor(6) as pool:
+            outcomes = list(pool.map(echoed, range(9)))
         logins = sshd.login_count
         connection.close()
-    assert [outcome.text for outcome in outcomes] == [f"{number}\n" for number in range(16)]
+    assert [outcome.text for outcome in outcomes] == [f"{number}\n" for number in range(9)]
     assert all(outcome.stderr == b"" for outcome in outcomes)
     assert logins == 1
 
@@ -213,7 +213,7 @@ def test_sessions_that_the_server_refuses_are_waited_for_and_cost_no_login(tmp_p
 def test_sessions_that_are_refused_for_too_long_are_an_error_of_their_own(tmp_path: Path) -> None:
     begun, over = tmp_path / "begun", tmp_path / "over"
     with LoopbackSshd(tmp_path, options=("MaxSessions 1",)) as sshd, ThreadPoolExecutor(1) as pool:
-        connection = SshConnection(sshd.target(connect_timeout_seconds=3))
+        connection = SshConnection(sshd.target(connect_timeout_seconds=2))
         holding = pool.submit(run, connection, f"touch {begun}; until [ -e {over} ]; do sleep 0.1; done")
         wait_for(begun.exists, 30)
         outcome = run(connection, "true")

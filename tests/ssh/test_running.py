@@ -201,10 +201,10 @@ def test_silence_for_too_long_ends_the_command_on_the_machine_too(
 ) -> None:
     silent = f"sleep 63.{sshd.port}"
     command = f"for i in 1 2 3 4 5; do echo $i; sleep 0.3; done; {silent}"
-    outcome = run(connection, command, timeout_seconds=60, idle_timeout_seconds=4)
+    outcome = run(connection, command, timeout_seconds=60, idle_timeout_seconds=2)
     assert outcome.status is OutcomeStatus.TIMED_OUT
     assert outcome.stdout == b"1\n2\n3\n4\n5\n"
-    assert "nothing was heard for 4 s" in str(outcome.error())
+    assert "nothing was heard for 2 s" in str(outcome.error())
     wait_for(lambda: not processes_with(silent), 5)
 
 

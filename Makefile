@@ -27,7 +27,7 @@ test: bootstrap ## run every test; end-to-end ones on local VPSes, skipped where
 	@$(PYTEST)
 
 test-fast: bootstrap ## run the unit and ssh tests (a loopback sshd; no root, no Docker), but for those of `make check`
-	@$(PYTEST) -n 8 --dist load --maxschedchunk 1 $(PACKAGE_TESTS:%=--ignore=%) tests/ssh tests/unit
+	@$(PYTEST) -n 7 --dist load --maxschedchunk 1 --hypothesis-profile=quick $(PACKAGE_TESTS:%=--ignore=%) tests/ssh tests/unit
 
 test-faults: bootstrap ## cut every operation short at every point, in every way (`make test` does some of it)
 	@scripts/ensure-engine

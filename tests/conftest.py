@@ -7,8 +7,9 @@ from collections.abc import Generator
 import pytest
 from hypothesis import settings
 
-# No test depends on how fast a machine is.
+# No test depends on how fast a machine is. `make test-fast` tries fewer examples of each property than `make test`.
 settings.register_profile("unhurried", deadline=None)
+settings.register_profile("quick", settings.get_profile("unhurried"), max_examples=30)
 settings.load_profile("unhurried")
 
 IS_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}

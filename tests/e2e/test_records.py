@@ -6,18 +6,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC
-from datetime import datetime
 from pathlib import Path
 
 import pytest
+from support.records import any_records
+from support.records import assert_same
+from support.records import new_record
 from support.remote import wait_for
 
-from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.docker_over_ssh import ContainerSpec
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import HostRecordError
+from imbue.mngr_vps_docker.host_record import encode_agent_data
+from imbue.mngr_vps_docker.host_record import encode_record
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
@@ -71,12 +72,8 @@ def volume() -> Iterator[str]:
     run_docker("volume", "rm", "--force", name)
 
 
-def new_record(build_log: str = "") -> VpsDockerHostRecord:
-    now = datetime.now(UTC)
-    data = CertifiedHostData(
-        host_id=HostId(), host_name="h1", created_at=now, updated_at=now, build_log=build_log or None
-    )
-    return VpsDockerHostRecord(certified_host_data=data, schema_version=1)
+def folder_of(volume: str) -> Path:
+    return Path(run_docker("volume", "inspect", "--format", "{{.Mountpoint}}", volume).strip()) / "host_state"
 
 
 def with_log(record: VpsDockerHostRecord, build_log: str) -> VpsDockerHostRecord:
@@ -94,7 +91,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_record(connection: SshConnectio
     )
     try:
         store = VpsDockerHostStore(connection, volume)
-        record = new_record("small")
+        record = new_record(build_log="small")
         store.write_host_record(record)
         for write in (store.write_host_record, lambda new: store.update_host_record(new.host_id, lambda _old: new)):
             with pytest.raises(HostRecordError, match=r"disk is full, and the old record is kept.*No space left"):
@@ -117,7 +114,7 @@ def test_a_killed_writer_leaves_a_whole_record_and_no_lock(
 ) -> None:
     run_docker("volume", "create", volume)
     store = VpsDockerHostStore(connection, volume)
-    record = new_record("0 " * 50_000)
+    record = new_record(build_log="0 " * 50_000)
     store.write_host_record(record)
     target = sshd.target()
     arguments = (target.port, target.identity_file, target.known_hosts_file, target.user, volume, record.host_id)
@@ -134,5 +131,19 @@ def test_a_killed_writer_leaves_a_whole_record_and_no_lock(
         words = (read.certified_host_data.build_log or "").split()
         assert len(words) == 50_000 and len(set(words)) == 1
         store.write_host_record(record)
-    state = Path(run_docker("volume", "inspect", "--format", "{{.Mountpoint}}", volume).strip()) / "host_state"
+    state = folder_of(volume)
     wait_for(lambda: sorted(path.name for path in state.iterdir()) == [".lock", f"{record.host_id}.json"])
+
+
+def test_ten_thousand_records_and_agents_of_any_content_are_read_back_exactly(
+    connection: SshConnection, volume: str
+) -> None:
+    run_docker("volume", "create", volume)
+    records, agents = any_records(2_000)
+    state = folder_of(volume)
+    for record in records:
+        (state / record.host_id).mkdir(parents=True)
+        (state / f"{record.host_id}.json").write_bytes(encode_record(record))
+        for agent in agents[record.host_id]:
+            (state / record.host_id / f"{agent['id']}.json").write_bytes(encode_agent_data(agent))
+    assert_same(VpsDockerHostStore(connection, volume).list_all_host_records_with_agents(), (records, agents))

@@ -89,5 +89,5 @@ def test_a_file_without_end_is_not_read(connection: SshConnection, tmp_path: Pat
 
 def test_what_a_command_has_left_running_may_say_more_after_its_end(connection: SshConnection) -> None:
     noisy = "while :; do echo late >&2; done"
-    outcome = run(connection, f"({noisy}) & sleep 0.2; (sleep 1; kill $!) & exit 3", timeout_seconds=20)
+    outcome = run(connection, f"({noisy}) & sleep 0.2; (sleep 0.3; kill $!) & exit 3", timeout_seconds=20)
     assert (outcome.status, outcome.exit_code) == (OutcomeStatus.COMPLETED, 3)

@@ -27,7 +27,10 @@ def home() -> None:
     """Once is enough: these take long, and depend on no home."""
 
 
-def test_a_command_that_heeds_no_signal_is_killed(connection: SshConnection, sshd: LoopbackSshd) -> None:
+def test_a_command_that_heeds_no_signal_is_killed(
+    connection: SshConnection, sshd: LoopbackSshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.framing._KILL_AFTER_SECONDS", 1)
     deaf = f"trap '' TERM; while :; do sleep 0.1; done # {sshd.port} deaf"
     assert run(connection, deaf, timeout_seconds=0.2).status is OutcomeStatus.TIMED_OUT
     wait_for(lambda: not processes_with(f"{sshd.port} deaf"), 9)
@@ -44,7 +47,8 @@ def test_a_machine_without_timeout_is_told_to_end_a_command_at_its_deadline(tmp_
         connection.close()
 
 
-def test_a_frozen_master_can_be_closed(connection: SshConnection) -> None:
+def test_a_frozen_master_can_be_closed(connection: SshConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.master._EXIT_TIMEOUT_SECONDS", 0.2)
     run(connection, "true")
     frozen = master_pid(connection)
     os.kill(frozen, signal.SIGSTOP)

@@ -171,7 +171,7 @@ def test_what_a_command_leaves_running_delays_and_changes_nothing(
 
 
 def test_what_is_printed_after_the_end_changes_nothing(connection: SshConnection) -> None:
-    outcome = run(connection, "timeout 1 sh -c 'while :; do echo late; done' >&2 & exit 3", timeout_seconds=9)
+    outcome = run(connection, "timeout 0.3 sh -c 'while :; do echo late; done' >&2 & exit 3", timeout_seconds=9)
     assert (outcome.status, outcome.exit_code) == (OutcomeStatus.COMPLETED, 3)
 
 

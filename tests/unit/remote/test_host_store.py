@@ -7,44 +7,31 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from loguru import logger
+from support.records import NASTY
+from support.records import PIECES
+from support.records import any_records
+from support.records import assert_same
+from support.records import new_record
 from support.remote import wait_for
 
 from imbue.mngr.errors import HostNotFoundError
-from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker import volume_scripts
 from imbue.mngr_vps_docker.docker_errors import DaemonNotRunningError
 from imbue.mngr_vps_docker.errors import HostRecordError
-from imbue.mngr_vps_docker.host_record import encode_agent_data
-from imbue.mngr_vps_docker.host_record import encode_record
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
 
-# Each write takes some ten milliseconds: all two thousand, with four agents each, are part of `make test-faults`.
+# Each write takes some ten milliseconds: two thousand, with four agents each, are part of `make test-faults`.
 _WRITTEN_RECORDS = 2_000 if os.environ.get("MNGR_FAULTS") == "all" else 30
-_NASTY = "' \" \n\0 $(touch /tmp/x) `x` EOF\nEOF \U0001f600 \\ mngr-batch-end\n"
-
-_PIECES = (
-    *_NASTY.split(" "),
-    *" \t'\"\u2028\U0010ffffé",
-    *("\r\n", "\x1b[2J", "{}", "\n}\n", "'\\''", "\\u0000", "mngr-batch-1"),
-)
-
-
-def _record(host_id: HostId | None = None, **certified: Any) -> VpsDockerHostRecord:
-    now = datetime.now(UTC)
-    data = {"host_id": host_id or HostId(), "host_name": "h1", "created_at": now, "updated_at": now, **certified}
-    return VpsDockerHostRecord(certified_host_data=CertifiedHostData(**data), schema_version=1)
 
 
 @pytest.fixture
@@ -63,12 +50,12 @@ def _other(store: VpsDockerHostStore) -> VpsDockerHostStore:
 
 def _with_tag(record: VpsDockerHostRecord, key: str) -> VpsDockerHostRecord:
     data = record.certified_host_data
-    changed = data.model_copy(update={"user_tags": {**data.user_tags, key: _NASTY}})
+    changed = data.model_copy(update={"user_tags": {**data.user_tags, key: NASTY}})
     return record.model_copy(update={"certified_host_data": changed})
 
 
 def test_a_record_is_written_and_read_back_by_another(store: VpsDockerHostStore, volume: Path) -> None:
-    record = _record(user_tags={"k": _NASTY})
+    record = new_record(user_tags={"k": NASTY})
     store.write_host_record(record)
     assert _other(store).read_host_record(record.host_id) == record
     (only,) = [path for path in (volume / "host_state").iterdir() if path.name != ".lock"]
@@ -77,7 +64,7 @@ def test_a_record_is_written_and_read_back_by_another(store: VpsDockerHostStore,
 
 
 def test_each_operation_is_one_round_trip(store: VpsDockerHostStore, machine: LocalMachine) -> None:
-    record = _record()
+    record = new_record()
     host_id, agent = record.host_id, {"id": AgentId()}
     for operation in (
         lambda: store.write_host_record(record),
@@ -112,9 +99,9 @@ def test_an_unknown_host_has_no_record_and_no_agents(store: VpsDockerHostStore) 
 
 
 def test_agents_are_kept_replaced_and_forgotten(store: VpsDockerHostStore) -> None:
-    record = _record()
+    record = new_record()
     store.write_host_record(record)
-    one, two = {"id": AgentId(), "x": _NASTY}, {"id": AgentId(), "deep": {"a": [1, None]}}
+    one, two = {"id": AgentId(), "x": NASTY}, {"id": AgentId(), "deep": {"a": [1, None]}}
     for agent in (one, two, one | {"x": 1}):
         store.persist_agent_data(record.host_id, agent)
     kept = store.list_persisted_agent_data_for_host(record.host_id)
@@ -128,7 +115,7 @@ def test_agents_are_kept_replaced_and_forgotten(store: VpsDockerHostStore) -> No
 
 @pytest.mark.parametrize("agent", [{}, {"id": "../../../etc/x"}, {"id": None}])
 def test_agent_data_without_an_id_is_not_kept(store: VpsDockerHostStore, agent: dict[str, Any]) -> None:
-    record = _record()
+    record = new_record()
     store.write_host_record(record)
     store.persist_agent_data(record.host_id, agent)
     assert store.list_persisted_agent_data_for_host(record.host_id) == []
@@ -140,7 +127,7 @@ def test_ids_that_mngr_accepts_but_no_path_should_hold_are_refused(store: VpsDoc
 
 
 def test_a_bad_file_costs_that_one_record_and_is_named(store: VpsDockerHostStore, volume: Path) -> None:
-    good, torn, foreign = _record(), _record(), _record()
+    good, torn, foreign = new_record(), new_record(), new_record()
     for record in (good, torn, foreign):
         store.write_host_record(record)
     state = volume / "host_state"
@@ -170,7 +157,7 @@ def test_an_absent_volume_is_said(machine: LocalMachine) -> None:
     for operation in (
         lambda: store.list_all_host_records(),
         lambda: store.read_host_record(HostId()),
-        lambda: store.write_host_record(_record()),
+        lambda: store.write_host_record(new_record()),
         lambda: store.delete_host_record(HostId()),
     ):
         with pytest.raises(HostRecordError, match="get nowhere: no such volume"):
@@ -182,13 +169,13 @@ def test_a_daemon_that_is_down_is_not_an_absent_volume(store: VpsDockerHostStore
     with pytest.raises(DaemonNotRunningError):
         store.list_all_host_records()
     with pytest.raises(DaemonNotRunningError):
-        store.write_host_record(_record())
+        store.write_host_record(new_record())
 
 
 def test_data_that_did_not_all_arrive_is_not_written(
     store: VpsDockerHostStore, machine: LocalMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = _record()
+    record = new_record()
     store.write_host_record(record)
     run = machine.run
 
@@ -205,7 +192,7 @@ def test_data_that_did_not_all_arrive_is_not_written(
 def test_what_was_last_seen_stands_in_for_an_unreadable_record_that_is_kept_beside(
     store: VpsDockerHostStore, volume: Path
 ) -> None:
-    record = _record()
+    record = new_record()
     path = volume / "host_state" / f"{record.host_id}.json"
     store.write_host_record(record)
     for content in (b"torn", b"torn again"):
@@ -230,7 +217,7 @@ def test_what_was_last_seen_stands_in_for_an_unreadable_record_that_is_kept_besi
 def test_agent_data_that_cannot_be_read_is_kept_beside_what_takes_its_place(
     store: VpsDockerHostStore, volume: Path, content: bytes
 ) -> None:
-    record, agent = _record(), {"id": AgentId(), "deep": {"a": {}}}
+    record, agent = new_record(), {"id": AgentId(), "deep": {"a": {}}}
     store.write_host_record(record)
     path = volume / "host_state" / record.host_id / f"{agent['id']}.json"
     beside = path.with_name(f"{path.name}.unreadable")
@@ -248,7 +235,7 @@ def test_agent_data_that_cannot_be_read_is_kept_beside_what_takes_its_place(
 def test_a_record_of_a_newer_version_that_cannot_be_read_is_left_alone(
     store: VpsDockerHostStore, volume: Path
 ) -> None:
-    record = _record()
+    record = new_record()
     store.write_host_record(record)
     path = volume / "host_state" / f"{record.host_id}.json"
     newer = json.loads(path.read_text()) | {"schema_version": 99, "vps_ip": {"v4": "192.0.2.1"}}
@@ -265,7 +252,7 @@ def test_a_record_of_a_newer_version_that_cannot_be_read_is_left_alone(
 
 
 def test_an_update_loses_no_others_change(store: VpsDockerHostStore) -> None:
-    record = _record()
+    record = new_record()
     store.write_host_record(record)
     _other(store).update_host_record(record.host_id, lambda old: _with_tag(old, "theirs"))
     updated = store.update_host_record(record.host_id, lambda old: _with_tag(old, "ours"))
@@ -274,7 +261,7 @@ def test_an_update_loses_no_others_change(store: VpsDockerHostStore) -> None:
 
 
 def test_a_step_changes_a_record_only_while_it_is_what_was_seen(store: VpsDockerHostStore) -> None:
-    seen = _record()
+    seen = new_record()
     store.write_host_record(seen)
     changed, another = _with_tag(seen, "a"), _with_tag(seen, "b")
 
@@ -293,7 +280,7 @@ def test_a_step_changes_a_record_only_while_it_is_what_was_seen(store: VpsDocker
 
 
 def test_many_updates_at_once_all_have_their_effect(store: VpsDockerHostStore) -> None:
-    record = _record()
+    record = new_record()
     store.write_host_record(record)
 
     def work(worker: int) -> None:
@@ -311,7 +298,7 @@ def test_many_updates_at_once_all_have_their_effect(store: VpsDockerHostStore) -
 
 
 def test_an_update_after_a_deletion_does_not_bring_the_record_back(store: VpsDockerHostStore) -> None:
-    record = _record()
+    record = new_record()
     store.write_host_record(record)
     _other(store).delete_host_record(record.host_id)
     with pytest.raises(HostNotFoundError):
@@ -319,7 +306,7 @@ def test_an_update_after_a_deletion_does_not_bring_the_record_back(store: VpsDoc
 
 
 def test_a_lock_ends_with_its_holder(store: VpsDockerHostStore, volume: Path) -> None:
-    record = _record()
+    record = new_record()
     store.write_host_record(record)
     hold = "import fcntl, sys, time; fcntl.flock(open(sys.argv[1]), 2); print(flush=True); time.sleep(60)"
     argv = [sys.executable, "-c", hold, str(volume / "host_state" / ".lock")]
@@ -337,7 +324,7 @@ def test_a_lock_that_is_held_for_ever_is_waited_for_no_longer_than_said(
     store: VpsDockerHostStore, volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(volume_scripts, "LOCK_TIMEOUT_SECONDS", 1)
-    record = _record()
+    record = new_record()
     store.write_host_record(record)
     with (volume / "host_state" / ".lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -349,7 +336,7 @@ def test_a_lock_that_is_held_for_ever_is_waited_for_no_longer_than_said(
 def test_a_writer_that_is_killed_on_the_vps_leaves_the_old_record_and_no_lock_or_litter(
     store: VpsDockerHostStore, machine: LocalMachine, volume: Path
 ) -> None:
-    record = _record()
+    record = new_record()
     store.write_host_record(record)
     writer = subprocess.Popen(
         ["sh", "-c", machine.commands[-1]],
@@ -375,9 +362,9 @@ def test_a_writer_that_is_killed_on_the_vps_leaves_the_old_record_and_no_lock_or
 @pytest.mark.parametrize("size_bytes", [0, 1, 5_000_000])
 def test_records_and_agents_of_any_size(store: VpsDockerHostStore, size_bytes: int) -> None:
     fuzz = random.Random(size_bytes)
-    text = "".join(fuzz.choices(_PIECES, k=size_bytes // 3)) + "x"
+    text = "".join(fuzz.choices(PIECES, k=1000)) * (size_bytes // 2500) + "x"
     assert len(text.encode()) >= size_bytes
-    record, agent = _record(build_log=text), {"id": AgentId.generate(), text[:9]: text}
+    record, agent = new_record(build_log=text), {"id": AgentId.generate(), text[:9]: text}
     store.write_host_record(record)
     store.persist_agent_data(record.host_id, agent)
     assert _other(store).list_all_host_records_with_agents() == ([record], {record.host_id: [agent]})
@@ -387,20 +374,10 @@ def test_records_and_agents_of_any_size(store: VpsDockerHostStore, size_bytes: i
     assert _other(store).read_host_record(record.host_id) == changed
 
 
-def test_ten_thousand_records_and_agents_of_any_content_are_read_back_exactly(
+def test_records_and_agents_of_any_content_are_written_at_once_and_read_back_exactly(
     store: VpsDockerHostStore, volume: Path
 ) -> None:
-    fuzz = random.Random(1)
-
-    def text() -> str:
-        return "".join(fuzz.choices(_PIECES, k=fuzz.randrange(12)))
-
-    (volume / "host_state").mkdir()
-    records = [_record(host_name=text() or "x", user_tags={text(): text()}) for _ in range(2_000)]
-    agents = {
-        record.host_id: [{"id": AgentId(), text(): [text(), {text(): fuzz.random()}]} for _ in range(4)]
-        for record in records
-    }
+    records, agents = any_records(_WRITTEN_RECORDS)
 
     def write(record: VpsDockerHostRecord) -> None:
         mine = _other(store)
@@ -409,21 +386,12 @@ def test_ten_thousand_records_and_agents_of_any_content_are_read_back_exactly(
             mine.persist_agent_data(record.host_id, agent)
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(done is None for done in pool.map(write, records[:_WRITTEN_RECORDS]))
-    for record in records[_WRITTEN_RECORDS:]:
-        folder = volume / "host_state" / record.host_id
-        folder.mkdir()
-        folder.with_name(f"{folder.name}.json").write_bytes(encode_record(record))
-        for agent in agents[record.host_id]:
-            (folder / f"{agent['id']}.json").write_bytes(encode_agent_data(agent))
-    read_records, read_agents = _other(store).list_all_host_records_with_agents()
-    assert {record.host_id: record for record in read_records} == {record.host_id: record for record in records}
-    by_id = {host_id: {agent["id"]: agent for agent in found} for host_id, found in read_agents.items()}
-    assert by_id == {host_id: {agent["id"]: agent for agent in made} for host_id, made in agents.items()}
+        assert all(done is None for done in pool.map(write, records))
+    assert_same(_other(store).list_all_host_records_with_agents(), (records, agents))
 
 
 def test_one_corrupt_record_among_a_thousand_loses_exactly_one(store: VpsDockerHostStore, volume: Path) -> None:
-    record = _record()
+    record = new_record()
     store.write_host_record(record)
     template = (volume / "host_state" / f"{record.host_id}.json").read_text()
     ids = {HostId() for _ in range(999)}
@@ -438,7 +406,7 @@ def test_one_corrupt_record_among_a_thousand_loses_exactly_one(store: VpsDockerH
 def test_a_record_of_version_0_is_read_and_upgraded_by_the_first_change(
     store: VpsDockerHostStore, volume: Path
 ) -> None:
-    record = _record()
+    record = new_record()
     store.write_host_record(record)
     path = volume / "host_state" / f"{record.host_id}.json"
     old = json.loads(path.read_text())
@@ -451,7 +419,7 @@ def test_a_record_of_version_0_is_read_and_upgraded_by_the_first_change(
 
 
 def test_records_are_plain_json_that_other_versions_read(store: VpsDockerHostStore, volume: Path) -> None:
-    record = _record()
+    record = new_record()
     store.write_host_record(record)
     data = json.loads((volume / "host_state" / f"{record.host_id}.json").read_text())
     assert data["certified_host_data"]["host_id"] == record.host_id

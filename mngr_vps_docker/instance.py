@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
 from contextlib import suppress
+from typing import TYPE_CHECKING
 from typing import Any
-
-from pyinfra.api.host import Host as PyinfraHost
 
 from imbue.concurrency_group.concurrency_group import ConcurrencyGroup
 from imbue.mngr.errors import HostNotFoundError
@@ -34,12 +33,15 @@ from imbue.mngr.primitives import SnapshotId
 from imbue.mngr.primitives import SnapshotName
 from imbue.mngr.primitives import VolumeId
 from imbue.mngr_vps_docker import lifecycle as operations
-from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
-from imbue.mngr_vps_docker.lifecycle import views
-from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
-from imbue.mngr_vps_docker.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.package_hooks import PackageHooks
 from imbue.mngr_vps_docker.terminal import logger
+
+if TYPE_CHECKING:
+    from pyinfra.api.host import Host as PyinfraHost
+
+    from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
+    from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+    from imbue.mngr_vps_docker.outer_host import VpsDockerHost
 
 
 class VpsDockerProvider(PackageHooks):
@@ -165,14 +167,14 @@ class VpsDockerProvider(PackageHooks):
 
     def discover_hosts(self, cg: ConcurrencyGroup, include_destroyed: bool = False) -> list[DiscoveredHost]:
         """Every host, stopped, half-made and unreachable ones too."""
-        return [views.discovered_host(self, sighting) for sighting in self._listed(include_destroyed)]
+        return [operations.views.discovered_host(self, sighting) for sighting in self._listed(include_destroyed)]
 
     def discover_hosts_and_agents(
         self, cg: ConcurrencyGroup, include_destroyed: bool = False
     ) -> dict[DiscoveredHost, list[DiscoveredAgent]]:
         """Every host with its agents, one remote command per VPS."""
         return {
-            views.discovered_host(self, sighting): views.discovered_agents(self, sighting)
+            operations.views.discovered_host(self, sighting): operations.views.discovered_agents(self, sighting)
             for sighting in self._listed(include_destroyed)
         }
 
@@ -271,7 +273,7 @@ class VpsDockerProvider(PackageHooks):
 
     # --- connections ----------------------------------------------------------------------------------------------
 
-    def get_connector(self, host: HostInterface | HostId) -> PyinfraHost:
+    def get_connector(self, host: HostInterface | HostId) -> "PyinfraHost":
         """pyinfra's view of the running host."""
         return self._online_host(self._registry.get(_host_id(host))).connector.host
 
@@ -284,7 +286,7 @@ class VpsDockerProvider(PackageHooks):
     def outer_host_for(self, host_id: HostId) -> Iterator[OuterHostInterface | None]:
         """The VPS of a host, as root; works while the container is down."""
         entry = self._registry.entry(host_id)
-        yield None if entry.vps_ip is None else views.outer_host(self._context, entry.vps_ip, host_id)
+        yield None if entry.vps_ip is None else operations.views.outer_host(self._context, entry.vps_ip, host_id)
 
     # --- data of agents -------------------------------------------------------------------------------------------
 
@@ -315,18 +317,18 @@ class VpsDockerProvider(PackageHooks):
         except HostNotFoundError:
             return True
 
-    def _listed(self, include_destroyed: bool) -> list[HostSighting]:
+    def _listed(self, include_destroyed: bool) -> "list[HostSighting]":
         return [sighting for sighting in self._registry.discover() if include_destroyed or not sighting.is_gone]
 
-    def _online_host(self, sighting: HostSighting) -> VpsDockerHost:
-        return views.online_host(
+    def _online_host(self, sighting: "HostSighting") -> "VpsDockerHost":
+        return operations.views.online_host(
             self, self._context, sighting, on_host_data=self._on_host_data, on_sshd_down=self._on_sshd_down
         )
 
-    def _offline_host(self, sighting: HostSighting) -> OfflineHost:
-        return views.offline_host(self, sighting, on_host_data=self._on_host_data)
+    def _offline_host(self, sighting: "HostSighting") -> OfflineHost:
+        return operations.views.offline_host(self, sighting, on_host_data=self._on_host_data)
 
-    def _on_host_data(self, host_id: HostId, change: CertifiedDataChange) -> None:
+    def _on_host_data(self, host_id: HostId, change: "CertifiedDataChange") -> None:
         self._registry.note_record(
             operations.metadata.accept_certified_data(self._context, self._registry.get(host_id), change)
         )

@@ -21,24 +21,16 @@ from imbue.mngr.primitives import HostName
 from imbue.mngr.providers.base_provider import BaseProviderInstance
 from imbue.mngr_vps_docker import lifecycle as operations
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
-from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
-from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
-from imbue.mngr_vps_docker.journal import HostJournal
-from imbue.mngr_vps_docker.keys import ProviderKeys
-from imbue.mngr_vps_docker.lifecycle import views
-from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
-from imbue.mngr_vps_docker.lifecycle.discover import Findings
-from imbue.mngr_vps_docker.lifecycle.registry import HostRegistry
-from imbue.mngr_vps_docker.lifecycle.registry import ProviderPackage
-from imbue.mngr_vps_docker.outer_host import VpsOuterHost
-from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
 if TYPE_CHECKING:
-    # Only a create reads build args, and every command imports this module.
+    # Whatever mngr is told to do, it imports this module; most of it has nothing to do with a VPS.
     from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
+    from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
+    from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+    from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+    from imbue.mngr_vps_docker.lifecycle.discover import Findings
+    from imbue.mngr_vps_docker.lifecycle.registry import HostRegistry
 
 
 class PackageHooks(BaseProviderInstance):
@@ -50,32 +42,30 @@ class PackageHooks(BaseProviderInstance):
     config: VpsDockerProviderConfig = Field(frozen=True, description="The provider's settings")
     vps_client: VpsClientInterface = Field(frozen=True, description="The cloud's API")
 
-    _host_record_cache: dict[HostId, VpsDockerHostRecord] = PrivateAttr(default_factory=dict)
+    _host_record_cache: "dict[HostId, VpsDockerHostRecord]" = PrivateAttr(default_factory=dict)
 
     # --- the parts it is composed of ------------------------------------------------------------------------------
 
     @cached_property
-    def _context(self) -> ProviderContext:
-        root = self.mngr_ctx.profile_dir / "providers" / str(self.config.backend) / str(self.name)
-        keys = ProviderKeys(root)
-        return ProviderContext(
+    def _context(self) -> "ProviderContext":
+        return operations.context.ProviderContext.kept_in(
+            self.mngr_ctx.profile_dir / "providers" / str(self.config.backend) / str(self.name),
             provider_name=self.name,
             prefix=self.mngr_ctx.config.prefix,
             user_id=str(self.mngr_ctx.get_profile_user_id()),
             host_dir=PurePosixPath(self.host_dir),
             config=self.config,
             client=self.vps_client,
-            keys=keys,
-            journal=HostJournal(keys.hosts_folder),
-            command_log=CommandLog(root / "logs" / "ssh.jsonl"),
         )
 
     @cached_property
-    def _registry(self) -> HostRegistry:
-        package = ProviderPackage(self._find_by_package, self._find_one_by_package, lambda: self._host_record_cache)
-        return HostRegistry(self._context, package)
+    def _registry(self) -> "HostRegistry":
+        package = operations.registry.ProviderPackage(
+            self._find_by_package, self._find_one_by_package, lambda: self._host_record_cache
+        )
+        return operations.registry.HostRegistry(self._context, package)
 
-    def _find_by_package(self) -> Findings:
+    def _find_by_package(self) -> "Findings":
         """What a subclass finds by its own means, if it has its own."""
         own, base = type(self), PackageHooks
         records: Sequence[VpsDockerHostRecord] = ()
@@ -84,9 +74,9 @@ class PackageHooks(BaseProviderInstance):
             records, agents = self._discover_host_records_with_agents()
         elif own._discover_host_records is not base._discover_host_records:
             records = self._discover_host_records()
-        return Findings({record.host_id: record for record in records}, agents)
+        return operations.discover.Findings({record.host_id: record for record in records}, agents)
 
-    def _find_one_by_package(self, host: HostId | HostName) -> VpsDockerHostRecord | None:
+    def _find_one_by_package(self, host: HostId | HostName) -> "VpsDockerHostRecord | None":
         """What a subclass knows of a host that no listing has, by its own way or by what it put into the cache."""
         if type(self)._find_host_record is not PackageHooks._find_host_record:
             return self._find_host_record(host)
@@ -103,19 +93,19 @@ class PackageHooks(BaseProviderInstance):
         """Split ``-b`` arguments into the provider's own and those of ``docker build``."""
         return operations.checks.read_build_args(self.config, build_args or ())
 
-    def _discover_host_records(self) -> list[VpsDockerHostRecord]:
+    def _discover_host_records(self) -> "list[VpsDockerHostRecord]":
         """Every host record. A provider package may override this with its own way of finding its VPSes."""
         return PackageHooks._discover_host_records_with_agents(self)[0]
 
     def _discover_host_records_with_agents(
         self,
-    ) -> tuple[list[VpsDockerHostRecord], dict[HostId, list[dict[str, Any]]]]:
+    ) -> "tuple[list[VpsDockerHostRecord], dict[HostId, list[dict[str, Any]]]]":
         """Every host record, and the data of each host's agents. A provider package may override this likewise."""
         sightings = self._registry.seen()
         records = [sighting.record for sighting in sightings if sighting.record is not None]
         return records, {sighting.host_id: sighting.known_agents for sighting in sightings}
 
-    def _find_host_record(self, host: HostId | HostName) -> VpsDockerHostRecord | None:
+    def _find_host_record(self, host: HostId | HostName) -> "VpsDockerHostRecord | None":
         """The record of one host, or None if there is no such host."""
         try:
             return self._registry.get(host).record
@@ -128,15 +118,11 @@ class PackageHooks(BaseProviderInstance):
         # Clouds give the address of a VPS that is gone to another one.
         newest_first = reversed(self._context.journal.read_all())
         known = (entry.host_id for entry in newest_first if entry.vps_ip == vps_ip and entry.gone_since is None)
-        yield views.outer_host(self._context, vps_ip, next(known, None))
+        yield operations.views.outer_host(self._context, vps_ip, next(known, None))
 
-    def _get_existing_host_store(self, outer: OuterHostInterface) -> VpsDockerHostStore | None:
+    def _get_existing_host_store(self, outer: OuterHostInterface) -> "VpsDockerHostStore | None":
         """The record store on a VPS, or None while it has no state container."""
-        if not isinstance(outer, VpsOuterHost):
-            raise VpsDockerError(f"Expected what _make_outer_for_vps_ip yields, not {type(outer).__name__}")
-        if DockerOverSsh(outer.ssh).inspect_container(self._context.state_volume_name) is None:
-            return None
-        return self._context.store(outer.ssh)
+        return operations.views.existing_store(self._context, outer)
 
     def _get_vps_ssh_keypair(self) -> tuple[Path, str]:
         """The key pair with which this provider logs in to its VPSes: path of the private half, text of the public."""

@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from imbue.mngr_vps_docker.lifecycle import checks as checks
+    from imbue.mngr_vps_docker.lifecycle import context as context
     from imbue.mngr_vps_docker.lifecycle import create as create
     from imbue.mngr_vps_docker.lifecycle import creation as creation
     from imbue.mngr_vps_docker.lifecycle import destroy as destroy
     from imbue.mngr_vps_docker.lifecycle import details as details
+    from imbue.mngr_vps_docker.lifecycle import discover as discover
     from imbue.mngr_vps_docker.lifecycle import listing as listing
     from imbue.mngr_vps_docker.lifecycle import metadata as metadata
     from imbue.mngr_vps_docker.lifecycle import names as names
     from imbue.mngr_vps_docker.lifecycle import power as power
+    from imbue.mngr_vps_docker.lifecycle import registry as registry
     from imbue.mngr_vps_docker.lifecycle import snapshot as snapshot
+    from imbue.mngr_vps_docker.lifecycle import views as views
     from imbue.mngr_vps_docker.lifecycle import volumes as volumes
 else:
 

@@ -4,7 +4,9 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field
+from pathlib import Path
 from pathlib import PurePosixPath
+from typing import Self
 
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import ProviderInstanceName
@@ -50,6 +52,32 @@ class ProviderContext:
     runner: ProcessRunner = run_process
     _connections: dict[SshTarget, SshConnection] = field(default_factory=dict, init=False, repr=False)
     _connections_lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @classmethod
+    def kept_in(
+        cls,
+        root: Path,
+        *,
+        provider_name: ProviderInstanceName,
+        prefix: str,
+        user_id: str,
+        host_dir: PurePosixPath,
+        config: VpsDockerProviderConfig,
+        client: VpsClientInterface,
+    ) -> Self:
+        """The context of a provider whose keys, notes and logs are in the folder ``root``."""
+        keys = ProviderKeys(root)
+        return cls(
+            provider_name=provider_name,
+            prefix=prefix,
+            user_id=user_id,
+            host_dir=host_dir,
+            config=config,
+            client=client,
+            keys=keys,
+            journal=HostJournal(keys.hosts_folder),
+            command_log=CommandLog(root / "logs" / "ssh.jsonl"),
+        )
 
     @property
     def state_volume_name(self) -> str:

@@ -2,12 +2,16 @@
 
 from imbue.mngr.hosts.offline_host import OfflineHost
 from imbue.mngr.hosts.offline_host import validate_and_create_discovered_agent
+from imbue.mngr.interfaces.host import OuterHostInterface
 from imbue.mngr.primitives import DiscoveredAgent
 from imbue.mngr.primitives import DiscoveredHost
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.providers.base_provider import BaseProviderInstance
 from imbue.mngr_vps_docker.certified_changes import change_between
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.sighting import usable
@@ -95,3 +99,12 @@ def outer_host(context: ProviderContext, address: str, host_id: HostId | None) -
     """The VPS at ``address``; ``host_id`` is the host on it, if known."""
     connection = context.vps(address, host_id)
     return VpsOuterHost(id=host_id or HostId.generate(), connector=SshConnector(connection.target), ssh=connection)
+
+
+def existing_store(context: ProviderContext, outer: OuterHostInterface) -> VpsDockerHostStore | None:
+    """The record store on a VPS, or None while it has no state container."""
+    if not isinstance(outer, VpsOuterHost):
+        raise VpsDockerError(f"Expected what _make_outer_for_vps_ip yields, not {type(outer).__name__}")
+    if DockerOverSsh(outer.ssh).inspect_container(context.state_volume_name) is None:
+        return None
+    return context.store(outer.ssh)

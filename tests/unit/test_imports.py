@@ -36,3 +36,20 @@ def test_each_module_imports_on_its_own_without_output() -> None:
         [sys.executable, "-c", IMPORT_EACH, *MODULES], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_mngr_that_is_told_something_else_imports_nothing_that_reaches_a_vps() -> None:
+    code = "import sys, imbue.mngr_vps_docker.instance; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    own = {name for name in done.stdout.split() if name in MODULES}
+    assert {name.removeprefix(f"{imbue.mngr_vps_docker.__name__}.") for name in own} == {
+        "cloud_init",
+        "config",
+        "image_reference",
+        "instance",
+        "lifecycle",
+        "package_hooks",
+        "primitives",
+        "terminal",
+        "vps_client",
+    }

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from itertools import cycle
+from threading import Event
 from typing import Final
 
 from imbue.mngr_vps_docker.ssh.chunk_queue import AbandonedError
@@ -29,6 +30,8 @@ _BLOCK_BYTES: Final = 1 << 20
 _QUEUED_BLOCKS: Final = 4
 _FIRST_DESCRIPTOR: Final = 3
 _CLEANING_SECONDS: Final = 5.0
+# How long a command may take to end by itself once one of its streams has.
+_LAST_WORDS_SECONDS: Final = 2.0
 
 
 def run_with_stream(
@@ -47,6 +50,8 @@ def run_with_stream(
     folder = f"/tmp/mngr-stream-{secrets.token_hex(16)}"
     scripts = (_merging(folder, command), *(_feeding(folder, number) for number in range(1, _SESSIONS)))
 
+    has_command_ended = Event()
+
     def run(script: str, stripe: ChunkQueue) -> CommandOutcome | None:
         outcome = None
         try:
@@ -55,9 +60,14 @@ def run_with_stream(
             # Another session, or what is to be sent, has failed: this one has been ended because of that.
             pass
         finally:
+            if stripe is queues[0]:
+                has_command_ended.set()
             if outcome is None or not outcome.is_success:
-                for queue in queues:
+                for queue in queues[1:]:
                     queue.abandon()
+                # The others fail when the command does: it may just be telling why.
+                has_command_ended.wait(_LAST_WORDS_SECONDS)
+                queues[0].abandon()
         return outcome
 
     outcome: CommandOutcome | None = None

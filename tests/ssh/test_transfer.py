@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,7 +82,7 @@ def test_a_source_that_is_silent_is_waited_for_and_ended_with_its_sink(
     connection: SshConnection, sshd: LoopbackSshd
 ) -> None:
     quiet = SshConnection(sshd.target(connect_timeout_seconds=1))
-    pipe(connection, "sleep 2; echo x", quiet, "grep x", purpose="test", timeout_seconds=30)
+    pipe(connection, "sleep 1.5; echo x", quiet, "grep x", purpose="test", timeout_seconds=30)
     began = time.monotonic()
     silent = f"sleep 64.{sshd.port}"
     with pytest.raises(Exception, match="exit code 7"):
@@ -122,6 +123,25 @@ def test_a_command_that_fails_before_the_end_of_its_stream_ends_the_whole(connec
     outcome = run_with_stream(
         connection, "head -c 100 >/dev/null; echo full >&2; exit 7", chunks, purpose="test", timeout_seconds=30
     )
+    assert (outcome.exit_code, outcome.stderr) == (7, b"full\n")
+
+
+def test_the_words_of_a_command_that_fails_count_even_if_its_session_ends_last(tmp_path: Path) -> None:
+    slow_rm = tmp_path / "bin" / "rm"
+    slow_rm.parent.mkdir()
+    slow_rm.write_text('#!/bin/sh\nsleep 0.5\nexec /bin/rm "$@"\n')
+    slow_rm.chmod(0o755)
+
+    def paused() -> Iterator[bytes]:
+        # So little that all of it is on its way when the sessions end.
+        yield bytes(6 << 20)
+        time.sleep(1.5)
+
+    with (
+        LoopbackSshd(tmp_path, (f"SetEnv HOME={tmp_path} PATH={slow_rm.parent}:/usr/bin:/bin",)) as sshd,
+        closing(SshConnection(sshd.target())) as connection,
+    ):
+        outcome = run_with_stream(connection, "echo full >&2; exit 7", paused(), purpose="test", timeout_seconds=30)
     assert (outcome.exit_code, outcome.stderr) == (7, b"full\n")
 
 

@@ -103,7 +103,7 @@ def test_all_who_wait_for_a_machine_that_is_down_share_the_failure(sshd: Loopbac
 
 
 def test_a_machine_that_stops_answering_is_found_unreachable_within_the_connect_timeout(sshd: LoopbackSshd) -> None:
-    connection = SshConnection(sshd.target(connect_timeout_seconds=2))
+    connection = SshConnection(sshd.target(connect_timeout_seconds=1))
     run(connection, "true")
     with sshd.frozen():
         outcomes = [run(connection, "true", timeout_seconds=60, effect=Effect.READS) for _ in range(2)]

@@ -61,14 +61,14 @@ def slowly(seconds: float, error: type[Exception] | None = None) -> Iterator[byt
 
 def test_an_input_that_takes_its_time_delays_nothing(connection: SshConnection) -> None:
     began = time.monotonic()
-    assert run(connection, "cat; sleep 60", timeout_seconds=1, stdin=slowly(6)).status is OutcomeStatus.TIMED_OUT
+    assert run(connection, "cat; sleep 60", timeout_seconds=0.5, stdin=slowly(6)).status is OutcomeStatus.TIMED_OUT
     assert run(connection, "exit 3", stdin=slowly(6)).exit_code == 3
     assert time.monotonic() - began < 5
 
 
 def test_an_input_may_be_silent_for_longer_than_a_machine(sshd: LoopbackSshd) -> None:
     connection = SshConnection(sshd.target(connect_timeout_seconds=1))
-    assert run(connection, "cat", stdin=slowly(2)).stdout == b"begun"
+    assert run(connection, "cat", stdin=slowly(1.5)).stdout == b"begun"
     connection.close()
 
 
@@ -101,7 +101,7 @@ def test_what_is_ended_has_ended_before_its_input_does(tmp_path: Path) -> None:
     timeout.parent.mkdir()
     timeout.write_text(SLOW_TIMEOUT)
     timeout.chmod(0o755)
-    with LoopbackSshd(tmp_path, (f"SetEnv PATH={timeout.parent}:/usr/bin:/bin",)) as sshd:
+    with LoopbackSshd(tmp_path, (f"SetEnv HOME={tmp_path} PATH={timeout.parent}:/usr/bin:/bin",)) as sshd:
         connection = SshConnection(sshd.target())
         with pytest.raises(LookupError):
             run(connection, f"cat >/dev/null; touch {tmp_path}/whole", stdin=slowly(0.2, LookupError))
@@ -138,7 +138,7 @@ def test_lines_arrive_as_they_are_printed(connection: SshConnection, tmp_path: P
 
 
 def test_a_timeout_ends_the_command_on_the_machine_too(connection: SshConnection) -> None:
-    outcome = run(connection, "sleep 61.25", timeout_seconds=1)
+    outcome = run(connection, "sleep 61.25", timeout_seconds=0.5)
     assert outcome.status is OutcomeStatus.TIMED_OUT
     assert outcome.exit_code is None
     wait_for(lambda: not processes_with("sleep 61.25"))
@@ -177,7 +177,7 @@ def test_what_is_printed_after_the_end_changes_nothing(connection: SshConnection
 
 def test_a_timeout_holds_while_output_flows(connection: SshConnection) -> None:
     outcome = connection.stream(
-        "while :; do echo x; sleep 0.01; done", on_line=lambda *_: None, purpose="test", timeout_seconds=1
+        "while :; do echo x; sleep 0.01; done", on_line=lambda *_: None, purpose="test", timeout_seconds=0.5
     )
     assert outcome.status is OutcomeStatus.TIMED_OUT
 
@@ -188,9 +188,9 @@ def test_a_first_command_is_bounded_like_any_other(
 ) -> None:
     command = f"sleep 60.{sshd.port}"
     if is_streamed:
-        outcome = connection.stream(command, on_line=None, purpose="test", timeout_seconds=1)
+        outcome = connection.stream(command, on_line=None, purpose="test", timeout_seconds=0.5)
     else:
-        outcome = run(connection, command, timeout_seconds=1)
+        outcome = run(connection, command, timeout_seconds=0.5)
     assert outcome.status is OutcomeStatus.TIMED_OUT
     assert outcome.elapsed_seconds < 5
     wait_for(lambda: not processes_with(command), 5)

@@ -158,7 +158,7 @@ def test_a_host_may_be_forgotten_while_others_look_at_it(journal: HostJournal) -
     with ThreadPoolExecutor() as pool:
         lookers = [pool.submit(look) for _ in range(3)]
         try:
-            for _ in range(150):
+            for _ in range(60):
                 journal.write(known)
                 journal.forget(known.host_id)
         finally:

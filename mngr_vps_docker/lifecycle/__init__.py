@@ -4,6 +4,13 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+
+def load(*names: str) -> None:
+    """Import modules that are needed soon: while something else is waited for, that costs nobody any time."""
+    for name in names:
+        import_module(f"{__name__}.{name}")
+
+
 if TYPE_CHECKING:
     from imbue.mngr_vps_docker.lifecycle import checks as checks
     from imbue.mngr_vps_docker.lifecycle import context as context

@@ -20,6 +20,7 @@ from typing import Any
 
 from imbue.mngr.errors import ProviderUnavailableError
 from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker import lifecycle as operations
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.errors import VpsDockerError
@@ -101,7 +102,10 @@ def discover(
         def look(sighting: HostSighting) -> HostSighting:
             return _look(context, sighting, just_seen.get(sighting.host_id), is_listed=is_listed)
 
-        return _settled(context, list(pool.map(look, sightings)))
+        looking = pool.map(look, sightings)
+        # While they answer: what their hosts are shown by takes a tenth of a second and more to import.
+        operations.load("views", "details")
+        return _settled(context, list(looking))
 
 
 def look_at(context: ProviderContext, host_id: HostId) -> HostSighting | None:

@@ -28,6 +28,7 @@ from imbue.mngr_vps_docker.host_record import encode_record
 from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
 from imbue.mngr_vps_docker.outer_host import SshConnector
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.known_hosts import KnownHostsFile
 
 DISTANCES_MS: Final = (0, 100)
 AGENT: Final = ("--new-host", "--type", "command", "--no-connect", "--", "sleep", "100000")
@@ -285,8 +286,10 @@ def single_file(lab: Lab, distance: int, connection: SshConnection) -> Iterator[
     def cat(script: str, stdin: bytes = b"") -> None:
         subprocess.run(plain_ssh(connection, script), input=stdin, check=True, capture_output=True)
 
-    connector = SshConnector(connection.target)
-    peer = OuterHost(id=HostId.generate(), connector=connector, mngr_ctx=lab.provider().mngr_ctx)
+    target = connection.target
+    # The peer knows machines by their addresses.
+    KnownHostsFile(target.known_hosts_file).adopt(target.host, target.host_key_alias)
+    peer = OuterHost(id=HostId.generate(), connector=SshConnector(target), mngr_ctx=lab.provider().mngr_ctx)
     floor, peers, ours = lab.side_by_side(
         lambda: cat(f"cat >{path}", content),
         lambda: peer.write_file(Path(path), content),

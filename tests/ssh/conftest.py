@@ -5,8 +5,8 @@ everything astray.
 """
 
 import os
-import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def home(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def hostile_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def hostile_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("home")
     home = folder / ("deep/" * 40)
     config = home / ".ssh"
@@ -51,16 +51,23 @@ def hostile_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     identities = "".join(f"  IdentityFile {key}\n" for key in keys)
     (config / "config").write_text(_HOSTILE_CONFIG + identities)
     environment = {"HOME": str(home), "SSH_AUTH_SOCK": str(home / "agent")}
-    if os.getuid() == 0:
-        # ssh does not heed HOME: it finds the user's home in the password database. Root can put another one there.
+    if os.getuid() != 0:
+        yield environment
+        return
+    # ssh does not heed HOME: it finds the user's home in the password database. Root can put another one there, which
+    # only those see who enter this process's view of the files; it ends with this process.
+    viewer = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", 'mount --bind "$1" ~root && echo ready && exec cat', "sh", home],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with viewer:
+        assert viewer.stdout is not None and viewer.stdout.readline() == b"ready\n"
         wrapper = folder / "bin" / "ssh"
         wrapper.parent.mkdir()
-        mount = f"mount --bind {shlex.quote(str(home))} ~root"
-        inner = f'{mount} && exec {shutil.which("ssh")} "$@"'
-        wrapper.write_text(f'#!/bin/sh\nexec unshare --mount sh -c {shlex.quote(inner)} ssh "$@"\n')
+        wrapper.write_text(f'#!/bin/sh\nexec nsenter --mount=/proc/{viewer.pid}/ns/mnt {shutil.which("ssh")} "$@"\n')
         wrapper.chmod(0o755)
-        environment["PATH"] = f"{wrapper.parent}:{os.environ['PATH']}"
-    return environment
+        yield environment | {"PATH": f"{wrapper.parent}:{os.environ['PATH']}"}
 
 
 @pytest.fixture

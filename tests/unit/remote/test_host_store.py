@@ -31,7 +31,7 @@ from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
 
 # Each write takes some ten milliseconds: two thousand, with four agents each, are part of `make test-faults`.
-_WRITTEN_RECORDS = 2_000 if os.environ.get("MNGR_FAULTS") == "all" else 30
+_WRITTEN_RECORDS = 2_000 if os.environ.get("MNGR_FAULTS") == "all" else 15
 
 
 @pytest.fixture

@@ -111,6 +111,21 @@ def test_a_command_logs_in_to_nothing_once_it_is_known(meter: Meter, command: tu
     assert [logged.outcome for logged in cost.commands] == ["COMPLETED"] * count
 
 
+def test_snapshot_stop_and_start_are_one_command_each(meter: Meter) -> None:
+    provider = meter.provider()
+    with provider.mngr_ctx.concurrency_group:
+        (host,) = provider.discover_hosts(provider.mngr_ctx.concurrency_group)
+        for act in (
+            lambda: provider.create_snapshot(host.host_id),
+            lambda: provider.stop_host(host.host_id, create_snapshot=False),
+            lambda: provider.start_host(host.host_id),
+        ):
+            provider.discover_hosts(provider.mngr_ctx.concurrency_group)
+            before = len(meter.commands()), meter.vps_logins()
+            act()
+            assert (len(meter.commands()) - before[0], meter.vps_logins() - before[1]) == (1, 0)
+
+
 def test_what_list_shows_as_ssh_command_can_be_pasted(meter: Meter) -> None:
     (agent,) = meter.mngr.agents()
     command = agent["host"]["ssh"]["command"]

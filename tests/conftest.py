@@ -15,7 +15,7 @@ settings.register_profile("unhurried", deadline=None)
 settings.register_profile("quick", settings.get_profile("unhurried"), max_examples=30)
 settings.load_profile("unhurried")
 
-# Three times what the fast tests write.
+# Four times what the fast tests write.
 MEMORY_BYTES = 1 << 30
 
 IS_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
@@ -23,7 +23,7 @@ IS_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the files of the fast tests in memory, where that can be: a disk makes them a tenth slower."""
+    """Keep the files of the fast tests in memory, where that can be: on a disk they take a tenth longer."""
     is_quick = config.getoption("hypothesis_profile", None) == "quick"
     memory = Path("/dev/shm")
     if is_quick and config.option.basetemp is None and _can_hold_files(memory):

@@ -47,8 +47,8 @@ for _ in range(8):
         assert [outcome.stdout for outcome in outcomes] == [b"%d\\n" % n for n in range(5)], outcomes
         assert all(outcome.stderr == b"" for outcome in outcomes), outcomes
         sys.exit()
-for process in processes:
-    os.waitpid(process, 0)
+ends = [os.waitpid(process, 0)[1] for process in processes]
+sys.exit(f"they ended with {ends}" if any(ends) else 0)
 """
 
 

@@ -21,6 +21,8 @@ from tarfile import RECORDSIZE
 from tarfile import REGTYPE
 from tarfile import SYMTYPE
 from tarfile import TarInfo
+from typing import Final
+from typing import NamedTuple
 
 from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
 from imbue.mngr_vps_docker.dockerignore import DOCKERIGNORE
@@ -37,12 +39,12 @@ from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.ssh.striped import run_with_stream
 from imbue.mngr_vps_docker.terminal import logger
 
-REMOVAL_TIMEOUT_SECONDS = 120.0
+REMOVAL_TIMEOUT_SECONDS: Final = 120.0
 
-_CHUNK_BYTES = 256 * 1024
+_CHUNK_BYTES: Final = 256 * 1024
 # The folders of the archive: the context itself, and what Docker reads but does not lie in it.
-_CONTEXT = "context"
-_OUTSIDE = "dockerfile"
+_CONTEXT: Final = "context"
+_OUTSIDE: Final = "dockerfile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +88,9 @@ def check_build_context(build: ParsedBuildArgs) -> None:
     source = _plan(build)
     if _is_git_dir_replaced(source, build.git_depth):
         check_checkout(source.context_dir)
-    for _, path in _walk(source, source.context_dir, "", source.patterns.root):
-        if path.is_file() and not path.is_symlink() and not os.access(path, os.R_OK):
-            raise _unreadable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    for found in _walk_context(source):
+        if stat.S_ISREG(found.status.st_mode) and not os.access(found.path, os.R_OK):
+            raise _unreadable(found.path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 @contextmanager
@@ -126,6 +128,14 @@ class _Source:
     def is_above_forced(self, name: str) -> bool:
         """Whether a forced file lies below ``name``."""
         return any(forced.startswith(f"{name}/") for forced in self.forced)
+
+
+class _Found(NamedTuple):
+    """A path to send: its name in the context, where it is, and its status (that of a link itself)."""
+
+    name: str
+    path: str
+    status: os.stat_result
 
 
 def _paths(build: ParsedBuildArgs) -> tuple[Path, Path]:
@@ -205,26 +215,32 @@ def _tar(source: _Source) -> Iterator[bytes]:
 
 def _tar_entries(source: _Source) -> Iterator[bytes]:
     yield _header(_CONTEXT, DIRTYPE, mode=0o755)
-    for name, path in _walk(source, source.context_dir, "", source.patterns.root):
-        yield from _entry(f"{_CONTEXT}/{name}", path)
+    for found in _walk_context(source):
+        yield from _entry(found)
     if source.outside:
         yield _header(_OUTSIDE, DIRTYPE, mode=0o755)
     for name, path in source.outside.items():
-        yield from _file_entry(name, path)
+        yield from _file_entry(name, str(path))
 
 
-def _walk(source: _Source, directory: Path, prefix: str, state: MatchState) -> Iterator[tuple[str, Path]]:
-    """Every path to send, as its name in the context and where it is; a directory before what is in it."""
+def _walk_context(source: _Source) -> Iterator[_Found]:
+    """Every path to send, a directory before what is in it."""
+    return _walk(source, str(source.context_dir), "", source.patterns.root)
+
+
+def _walk(source: _Source, directory: str, prefix: str, state: MatchState) -> Iterator[_Found]:
+    # Of plain strings, each looked at once: there may be very many.
     for name, path in sorted(_children(source, directory, prefix, is_ignored=state.is_ignored).items()):
         child = f"{prefix}{name}"
         child_state = source.patterns.match(child, state)
         is_sent = not child_state.is_ignored or child in source.forced
-        if path.is_symlink() or not path.is_dir():
-            if is_sent and not path.is_socket():
-                yield child, path
+        found = _Found(child, path, _status(path))
+        if not stat.S_ISDIR(found.status.st_mode):
+            if is_sent and not stat.S_ISSOCK(found.status.st_mode):
+                yield found
             continue
         if is_sent:
-            yield child, path
+            yield found
         elif not (source.patterns.has_exceptions or source.is_above_forced(child)):
             continue
         below = _walk(source, path, f"{child}/", child_state)
@@ -233,14 +249,14 @@ def _walk(source: _Source, directory: Path, prefix: str, state: MatchState) -> I
             continue
         if not is_sent:
             # An ignored directory comes along when something below it does.
-            yield child, path
+            yield found
         yield first
         yield from below
 
 
-def _children(source: _Source, directory: Path, prefix: str, *, is_ignored: bool) -> dict[str, Path]:
+def _children(source: _Source, directory: str, prefix: str, *, is_ignored: bool) -> dict[str, str]:
     try:
-        children = {name: directory / name for name in os.listdir(directory)}  # noqa: PTH208 - names only
+        children = {name: f"{directory}/{name}" for name in os.listdir(directory)}  # noqa: PTH208 - names only
     except PermissionError as error:
         if is_ignored:
             return {}
@@ -248,40 +264,50 @@ def _children(source: _Source, directory: Path, prefix: str, *, is_ignored: bool
     except OSError as error:
         raise _unreadable(directory, error) from error
     if not prefix:
-        children |= {name: path for name, path in source.replaced.items() if name in children}
+        children |= {name: str(path) for name, path in source.replaced.items() if name in children}
     if source.git_dir is not None:
         git = children.get(".git")
         if not prefix:
-            children[".git"] = source.git_dir
-        elif git is not None and git.is_file():
+            children[".git"] = str(source.git_dir)
+        elif git is not None and Path(git).is_file():
             # A submodule or worktree whose git directory is not sent: git stumbles over a link that leads nowhere.
             del children[".git"]
     return children
 
 
-def _entry(name: str, path: Path) -> Iterator[bytes]:
+def _status(path: str) -> os.stat_result:
     try:
-        status = path.lstat()
-        link = str(path.readlink()) if stat.S_ISLNK(status.st_mode) else ""
+        return os.lstat(path)
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def _entry(found: _Found) -> Iterator[bytes]:
+    name, status = f"{_CONTEXT}/{found.name}", found.status
     mode, mtime = stat.S_IMODE(status.st_mode), int(status.st_mtime)
     if stat.S_ISREG(status.st_mode):
-        yield from _file_entry(name, path)
+        yield from _file_entry(name, found.path)
     elif stat.S_ISDIR(status.st_mode):
         yield _header(name, DIRTYPE, mode=mode, mtime=mtime)
     elif stat.S_ISLNK(status.st_mode):
-        yield _header(name, SYMTYPE, mode=0o777, mtime=mtime, link=link)
+        yield _header(name, SYMTYPE, mode=0o777, mtime=mtime, link=_link(found.path))
     elif stat.S_ISFIFO(status.st_mode):
         yield _header(name, FIFOTYPE, mode=mode, mtime=mtime)
     else:
-        raise BuildContextError(f"{path} is a device, which cannot be sent; name it in {DOCKERIGNORE}")
+        raise BuildContextError(f"{found.path} is a device, which cannot be sent; name it in {DOCKERIGNORE}")
 
 
-def _file_entry(name: str, path: Path) -> Iterator[bytes]:
+def _link(path: str) -> str:
+    try:
+        return str(Path(path).readlink())
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _file_entry(name: str, path: str) -> Iterator[bytes]:
     try:
         # Not blocking: what was a file a moment ago may be a FIFO by now.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             yield _header(name, mode=stat.S_IMODE(status.st_mode), mtime=int(status.st_mtime), size=status.st_size)
             left_bytes = status.st_size
@@ -303,7 +329,7 @@ def _header(name: str, kind: bytes = REGTYPE, *, mode: int, mtime: int = 0, size
     return info.tobuf(format=GNU_FORMAT, encoding="utf-8", errors="surrogateescape")
 
 
-def _unreadable(path: Path, error: OSError) -> BuildContextError:
+def _unreadable(path: str, error: OSError) -> BuildContextError:
     return BuildContextError(
         f"{path} of the build context cannot be read: {error.strerror}; mend that, or name it in {DOCKERIGNORE}"
     )

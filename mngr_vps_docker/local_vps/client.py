@@ -64,10 +64,11 @@ ACCOUNT_PATTERN: Final = r"^[a-z0-9][a-z0-9-]{0,39}$"
 DEFAULT_REGION: Final = "local"
 DEFAULT_PLAN: Final = "shared"
 
-# A plan is what of the machine a VPS may use, as docker's options: all that is free, or one core and 1 GiB.
+# A plan is what of the machine a VPS may use, as docker's options: all that is free, or one core and 1 GiB. A machine
+# has half of its memory for /dev/shm; Docker by itself gives it 64 MB.
 _OPTIONS_OF_PLAN: Final[Mapping[str, tuple[str, ...]]] = {
-    DEFAULT_PLAN: (),
-    "1c-1gb": ("--cpus=1", "--memory=1g"),
+    DEFAULT_PLAN: ("--shm-size=1g",),
+    "1c-1gb": ("--cpus=1", "--memory=1g", "--shm-size=512m"),
 }
 PLANS: Final = tuple(_OPTIONS_OF_PLAN)
 _POLL_SECONDS: Final = 0.2

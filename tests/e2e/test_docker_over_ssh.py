@@ -1,6 +1,7 @@
 """Docker's verbs and the state of a VPS, over a real ssh to this machine and its own engine."""
 
 import json
+import os
 import re
 import secrets
 import socket
@@ -18,6 +19,8 @@ import pytest
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
+from imbue.mngr_vps_docker.build_context import uploaded_build_context
 from imbue.mngr_vps_docker.docker_errors import ContainerNotRunningError
 from imbue.mngr_vps_docker.docker_errors import DockerError
 from imbue.mngr_vps_docker.docker_errors import InvalidDockerArgumentError
@@ -296,6 +299,28 @@ def test_images_are_committed_inspected_and_removed(real: Engine, running: str) 
     docker.remove_image(image, is_missing_ok=True)
     with pytest.raises(NoSuchImageError):
         docker.remove_image(image)
+
+
+@pytest.mark.parametrize("dockerfile", ["Dockerfile", "../Dockerfile"])
+@pytest.mark.parametrize("memory_share", [8, 10**9], ids=["memory", "disk"])
+def test_docker_builds_of_what_was_uploaded_into_memory_or_to_disk(
+    real: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dockerfile: str, memory_share: int
+) -> None:
+    monkeypatch.setattr("imbue.mngr_vps_docker.build_context._MEMORY_SHARE", memory_share)
+    project = tmp_path / "project"
+    (project / "sub").mkdir(parents=True)
+    (project / "sub" / "a.txt").touch()
+    (project / dockerfile).write_text(f"FROM {IMAGE}\nCOPY . /ctx/\nRUN test -f /ctx/sub/a.txt\n")
+    build = ParsedBuildArgs(region="r", plan="p", os_id=1, context_dir=project, dockerfile=project / dockerfile)
+    tag = f"{real.prefix}:of-upload"
+    try:
+        with uploaded_build_context(real.docker.connection, build, timeout_seconds=60) as remote:
+            folder = Path(remote.context_dir).parent
+            assert folder.is_symlink() == (memory_share == 8)
+            real.docker.build(tag=tag, context_dir=remote.context_dir, dockerfile=remote.dockerfile)
+        assert not os.path.lexists(folder)
+    finally:
+        real.docker.remove_image(tag, is_missing_ok=True)
 
 
 def test_builds_stream_their_output_and_tell_why_they_failed(real: Engine, tmp_path: Path) -> None:

@@ -79,11 +79,24 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def left_in_var_tmp(monkeypatch: pytest.MonkeyPatch) -> Callable[[], set[Path]]:
-    """What there is in /var/tmp of this test, and not of others that run at the same time."""
+def left_on_vps(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Where there is something of this test, and not of others that run at the same time."""
     token = secrets.token_hex(16)
     monkeypatch.setattr("imbue.mngr_vps_docker.build_context.secrets.token_hex", lambda _: token)
-    return lambda: set(Path("/var/tmp").glob(f"mngr-build-{token}*"))
+    return lambda: [place for place in ("/dev/shm", "/var/tmp") if os.path.lexists(f"{place}/mngr-build-{token}")]
+
+
+@pytest.fixture
+def set_memory(vps: LocalMachine) -> Callable[[int, int], None]:
+    """Have the VPS say how much memory is available, and how much of it is free for files, in KiB."""
+
+    def say(available_kib: int, free_for_files_kib: int) -> None:
+        program = Path(vps.environment["PATH"].split(":")[0])
+        for name, answer in (("awk", f"{available_kib}"), ("df", f"Avail\n{free_for_files_kib}")):
+            (program / name).write_text(f"#!/bin/sh\nprintf '{answer}\n'\n")
+            (program / name).chmod(0o755)
+
+    return say
 
 
 def test_files_arrive_as_they_are(project: Path, unpack: Callable[..., Path]) -> None:
@@ -180,13 +193,13 @@ def test_a_dockerfile_outside_the_context_arrives_beside_it(project: Path, unpac
 
 
 def test_an_upload_lasts_as_long_as_its_block(
-    vps: LocalMachine, project: Path, left_in_var_tmp: Callable[[], set[Path]], tmp_path: Path
+    vps: LocalMachine, project: Path, left_on_vps: Callable[[], list[str]], tmp_path: Path
 ) -> None:
     write(tmp_path, {"out/Dockerfile": "FROM outside\n"})
     with uploaded_build_context(vps, build_of(project), timeout_seconds=60) as remote:
         assert Path(remote.dockerfile).read_text() == "FROM scratch\n"
         assert names_below(Path(remote.context_dir)) == names_below(project)
-        assert len(left_in_var_tmp()) == 1
+        assert left_on_vps()
         assert stat.S_IMODE(Path(remote.context_dir).parent.stat().st_mode) == 0o700
     with (
         pytest.raises(KeyboardInterrupt),
@@ -194,11 +207,49 @@ def test_an_upload_lasts_as_long_as_its_block(
     ):
         assert Path(remote.dockerfile).read_text() == "FROM outside\n"
         raise KeyboardInterrupt
-    assert left_in_var_tmp() == set()
+    assert left_on_vps() == []
+
+
+@pytest.mark.parametrize(
+    ("size_kib", "available_kib", "free_kib", "places"),
+    [
+        (0, 10_000, 10_000, ["/dev/shm", "/var/tmp"]),
+        (500, 10_000, 10_000, ["/dev/shm", "/var/tmp"]),
+        (500, 4_000, 10_000, ["/var/tmp"]),
+        (500, 10_000, 1_000, ["/var/tmp"]),
+    ],
+)
+def test_a_context_is_kept_in_memory_where_that_has_plenty_of_room(
+    vps: LocalMachine,
+    project: Path,
+    left_on_vps: Callable[[], list[str]],
+    set_memory: Callable[[int, int], None],
+    size_kib: int,
+    available_kib: int,
+    free_kib: int,
+    places: list[str],
+) -> None:
+    (project / "large").write_bytes(bytes(size_kib * 1024))
+    set_memory(available_kib, free_kib)
+    with uploaded_build_context(vps, build_of(project), timeout_seconds=60) as remote:
+        assert left_on_vps() == places
+        assert names_below(Path(remote.context_dir)) == names_below(project)
+    assert left_on_vps() == []
+
+
+@pytest.mark.parametrize("name", ["awk", "df"])
+def test_a_vps_that_cannot_tell_its_memory_has_the_context_on_disk(
+    vps: LocalMachine, project: Path, left_on_vps: Callable[[], list[str]], name: str
+) -> None:
+    program = Path(vps.environment["PATH"].split(":")[0]) / name
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    with uploaded_build_context(vps, build_of(project), timeout_seconds=60):
+        assert left_on_vps() == ["/var/tmp"]
 
 
 def test_a_failed_upload_leaves_nothing_and_says_why(
-    vps: LocalMachine, project: Path, left_in_var_tmp: Callable[[], set[Path]], tmp_path: Path
+    vps: LocalMachine, project: Path, left_on_vps: Callable[[], list[str]], tmp_path: Path
 ) -> None:
     tar = tmp_path / "vps" / "bin" / "tar"
     tar.write_text("#!/bin/sh\necho 'tar: No space left on device' >&2; exit 2\n")
@@ -208,11 +259,11 @@ def test_a_failed_upload_leaves_nothing_and_says_why(
         uploaded_build_context(vps, build_of(project), timeout_seconds=60),
     ):
         pass
-    assert left_in_var_tmp() == set()
+    assert left_on_vps() == []
 
 
 def test_a_problem_while_sending_is_the_error_that_is_raised(
-    vps: LocalMachine, project: Path, left_in_var_tmp: Callable[[], set[Path]], monkeypatch: pytest.MonkeyPatch
+    vps: LocalMachine, project: Path, left_on_vps: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unreadable = project / "sub" / "b.txt"
     real_open = os.open
@@ -228,7 +279,7 @@ def test_a_problem_while_sending_is_the_error_that_is_raised(
         uploaded_build_context(vps, build_of(project), timeout_seconds=60),
     ):
         pass
-    assert left_in_var_tmp() == set()
+    assert left_on_vps() == []
 
 
 def test_what_cannot_be_read_is_found_before_anything_is_sent(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,14 +24,17 @@ def main() -> int:
     options = parser.parse_args()
     ensure_images(lambda line: sys.stderr.write(f"local VPS: {line}\n"))
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="mngr-bench-") as folder, Lab(Path(folder), options.rounds) as lab:
-        for case in options.cases or CASES:
-            for row in CASES[case](lab):
-                rows.append(row)
-                sys.stderr.write(f"{' | '.join(cell for cell in row.cells() if cell)}\n")
-    sys.stdout.write(f"{table(rows)}\n")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    save(options.json, rows)
+    try:
+        with tempfile.TemporaryDirectory(prefix="mngr-bench-") as folder, Lab(Path(folder), options.rounds) as lab:
+            for case in options.cases or CASES:
+                for row in CASES[case](lab):
+                    rows.append(row)
+                    sys.stderr.write(f"{' | '.join(cell for cell in row.cells() if cell)}\n")
+    finally:
+        # What was measured before something went wrong is worth minutes.
+        sys.stdout.write(f"{table(rows)}\n")
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        save(options.json, rows)
     for line in compared_with(options.compare, rows) if options.compare else ():
         sys.stdout.write(f"{line}\n")
     return 0 if all(row.is_met for row in rows) else 1

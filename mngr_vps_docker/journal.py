@@ -90,6 +90,7 @@ class HostJournal:
 
     def __init__(self, hosts_folder: Path) -> None:
         self._hosts_folder = hosts_folder
+        self._reported: set[Path] = set()
 
     def read(self, host_id: HostId) -> JournalEntry | None:
         """Return the entry of ``host_id``, or None where there is none that can be read."""
@@ -100,7 +101,9 @@ class HostJournal:
             return None
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]["msg"]
-            logger.warning("The local note {} of a host cannot be read: {}", path, problem)
+            if path not in self._reported:
+                logger.warning("The local note {} of a host cannot be read: {}", path, problem)
+            self._reported.add(path)
             return None
 
     def read_all(self) -> list[JournalEntry]:

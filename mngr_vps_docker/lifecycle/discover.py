@@ -4,6 +4,7 @@ Nothing is concluded from silence. A VPS that cannot be read keeps its host in t
 reason; only the cloud's own word that an instance does not exist makes a host count as gone.
 """
 
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -31,9 +32,13 @@ from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_TAG
 from imbue.mngr_vps_docker.lifecycle.context import HOST_NAME_TAG
 from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_TAG
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.observe import Question
+from imbue.mngr_vps_docker.lifecycle.observe import ask
+from imbue.mngr_vps_docker.lifecycle.observe import ask_over_open_login
 from imbue.mngr_vps_docker.lifecycle.observe import named
 from imbue.mngr_vps_docker.lifecycle.observe import noted
 from imbue.mngr_vps_docker.lifecycle.observe import observe
+from imbue.mngr_vps_docker.lifecycle.observe import question_about
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.lifecycle.uploaded_keys import UploadedKey
@@ -42,6 +47,7 @@ from imbue.mngr_vps_docker.lifecycle.uploaded_keys import uploaded_keys
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.terminal import logger
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
+from imbue.mngr_vps_docker.vps_state import VpsState
 
 # One ssh per VPS at a time; mngr itself asks at most this many hosts at once.
 MAX_PARALLEL_READINGS = 32
@@ -65,6 +71,15 @@ def discover(
     """
     with _readers() as pool:
         asked_for_keys = pool.submit(uploaded_keys, context)
+        # Most hosts are where they were: their VPSes answer while the cloud, which is slow, is asked.
+        asked = {
+            question: pool.submit(ask_over_open_login, context, question)
+            for question in _likely_questions(context, just_seen)
+        }
+
+        def answer(context: ProviderContext, question: Question) -> VpsState:
+            return (asked[question].result() if question in asked else None) or ask(context, question)
+
         with asking_the_cloud(context):
             instances = context.client.find_instances({PROVIDER_TAG: context.provider_name})
         keys = asked_for_keys.result()
@@ -100,7 +115,7 @@ def discover(
             sightings += _sightings_of_lone_key(context, host_id, keys[host_id])
 
         def look(sighting: HostSighting) -> HostSighting:
-            return _look(context, sighting, just_seen.get(sighting.host_id), is_listed=is_listed)
+            return _look(context, sighting, just_seen.get(sighting.host_id), is_listed=is_listed, ask=answer)
 
         looking = pool.map(look, sightings)
         # While they answer: what their hosts are shown by takes a tenth of a second and more to import.
@@ -146,6 +161,15 @@ def _readers() -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _likely_questions(context: ProviderContext, just_seen: Collection[HostId]) -> Iterator[Question]:
+    """What this machine's notes say that the VPSes of its hosts will be asked."""
+    for entry in context.journal.read_all():
+        if entry.phase is HostPhase.READY and entry.gone_since is None and entry.host_id not in just_seen:
+            question = question_about(context, HostSighting(entry))
+            if question is not None:
+                yield question
 
 
 def _by_host(instances: Iterable[VpsInstanceInfo]) -> dict[HostId, list[VpsInstanceInfo]]:
@@ -327,7 +351,12 @@ def _with_findings(sighting: HostSighting, findings: Findings, *, is_listed: boo
 
 
 def _look(
-    context: ProviderContext, sighting: HostSighting, seen: HostSighting | None, *, is_listed: bool
+    context: ProviderContext,
+    sighting: HostSighting,
+    seen: HostSighting | None,
+    *,
+    is_listed: bool,
+    ask: Callable[[ProviderContext, Question], VpsState] = ask,
 ) -> HostSighting:
     """Ask the VPS of a host, unless it was just ``seen`` there; and again where the cloud says that it is by now."""
     is_seen = seen is not None and seen.entry.vps_ip == sighting.entry.vps_ip
@@ -335,7 +364,7 @@ def _look(
         problem = seen.problem if seen.reading is not None else seen.problem or sighting.problem
         looked = replace(sighting, reading=seen.reading, problem=problem)
     else:
-        looked = observe(context, sighting)
+        looked = observe(context, sighting, ask)
     if is_listed or looked.reading is not None or not isinstance(looked.problem, VpsConnectionError):
         return looked
     address = _address_by_id(context, sighting.entry)

@@ -5,37 +5,73 @@ of that decides which VPS is destroyed or what another host is called.
 """
 
 import re
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
+from typing import NamedTuple
 
+from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.terminal import logger
+from imbue.mngr_vps_docker.vps_state import VpsState
 from imbue.mngr_vps_docker.vps_state import read_vps_state
 
 # What any version of this package has let a host be called.
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
 
 
-def observe(context: ProviderContext, sighting: HostSighting) -> HostSighting:
-    """Ask the host's VPS, and remember what it says."""
+class Question(NamedTuple):
+    """What a VPS is asked: about which host, where, and what the host's container is probably called."""
+
+    host_id: HostId
+    address: str
+    container: str
+
+
+def question_about(context: ProviderContext, sighting: HostSighting) -> Question | None:
+    """What to ask the VPS of a host; None where there is none that could answer."""
     entry = sighting.entry
     if sighting.is_gone or sighting.is_being_made or sighting.is_unfinished or entry.vps_ip is None:
+        return None
+    return Question(entry.host_id, entry.vps_ip, _container_name(context, sighting))
+
+
+def ask(context: ProviderContext, question: Question) -> VpsState:
+    """Have the VPS of a host say what it knows; raises VpsDockerError. Nothing of it is remembered yet."""
+    host_id, address, container = question
+    with _files_of_this_machine():
+        context.recognize(host_id, address)
+        return read_vps_state(
+            context.vps(address, host_id), state_volume=context.state_volume_name, container=container
+        )
+
+
+def ask_over_open_login(context: ProviderContext, question: Question) -> VpsState | None:
+    """The same where that costs no login; else None."""
+    with _files_of_this_machine():
+        is_open = context.vps(question.address, question.host_id).is_open
+    return ask(context, question) if is_open else None
+
+
+def observe(
+    context: ProviderContext,
+    sighting: HostSighting,
+    ask: Callable[[ProviderContext, Question], VpsState] = ask,
+) -> HostSighting:
+    """Ask the host's VPS, and remember what it says."""
+    question = question_about(context, sighting)
+    if question is None:
         return sighting
+    entry = sighting.entry
     try:
-        with _files_of_this_machine():
-            context.recognize(entry.host_id, entry.vps_ip)
-            state = read_vps_state(
-                context.vps(entry.vps_ip, entry.host_id),
-                state_volume=context.state_volume_name,
-                container=_container_name(context, sighting),
-            )
+        state = ask(context, question)
     except VpsDockerError as error:
         return replace(sighting, problem=error)
     reading = state.hosts.get(entry.host_id)

@@ -190,6 +190,11 @@ class SshConnection:
             effect=Effect.REPEATABLE,
         ).checked()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether this machine is logged in, so that a command costs no login; asks nobody elsewhere."""
+        return self._master.is_alive()
+
     def ssh_command(self, command: str | None = None) -> str:
         """A command line to paste into a terminal: ``command`` (or a shell) on the machine, by a login of its own."""
         return joined(standalone_argv(self.target, command))

@@ -85,9 +85,12 @@ def test_forty_threads_share_one_login(sshd: LoopbackSshd) -> None:
     assert most == 8
 
 
-def test_another_process_uses_the_login_that_is_there(connection: SshConnection, sshd: LoopbackSshd) -> None:
+def test_another_process_sees_and_uses_the_login_that_is_there(connection: SshConnection, sshd: LoopbackSshd) -> None:
+    another = SshConnection(sshd.target())
+    assert not another.is_open
     run(connection, "true")
-    assert run(SshConnection(sshd.target()), "echo again").text == "again\n"
+    assert another.is_open
+    assert run(another, "echo again").text == "again\n"
     assert sshd.login_count == 1
 
 

@@ -5,6 +5,8 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,10 +15,13 @@ from datetime import datetime
 from datetime import timedelta
 
 import pytest
+from loguru import logger
 from support.fleet import ADDRESS
 from support.fleet import CASES
 from support.fleet import LONG_AGO
 from support.fleet import Fleet
+from support.memory_provider import SILENT
+from support.memory_provider import MemoryCloud
 from support.memory_provider import record_of
 from support.provider import collect_garbage
 from support.provider import states
@@ -41,6 +46,7 @@ from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.testing.faulty_client import Fault
 from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
 from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
+from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -67,6 +73,58 @@ def test_many_vpses_that_do_not_answer_cost_one_time_out_and_are_asked_once(flee
         shown, _agents = process.get_host_and_agent_details(host, agents)
         assert "Connection timed out" in (shown.failure_reason or "")
     assert len(fleet.network.logins) == len(set(fleet.network.logins)) == MAX_PARALLEL_READINGS
+
+
+@pytest.fixture
+def logged_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine is logged in to every VPS that answers."""
+    monkeypatch.setattr(LocalMachine, "is_open", True)
+
+
+def known_vps(fleet: Fleet, address: str = ADDRESS) -> LocalMachine:
+    """A VPS that answers, of a host that this machine and the cloud know to be there."""
+    host_id = HostId.generate()
+    fleet.note(host_id, address=address)
+    fleet.cloud.order(host_id, address, LONG_AGO)
+    fleet.machine(host_id, address)
+    vps = fleet.network.machines[address]
+    assert isinstance(vps, LocalMachine)
+    vps.commands.clear()
+    return vps
+
+
+@pytest.mark.usefixtures("logged_in")
+def test_a_vps_that_we_are_logged_in_to_answers_once_while_the_cloud_is_asked(fleet: Fleet) -> None:
+    vps, is_asked = known_vps(fleet), threading.Event()
+    vps.before_command = lambda _: is_asked.set()
+
+    class SlowCloud(MemoryCloud):
+        def find_instances(self, tags: Mapping[str, str]) -> Sequence[VpsInstanceInfo] | None:
+            assert is_asked.wait(30)
+            return super().find_instances(tags)
+
+    cloud = SlowCloud(account="test", instances=fleet.cloud.instances)
+    assert list(states(fleet.process(cloud)).values()) == [HostState.STOPPED]
+    assert len(vps.commands) == 1
+
+
+def test_a_vps_that_we_are_not_logged_in_to_is_asked_where_the_cloud_says_that_it_is(fleet: Fleet) -> None:
+    vps = known_vps(fleet)
+    down = FaultyClient(real=fleet.cloud, faults=(Fault("find_instances", ConnectionError("no route")),))
+    with pytest.raises(ProviderUnavailableError):
+        states(fleet.process(down))
+    assert vps.commands == []
+
+
+@pytest.mark.usefixtures("logged_in")
+def test_what_answers_where_a_vps_was_is_not_taken_for_it_where_it_is(fleet: Fleet) -> None:
+    was, now = known_vps(fleet), known_vps(fleet, "192.0.2.2")
+    (moved,) = (entry.host_id for entry in fleet.process()._context.journal.read_all() if entry.vps_ip == ADDRESS)
+    fleet.cloud.change(ADDRESS, address="192.0.2.3")
+    fleet.network.refusals["192.0.2.3"] = SILENT
+    found = states(fleet.process())
+    assert (found[moved], sorted(found.values())) == (HostState.CRASHED, [HostState.CRASHED, HostState.STOPPED])
+    assert (len(was.commands), len(now.commands)) == (1, 1)
 
 
 def test_one_silent_vps_hides_no_other_and_keeps_every_volume(fleet: Fleet) -> None:
@@ -151,6 +209,17 @@ def test_a_note_that_cannot_be_read_is_made_anew_from_the_vps_and_kept(fleet: Fl
     fleet.network.machines.clear()
     ((_host, agents),) = fleet.listed().items()
     assert [agent.agent_name for agent in agents] == ["a1"]
+
+
+def test_a_note_that_cannot_be_read_is_told_of_once(fleet: Fleet) -> None:
+    fleet.set_up(HostId.generate(), CASES["with a note that cannot be read, unlisted"])
+    said: list[str] = []
+    handler = logger.add(said.append, level="WARNING", format="{message}")
+    try:
+        states(fleet.process())
+    finally:
+        logger.remove(handler)
+    assert sum("cannot be read" in line for line in said) == 1
 
 
 def test_a_vps_that_may_exist_is_not_forgotten_where_the_cloud_cannot_list(fleet: Fleet) -> None:

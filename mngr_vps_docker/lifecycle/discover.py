@@ -69,11 +69,12 @@ def discover(
     The VPSes of ``just_seen`` hosts are asked again only if the cloud says that they are at another address. Raises
     ProviderUnavailableError if the cloud cannot be asked.
     """
-    with _readers() as pool:
+    # What is asked ahead has threads of its own: nobody who has yet to log in is to wait for it.
+    with _readers() as pool, _readers() as ahead:
         asked_for_keys = pool.submit(uploaded_keys, context)
         # Most hosts are where they were: their VPSes answer while the cloud, which is slow, is asked.
         asked = {
-            question: pool.submit(ask_over_open_login, context, question)
+            question: ahead.submit(ask_over_open_login, context, question)
             for question in _likely_questions(context, just_seen)
         }
 

@@ -108,6 +108,21 @@ def test_a_vps_that_we_are_logged_in_to_answers_once_while_the_cloud_is_asked(fl
     assert len(vps.commands) == 1
 
 
+@pytest.mark.usefixtures("logged_in")
+def test_who_has_to_log_in_does_not_wait_for_who_has_not(fleet: Fleet) -> None:
+    silent, has_begun = HostId.generate(), threading.Event()
+    fleet.network.before_login = has_begun.set
+
+    def answer_late(_purpose: str) -> None:
+        assert has_begun.wait(30)
+
+    for number in range(2, 2 + MAX_PARALLEL_READINGS):
+        known_vps(fleet, f"192.0.2.{number}").before_command = answer_late
+    fleet.note(silent)
+    fleet.cloud.order(silent, ADDRESS, LONG_AGO)
+    assert states(fleet.process())[silent] is HostState.CRASHED
+
+
 def test_a_vps_that_we_are_not_logged_in_to_is_asked_where_the_cloud_says_that_it_is(fleet: Fleet) -> None:
     vps = known_vps(fleet)
     down = FaultyClient(real=fleet.cloud, faults=(Fault("find_instances", ConnectionError("no route")),))

@@ -204,7 +204,7 @@ def _size_in_memory_bytes(source: _Source) -> int:
 def _unpack_command(name: str, size_bytes: int) -> str:
     """Shell text that unpacks the archive into a folder on disk, or behind a link of that name in memory.
 
-    In memory ten thousand files are there in a tenth of a second, and nothing of them is left after a crash.
+    In memory ten thousand files are there in a tenth of a second, and nothing is written to a rented disk.
     """
     size_kib = -(-size_bytes // 1024)
     memory, disk = quoted(_MEMORY / name), quoted(_DISK / name)
@@ -214,8 +214,8 @@ available_kib=$(awk '$1 == "MemAvailable:" {{ print $2 }}' /proc/meminfo) || ava
 free_kib=$(df -k --output=avail {_MEMORY} | tail -n 1) || free_kib=
 trap 'code=$?; [ "$code" -eq 0 ] || rm -rf {memory} {disk}' EXIT
 trap 'exit 1' HUP INT TERM
-if [ "$((available_kib))" -ge {size_kib * _MEMORY_SHARE} ] && [ "$((free_kib))" -ge {size_kib * _GROWTH} ]; then
-mkdir -m 700 {memory}
+if [ "$((available_kib))" -ge {size_kib * _MEMORY_SHARE} ] && [ "$((free_kib))" -ge {size_kib * _GROWTH} ] &&
+  mkdir -m 700 {memory} 2>/dev/null; then
 ln -s {memory} {disk}
 else
 mkdir -m 700 {disk}
@@ -233,7 +233,7 @@ def _remove(connection: SshConnection, name: str) -> None:
         effect=Effect.REPEATABLE,
     )
     if not outcome.is_success:
-        logger.warning("{} stays behind on the VPS: {}", _DISK / name, outcome.error())
+        logger.warning("{} and {} may stay behind on the VPS: {}", _DISK / name, _MEMORY / name, outcome.error())
 
 
 def _tar(source: _Source) -> Iterator[bytes]:
@@ -267,7 +267,10 @@ def _walk(source: _Source, directory: str, prefix: str, state: MatchState) -> It
         child = f"{prefix}{name}"
         child_state = source.patterns.match(child, state)
         is_sent = not child_state.is_ignored or child in source.forced
-        found = _Found(child, path, _status(path))
+        status = _status(path, is_missing_ok=not is_sent)
+        if status is None:
+            continue
+        found = _Found(child, path, status)
         if not stat.S_ISDIR(found.status.st_mode):
             if is_sent and not stat.S_ISSOCK(found.status.st_mode):
                 yield found
@@ -308,10 +311,12 @@ def _children(source: _Source, directory: str, prefix: str, *, is_ignored: bool)
     return children
 
 
-def _status(path: str) -> os.stat_result:
+def _status(path: str, *, is_missing_ok: bool) -> os.stat_result | None:
     try:
         return os.lstat(path)
     except OSError as error:
+        if is_missing_ok and isinstance(error, FileNotFoundError):
+            return None
         raise _unreadable(path, error) from error
 
 

@@ -134,6 +134,16 @@ def test_a_socket_is_left_out_as_docker_does(
         assert names_below(unpack(build_of(project)) / "context") == names_below(project) - {"sock"}
 
 
+def test_an_ignored_file_may_vanish_at_any_time(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(project, {".dockerignore": "**/*.tmp\n"})
+    real_listdir = os.listdir
+    monkeypatch.setattr("imbue.mngr_vps_docker.build_context.os.listdir", lambda path: [*real_listdir(path), "x.tmp"])
+    check_build_context(build_of(project))
+    write(project, {".dockerignore": ""})
+    with pytest.raises(BuildContextError, match=r"x\.tmp of the build context cannot be read"):
+        check_build_context(build_of(project))
+
+
 def test_the_same_directory_gives_the_same_archive(project: Path) -> None:
     with archive(build_of(project)) as first, archive(build_of(project)) as second:
         assert b"".join(first) == b"".join(second)
@@ -246,6 +256,18 @@ def test_a_vps_that_cannot_tell_its_memory_has_the_context_on_disk(
     program.chmod(0o755)
     with uploaded_build_context(vps, build_of(project), timeout_seconds=60):
         assert left_on_vps() == ["/var/tmp"]
+
+
+def test_a_context_is_on_disk_where_the_memory_takes_no_folder(
+    vps: LocalMachine, project: Path, left_on_vps: Callable[[], list[str]], set_memory: Callable[[int, int], None]
+) -> None:
+    set_memory(10_000, 10_000)
+    program = Path(vps.environment["PATH"].split(":")[0]) / "mkdir"
+    program.write_text('#!/bin/sh\ncase $* in */dev/shm/*) exit 1;; esac\nexec /bin/mkdir "$@"\n')
+    program.chmod(0o755)
+    with uploaded_build_context(vps, build_of(project), timeout_seconds=60) as remote:
+        assert left_on_vps() == ["/var/tmp"]
+        assert names_below(Path(remote.context_dir)) == names_below(project)
 
 
 def test_a_failed_upload_leaves_nothing_and_says_why(

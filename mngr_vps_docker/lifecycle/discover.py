@@ -28,17 +28,15 @@ from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
+from imbue.mngr_vps_docker.lifecycle.ahead import AskedAhead
 from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_TAG
 from imbue.mngr_vps_docker.lifecycle.context import HOST_NAME_TAG
 from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_TAG
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
-from imbue.mngr_vps_docker.lifecycle.observe import Question
 from imbue.mngr_vps_docker.lifecycle.observe import ask
-from imbue.mngr_vps_docker.lifecycle.observe import ask_over_open_login
 from imbue.mngr_vps_docker.lifecycle.observe import named
 from imbue.mngr_vps_docker.lifecycle.observe import noted
 from imbue.mngr_vps_docker.lifecycle.observe import observe
-from imbue.mngr_vps_docker.lifecycle.observe import question_about
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.lifecycle.uploaded_keys import UploadedKey
@@ -69,18 +67,16 @@ def discover(
     The VPSes of ``just_seen`` hosts are asked again only if the cloud says that they are at another address. Raises
     ProviderUnavailableError if the cloud cannot be asked.
     """
-    # What is asked ahead has threads of its own: nobody who has yet to log in is to wait for it.
-    with _readers() as pool, _readers() as ahead:
+    with _readers() as pool:
         asked_for_keys = pool.submit(uploaded_keys, context)
-        # Most hosts are where they were: their VPSes answer while the cloud, which is slow, is asked.
-        asked = {
-            question: ahead.submit(ask_over_open_login, context, question)
-            for question in _likely_questions(context, just_seen)
-        }
-
-        def answer(context: ProviderContext, question: Question) -> VpsState:
-            return (asked[question].result() if question in asked else None) or ask(context, question)
-
+        ahead = AskedAhead(
+            context,
+            (
+                HostSighting(entry)
+                for entry in context.journal.read_all()
+                if entry.gone_since is None and entry.host_id not in just_seen
+            ),
+        )
         with asking_the_cloud(context):
             instances = context.client.find_instances({PROVIDER_TAG: context.provider_name})
         keys = asked_for_keys.result()
@@ -116,12 +112,16 @@ def discover(
             sightings += _sightings_of_lone_key(context, host_id, keys[host_id])
 
         def look(sighting: HostSighting) -> HostSighting:
-            return _look(context, sighting, just_seen.get(sighting.host_id), is_listed=is_listed, ask=answer)
+            return _look(context, sighting, just_seen.get(sighting.host_id), is_listed=is_listed, ask=ahead.answer)
 
-        looking = pool.map(look, sightings)
+        # Whoever has yet to log in does not wait for those that have not.
+        looking = {
+            number: pool.submit(look, sightings[number])
+            for number in sorted(range(len(sightings)), key=lambda number: ahead.has(sightings[number]))
+        }
         # While they answer: what their hosts are shown by takes a tenth of a second and more to import.
         operations.load("views", "details")
-        return _settled(context, list(looking))
+        return _settled(context, [looking[number].result() for number in range(len(sightings))])
 
 
 def look_at(context: ProviderContext, host_id: HostId) -> HostSighting | None:
@@ -162,15 +162,6 @@ def _readers() -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _likely_questions(context: ProviderContext, just_seen: Collection[HostId]) -> Iterator[Question]:
-    """What this machine's notes say that the VPSes of its hosts will be asked."""
-    for entry in context.journal.read_all():
-        if entry.phase is HostPhase.READY and entry.gone_since is None and entry.host_id not in just_seen:
-            question = question_about(context, HostSighting(entry))
-            if question is not None:
-                yield question
 
 
 def _by_host(instances: Iterable[VpsInstanceInfo]) -> dict[HostId, list[VpsInstanceInfo]]:
@@ -357,7 +348,7 @@ def _look(
     seen: HostSighting | None,
     *,
     is_listed: bool,
-    ask: Callable[[ProviderContext, Question], VpsState] = ask,
+    ask: Callable[[ProviderContext, HostSighting], VpsState] = ask,
 ) -> HostSighting:
     """Ask the VPS of a host, unless it was just ``seen`` there; and again where the cloud says that it is by now."""
     is_seen = seen is not None and seen.entry.vps_ip == sighting.entry.vps_ip

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
-from typing import NamedTuple
 
-from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.terminal import logger
 from imbue.mngr_vps_docker.vps_state import VpsState
 from imbue.mngr_vps_docker.vps_state import read_vps_state
@@ -27,51 +26,39 @@ from imbue.mngr_vps_docker.vps_state import read_vps_state
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
 
 
-class Question(NamedTuple):
-    """What a VPS is asked: about which host, where, and what the host's container is probably called."""
-
-    host_id: HostId
-    address: str
-    container: str
+def can_be_asked(sighting: HostSighting) -> bool:
+    """Whether there may be a VPS of the host that answers."""
+    is_made = not (sighting.is_gone or sighting.is_being_made or sighting.is_unfinished)
+    return is_made and sighting.entry.vps_ip is not None
 
 
-def question_about(context: ProviderContext, sighting: HostSighting) -> Question | None:
-    """What to ask the VPS of a host; None where there is none that could answer."""
-    entry = sighting.entry
-    if sighting.is_gone or sighting.is_being_made or sighting.is_unfinished or entry.vps_ip is None:
-        return None
-    return Question(entry.host_id, entry.vps_ip, _container_name(context, sighting))
-
-
-def ask(context: ProviderContext, question: Question) -> VpsState:
-    """Have the VPS of a host say what it knows; raises VpsDockerError. Nothing of it is remembered yet."""
-    host_id, address, container = question
+def ask(context: ProviderContext, sighting: HostSighting) -> VpsState:
+    """Have the host's VPS say what it knows; raises VpsDockerError. Nothing of it is remembered yet."""
     with _files_of_this_machine():
-        context.recognize(host_id, address)
         return read_vps_state(
-            context.vps(address, host_id), state_volume=context.state_volume_name, container=container
+            _connection(context, sighting),
+            state_volume=context.state_volume_name,
+            container=_container_name(context, sighting),
         )
 
 
-def ask_over_open_login(context: ProviderContext, question: Question) -> VpsState | None:
-    """The same where that costs no login; else None."""
+def is_logged_in(context: ProviderContext, sighting: HostSighting) -> bool:
+    """Whether to ask the host's VPS costs no login; raises VpsDockerError."""
     with _files_of_this_machine():
-        is_open = context.vps(question.address, question.host_id).is_open
-    return ask(context, question) if is_open else None
+        return _connection(context, sighting).is_open
 
 
 def observe(
     context: ProviderContext,
     sighting: HostSighting,
-    ask: Callable[[ProviderContext, Question], VpsState] = ask,
+    ask: Callable[[ProviderContext, HostSighting], VpsState] = ask,
 ) -> HostSighting:
     """Ask the host's VPS, and remember what it says."""
-    question = question_about(context, sighting)
-    if question is None:
+    if not can_be_asked(sighting):
         return sighting
     entry = sighting.entry
     try:
-        state = ask(context, question)
+        state = ask(context, sighting)
     except VpsDockerError as error:
         return replace(sighting, problem=error)
     reading = state.hosts.get(entry.host_id)
@@ -131,6 +118,14 @@ def named(context: ProviderContext, sighting: HostSighting, taken: Collection[st
         logger.warning("Host {} says that it is called {!r}, which it cannot be", known, name)
         return sighting
     return replace(sighting, entry=noted(context, sighting.entry, host_name=name))
+
+
+def _connection(context: ProviderContext, sighting: HostSighting) -> SshConnection:
+    host_id, address = sighting.host_id, sighting.entry.vps_ip
+    if address is None:
+        raise VpsDockerError(f"The VPS of {sighting.name} has no address")
+    context.recognize(host_id, address)
+    return context.vps(address, host_id)
 
 
 def _container_name(context: ProviderContext, sighting: HostSighting) -> str:

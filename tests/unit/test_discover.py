@@ -16,6 +16,7 @@ from datetime import timedelta
 
 import pytest
 from loguru import logger
+from pydantic import PrivateAttr
 from support.fleet import ADDRESS
 from support.fleet import CASES
 from support.fleet import LONG_AGO
@@ -93,19 +94,68 @@ def known_vps(fleet: Fleet, address: str = ADDRESS) -> LocalMachine:
     return vps
 
 
+class SlowCloud(MemoryCloud):
+    """A cloud that answers once something else has happened."""
+
+    _before_answer: threading.Event = PrivateAttr()
+
+    def find_instances(self, tags: Mapping[str, str]) -> Sequence[VpsInstanceInfo] | None:
+        assert self._before_answer.wait(30)
+        return super().find_instances(tags)
+
+
+@pytest.fixture
+def is_asked(fleet: Fleet) -> threading.Event:
+    """What the cloud of the fleet waits for."""
+    fleet.cloud = cloud = SlowCloud(account="test")
+    cloud._before_answer = threading.Event()
+    return cloud._before_answer
+
+
 @pytest.mark.usefixtures("logged_in")
-def test_a_vps_that_we_are_logged_in_to_answers_once_while_the_cloud_is_asked(fleet: Fleet) -> None:
-    vps, is_asked = known_vps(fleet), threading.Event()
+def test_a_vps_that_we_are_logged_in_to_answers_once_while_the_cloud_is_asked(
+    fleet: Fleet, is_asked: threading.Event
+) -> None:
+    vps = known_vps(fleet)
     vps.before_command = lambda _: is_asked.set()
-
-    class SlowCloud(MemoryCloud):
-        def find_instances(self, tags: Mapping[str, str]) -> Sequence[VpsInstanceInfo] | None:
-            assert is_asked.wait(30)
-            return super().find_instances(tags)
-
-    cloud = SlowCloud(account="test", instances=fleet.cloud.instances)
-    assert list(states(fleet.process(cloud)).values()) == [HostState.STOPPED]
+    assert list(states(fleet.process()).values()) == [HostState.STOPPED]
     assert len(vps.commands) == 1
+
+
+@pytest.mark.usefixtures("logged_in")
+def test_an_answer_does_not_count_once_this_machine_knows_something_else(
+    fleet: Fleet, is_asked: threading.Event
+) -> None:
+    vps, journal = known_vps(fleet), fleet.process()._context.journal
+    (entry,) = journal.read_all()
+
+    def rename(_purpose: str) -> None:
+        if not is_asked.is_set():
+            journal.update(entry.host_id, host_name="renamed")
+        is_asked.set()
+
+    vps.before_command = rename
+    states(fleet.process())
+    assert len(vps.commands) == 2
+
+
+@pytest.mark.usefixtures("logged_in")
+def test_nobody_waits_for_an_answer_that_is_not_needed(fleet: Fleet) -> None:
+    vps, is_over = known_vps(fleet), threading.Event()
+
+    def answer_late(_purpose: str) -> None:
+        assert is_over.wait(30)
+
+    vps.before_command = answer_late
+    down = FaultyClient(real=fleet.cloud, faults=(Fault("find_instances", ConnectionError("no route")),))
+    with pytest.raises(ProviderUnavailableError):
+        states(fleet.process(down))
+    asking = [thread for thread in threading.enumerate() if thread.name == "ask-ahead"]
+    is_over.set()
+    for thread in asking:
+        thread.join(30)
+    # Python waits for others as it ends.
+    assert asking and all(thread.daemon for thread in asking)
 
 
 @pytest.mark.usefixtures("logged_in")

@@ -9,17 +9,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import BoundedSemaphore
 from threading import Thread
-from typing import Final
 
 from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.observe import MAX_PARALLEL_READINGS
 from imbue.mngr_vps_docker.lifecycle.observe import ask
 from imbue.mngr_vps_docker.lifecycle.observe import can_be_asked
 from imbue.mngr_vps_docker.lifecycle.observe import is_logged_in
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.vps_state import VpsState
-
-_AT_ONCE: Final = 32
 
 
 class AskedAhead:
@@ -30,7 +28,7 @@ class AskedAhead:
     """
 
     def __init__(self, context: ProviderContext, sightings: Iterable[HostSighting]) -> None:
-        self._slots = BoundedSemaphore(_AT_ONCE)
+        self._slots = BoundedSemaphore(MAX_PARALLEL_READINGS)
         self._asked = {one.host_id: self._begin(context, one) for one in sightings if can_be_asked(one)}
 
     def has(self, sighting: HostSighting) -> bool:

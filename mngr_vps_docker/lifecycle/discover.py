@@ -33,6 +33,7 @@ from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_TAG
 from imbue.mngr_vps_docker.lifecycle.context import HOST_NAME_TAG
 from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_TAG
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.observe import MAX_PARALLEL_READINGS
 from imbue.mngr_vps_docker.lifecycle.observe import ask
 from imbue.mngr_vps_docker.lifecycle.observe import named
 from imbue.mngr_vps_docker.lifecycle.observe import noted
@@ -46,9 +47,6 @@ from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.terminal import logger
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
 from imbue.mngr_vps_docker.vps_state import VpsState
-
-# One ssh per VPS at a time; mngr itself asks at most this many hosts at once.
-MAX_PARALLEL_READINGS = 32
 
 
 @dataclass(frozen=True, slots=True)

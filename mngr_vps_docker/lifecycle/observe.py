@@ -22,6 +22,9 @@ from imbue.mngr_vps_docker.terminal import logger
 from imbue.mngr_vps_docker.vps_state import VpsState
 from imbue.mngr_vps_docker.vps_state import read_vps_state
 
+# One ssh per VPS at a time; mngr itself asks at most this many hosts at once.
+MAX_PARALLEL_READINGS: Final = 32
+
 # What any version of this package has let a host be called.
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
 

@@ -42,7 +42,7 @@ from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.journal import HostPhase
-from imbue.mngr_vps_docker.lifecycle.discover import MAX_PARALLEL_READINGS
+from imbue.mngr_vps_docker.lifecycle.observe import MAX_PARALLEL_READINGS
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.testing.faulty_client import Fault
 from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
@@ -168,7 +168,8 @@ def test_who_has_to_log_in_does_not_wait_for_who_has_not(fleet: Fleet) -> None:
 
     for number in range(2, 2 + MAX_PARALLEL_READINGS):
         known_vps(fleet, f"192.0.2.{number}").before_command = answer_late
-    fleet.note(silent)
+    # The youngest is the last in order.
+    fleet.note(silent, created_at=datetime.now(UTC))
     fleet.cloud.order(silent, ADDRESS, LONG_AGO)
     assert states(fleet.process())[silent] is HostState.CRASHED
 

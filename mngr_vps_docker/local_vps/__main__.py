@@ -8,14 +8,19 @@ from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.local_vps.clean import clean
 from imbue.mngr_vps_docker.local_vps.client import DEFAULT_ACCOUNT
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
+from imbue.mngr_vps_docker.local_vps.images import DEFAULT_IMAGES
 from imbue.mngr_vps_docker.local_vps.images import ensure_images
+from imbue.mngr_vps_docker.local_vps.operating_systems import OPERATING_SYSTEMS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit status; an error is one message on stderr."""
     parser = argparse.ArgumentParser(prog="python -m imbue.mngr_vps_docker.local_vps", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("image", help="build the image that VPSes boot from, where it is not there yet")
+    image_parser = commands.add_parser("image", help="build the images that VPSes boot from, where they are missing")
+    image_parser.add_argument(
+        "os", nargs="*", metavar="OS", help=f"{', '.join(OPERATING_SYSTEMS)} (default: {' '.join(DEFAULT_IMAGES)})"
+    )
     list_parser = commands.add_parser("list", help="list the VPSes")
     list_parser.add_argument("--account", default=DEFAULT_ACCOUNT, help="whose VPSes (default: %(default)s)")
     clean_parser = commands.add_parser("clean", help="remove every VPS, volume, key, snapshot and network")
@@ -24,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "image":
-            ensure_images(_say)
+            ensure_images(_say, options.os or DEFAULT_IMAGES)
         elif options.command == "list":
             for instance in LocalVpsClient(account=options.account).find_instances({}):
                 tags = " ".join(f"{name}={value}" for name, value in instance.tags.items())

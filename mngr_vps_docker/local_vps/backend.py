@@ -11,7 +11,7 @@ from imbue.mngr_vps_docker.local_vps.client import PLANS
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.local_vps.config import BACKEND_NAME
 from imbue.mngr_vps_docker.local_vps.config import LocalVpsProviderConfig
-from imbue.mngr_vps_docker.local_vps.images import OPERATING_SYSTEMS
+from imbue.mngr_vps_docker.local_vps.operating_systems import OPERATING_SYSTEMS
 from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
 
 

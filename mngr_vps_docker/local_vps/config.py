@@ -10,8 +10,8 @@ from imbue.mngr_vps_docker.local_vps.client import ACCOUNT_PATTERN
 from imbue.mngr_vps_docker.local_vps.client import DEFAULT_ACCOUNT
 from imbue.mngr_vps_docker.local_vps.client import DEFAULT_PLAN
 from imbue.mngr_vps_docker.local_vps.client import DEFAULT_REGION
-from imbue.mngr_vps_docker.local_vps.images import AGENT_IMAGE
-from imbue.mngr_vps_docker.local_vps.images import DEFAULT_OS
+from imbue.mngr_vps_docker.local_vps.operating_systems import DEFAULT_OS
+from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image_of_os
 
 BACKEND_NAME: Final = ProviderBackendName("local-vps")
 
@@ -24,7 +24,7 @@ class LocalVpsProviderConfig(VpsDockerProviderConfig):
         default=DEFAULT_ACCOUNT, pattern=ACCOUNT_PATTERN, description="Whose VPSes these are; accounts see no others"
     )
     default_image: str = Field(
-        default=AGENT_IMAGE,
+        default=agent_image_of_os(DEFAULT_OS),
         description="Image of a host without a Dockerfile; each VPS brings this one along",
     )
     default_region: str = Field(default=DEFAULT_REGION, description="Region of a new VPS; there is only this one")

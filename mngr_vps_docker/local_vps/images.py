@@ -1,10 +1,10 @@
-"""The image that a local VPS boots from, built once per machine from the files in ``image/``.
+"""The images that local VPSes boot from, built once per machine from the files in ``image/``.
 
-Four images are made: ``base`` (Debian 12 as ``debian:bookworm-slim``), ``agent`` (base plus what mngr needs in every
-agent container) and the two operating systems a VPS may have, ``debian-12`` (with a Docker engine) and
-``debian-12-no-docker`` (cloud-init has to install one). Both hold ``base`` and ``agent`` as a tar that their inner
-engine loads, where they are called ``debian:bookworm-slim`` and ``mngr-agent:bookworm``. Loading takes an engine
-seconds, so ``debian-12`` also holds what one stores that has loaded them, and lays it down at the birth of a VPS.
+Of each release of Debian two images for containers are made: ``base`` (as small as ``debian:<release>-slim``) and
+``agent`` (base plus what mngr needs in every agent container). The image of an operating system holds those of its own
+release and of the common one as a tar that its inner engine loads, where they are called ``debian:<release>-slim`` and
+``mngr-agent:<release>``. Loading takes an engine seconds, so an operating system with Docker also holds what an engine
+stores that has loaded them, and lays it down at the birth of a VPS.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,21 +31,18 @@ from imbue.mngr_vps_docker.local_vps.labels import DIGEST_LABEL
 from imbue.mngr_vps_docker.local_vps.labels import NAME_PREFIX
 from imbue.mngr_vps_docker.local_vps.labels import label_arguments
 from imbue.mngr_vps_docker.local_vps.machine import MACHINE_OPTIONS
+from imbue.mngr_vps_docker.local_vps.operating_systems import DEFAULT_OS
+from imbue.mngr_vps_docker.local_vps.operating_systems import OperatingSystem
+from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image
+from imbue.mngr_vps_docker.local_vps.operating_systems import base_image
+from imbue.mngr_vps_docker.local_vps.operating_systems import find_operating_system
+from imbue.mngr_vps_docker.local_vps.operating_systems import without_docker
 
-DEFAULT_OS: Final = "debian-12"
-OS_WITHOUT_DOCKER: Final = "debian-12-no-docker"
-
-_STAGE_OF_OS: Final = {DEFAULT_OS: "with-images", OS_WITHOUT_DOCKER: "without-docker"}
-OPERATING_SYSTEMS: Final = tuple(_STAGE_OF_OS)
-
-# Inside a VPS: the image for agents that already has what mngr needs in a container.
-AGENT_IMAGE: Final = "mngr-agent:bookworm"
+DEFAULT_IMAGES: Final = (DEFAULT_OS, without_docker(DEFAULT_OS))
 
 _SOURCE: Final = Path(__file__).parent / "image"
-_OFFICIAL_BASE: Final = "debian:bookworm-slim"
-_BASE: Final = f"{NAME_PREFIX}:base"
-_AGENT: Final = f"{NAME_PREFIX}:agent"
-_ENGINE: Final = f"{NAME_PREFIX}:engine"
+_BASE_FILES: Final = ("make-base",)
+_AGENT_FILES: Final = (*_BASE_FILES, "agent.Dockerfile")
 _PULL_TIMEOUT_SECONDS: Final = 120.0
 _STEP_TIMEOUT_SECONDS: Final = 900.0
 _PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
@@ -54,9 +52,7 @@ type Report = Callable[[str], None]
 
 def image_of_os(os_id: str) -> str:
     """The engine's name for the image of one operating system; raise VpsApiError 400 for one that is not offered."""
-    if os_id not in _STAGE_OF_OS:
-        raise VpsApiError(400, f"unknown operating system '{os_id}'; valid: {', '.join(OPERATING_SYSTEMS)}")
-    return f"{NAME_PREFIX}:{os_id}"
+    return f"{NAME_PREFIX}:{find_operating_system(os_id).os_id}"
 
 
 def require_image(os_id: str) -> str:
@@ -64,53 +60,97 @@ def require_image(os_id: str) -> str:
     image = image_of_os(os_id)
     if not describe("image", [image]):
         raise VpsApiError(
-            503, "the image of local VPSes is not built yet: run python -m imbue.mngr_vps_docker.local_vps image"
+            503,
+            f"the image of local VPSes with {os_id} is not built yet: run"
+            f" python -m imbue.mngr_vps_docker.local_vps image {os_id}",
         )
     return image
 
 
-def ensure_images(report: Report) -> None:
-    """Build what is missing or was built from other files; quick where all is there.
+def ensure_images(report: Report, os_ids: Sequence[str] = DEFAULT_IMAGES) -> None:
+    """Build what these operating systems need and is missing or was built from other files; else quick.
 
-    Raises VpsApiError if the engine cannot be asked, VpsProvisioningError (with the output's end) if a step fails.
+    Raises VpsApiError if one is not offered or the engine cannot be asked, VpsProvisioningError (with the output's
+    end) if a step fails.
     """
+    systems = [find_operating_system(os_id) for os_id in os_ids]
     require_suitable_engine()
     with machine_lock():
         digest = _digest_of_source()
-        if all(_is_current(image_of_os(os_id), digest) for os_id in OPERATING_SYSTEMS):
-            return
-        with TemporaryDirectory(prefix=f"{NAME_PREFIX}-image-") as folder:
-            context = Path(folder) / "context"
-            shutil.copytree(_SOURCE, context)
-            if not _is_current(_BASE, digest):
-                _make_base(digest, report)
-            _build("the image of agents", _AGENT, context, digest, report, "--file", str(context / "agent.Dockerfile"))
-            with _step("packing both for the inner engines", report):
-                archive = context / "images.tar"
-                run_docker("save", "--output", str(archive), _BASE, _AGENT, timeout_seconds=_STEP_TIMEOUT_SECONDS)
-                # The build copies the file with its mode, and docker save makes it readable to its owner only.
-                archive.chmod(0o644)
-            _build("an engine for VPSes", _ENGINE, context, digest, report, "--target", "with-docker")
-            with _step("having it load both", report), (context / "stored.tar").open("wb") as archive_file:
+        for system in systems:
+            if not _is_current(image_of_os(system.os_id), digest):
+                _make_vps_image(system, digest, report)
+
+
+def _make_vps_image(system: OperatingSystem, digest: str, report: Report) -> None:
+    for release in system.container_releases:
+        _make_container_images(release, report)
+    with TemporaryDirectory(prefix=f"{NAME_PREFIX}-image-") as folder:
+        context = Path(folder) / "context"
+        shutil.copytree(_SOURCE, context)
+        with _step(f"packing the images of {' and '.join(system.container_releases)} for the inner engine", report):
+            _pack_container_images(system.container_releases, context)
+        packages = "with-docker" if system.has_docker else "without-docker"
+        arguments = ("--build-arg", f"BASE={_base(system.release)}", "--build-arg", f"PACKAGES={packages}")
+        engine = f"{NAME_PREFIX}:engine"
+        stage = ("--target", "machine")
+        if system.has_docker:
+            _build(f"an engine for {system.os_id}", engine, context, digest, report, *arguments, *stage)
+            with _step("having it load them", report), (context / "stored.tar").open("wb") as archive:
                 _run_logged(
                     [
                         *("docker", "run", "--rm", *MACHINE_OPTIONS, "--volume=/var/lib/docker"),
-                        *("--entrypoint=sh", _ENGINE, "/usr/local/lib/local-vps/store-images"),
+                        *("--entrypoint=sh", engine, "/usr/local/lib/local-vps/store-images"),
                     ],
                     "loading the images into an engine",
-                    stdout=archive_file.fileno(),
+                    stdout=archive.fileno(),
                 )
-            for os_id in reversed(OPERATING_SYSTEMS):
-                stage = ("--target", _STAGE_OF_OS[os_id])
-                _build(f"the VPS image {os_id}", image_of_os(os_id), context, digest, report, *stage)
-            run_docker("image", "rm", "--no-prune", _ENGINE)
+            stage = ("--target", "with-images")
+        image = image_of_os(system.os_id)
+        _build(f"the VPS image {system.os_id}", image, context, digest, report, *arguments, *stage)
+        if system.has_docker:
+            run_docker("image", "rm", "--no-prune", engine)
 
 
-def _digest_of_source() -> str:
+def _make_container_images(release: str, report: Report) -> None:
+    base, agent = _base(release), _agent(release)
+    if not _is_current(base, digest := _digest_of_source(*_BASE_FILES)):
+        _make_base(release, digest, report)
+    if not _is_current(agent, digest := _digest_of_source(*_AGENT_FILES)):
+        with TemporaryDirectory(prefix=f"{NAME_PREFIX}-image-") as folder:
+            arguments = ("--build-arg", f"BASE={base}", "--file", str(_SOURCE / "agent.Dockerfile"))
+            _build(f"the image of agents for {release}", agent, Path(folder), digest, report, *arguments)
+
+
+def _pack_container_images(releases: Sequence[str], context: Path) -> None:
+    """Write these images and the list of their names, here and in an inner engine, into the context of a VPS image."""
+    names = {image: name for release in releases for image, name in _names_in_vps(release).items()}
+    (context / "images.names").write_text("".join(f"{image} {name}\n" for image, name in names.items()))
+    archive = context / "images.tar"
+    run_docker("save", "--output", str(archive), *names, timeout_seconds=_STEP_TIMEOUT_SECONDS)
+    # The build copies the file with its mode, and docker save makes it readable to its owner only.
+    archive.chmod(0o644)
+
+
+def _base(release: str) -> str:
+    return f"{NAME_PREFIX}:base-{release}"
+
+
+def _agent(release: str) -> str:
+    return f"{NAME_PREFIX}:agent-{release}"
+
+
+def _names_in_vps(release: str) -> dict[str, str]:
+    return {_base(release): base_image(release), _agent(release): agent_image(release)}
+
+
+def _digest_of_source(*names: str) -> str:
+    """What the named files of ``image/`` hold, or (without names) all of them."""
     digest = hashlib.sha256()
     for path in sorted(_SOURCE.iterdir()):
-        content = path.read_bytes()
-        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+        if not names or path.name in names:
+            content = path.read_bytes()
+            digest.update(f"{path.name} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:16]
 
 
@@ -119,21 +159,22 @@ def _is_current(image: str, digest: str) -> bool:
     return run_docker("image", "ls", "--quiet", *filters).strip() != ""
 
 
-def _make_base(digest: str, report: Report) -> None:
-    was_there = bool(describe("image", [_OFFICIAL_BASE]))
-    if was_there or _pulled(_OFFICIAL_BASE, report):
-        source = f"FROM {_OFFICIAL_BASE}\n".encode()
-        run_docker("build", "--tag", _BASE, *label_arguments({DIGEST_LABEL: digest}), "-", stdin=source)
+def _make_base(release: str, digest: str, report: Report) -> None:
+    image, official = _base(release), base_image(release)
+    was_there = bool(describe("image", [official]))
+    if was_there or _pulled(official, report):
+        source = f"FROM {official}\n".encode()
+        run_docker("build", "--tag", image, *label_arguments({DIGEST_LABEL: digest}), "-", stdin=source)
         if not was_there:
             # Only the name goes, so that this machine's own list of images stays as it was.
-            run_docker("image", "rm", _OFFICIAL_BASE)
+            run_docker("image", "rm", official)
         return
-    with _step("no image registry is reached: making Debian 12 from the distribution's packages", report):
+    with _step(f"no image registry is reached: making Debian {release} from the distribution's packages", report):
         change = ("--change", 'CMD ["bash"]', "--change", f"LABEL {DIGEST_LABEL}={digest}")
         with TemporaryFile() as archive:
-            _run_logged(["sh", str(_SOURCE / "make-base")], "debootstrap", stdout=archive.fileno())
+            _run_logged(["sh", str(_SOURCE / "make-base"), release], "debootstrap", stdout=archive.fileno())
             archive.seek(0)
-            _run_logged(["docker", "import", *change, "-", _BASE], "docker import", stdin=archive.fileno())
+            _run_logged(["docker", "import", *change, "-", image], "docker import", stdin=archive.fileno())
 
 
 def _pulled(image: str, report: Report) -> bool:
@@ -148,7 +189,7 @@ def _pulled(image: str, report: Report) -> bool:
 
 def _build(what: str, image: str, context: Path, digest: str, report: Report, *options: str) -> None:
     proxies = [option for name in _PROXY_VARIABLES if name in os.environ for option in ("--build-arg", name)]
-    argv = ["docker", "build", "--tag", image, "--build-arg", f"BASE={_BASE}", *proxies, *options]
+    argv = ["docker", "build", "--tag", image, *proxies, *options]
     with _step(f"building {what}", report):
         _run_logged([*argv, *label_arguments({DIGEST_LABEL: digest}), str(context)], f"building {what}")
 

@@ -19,10 +19,10 @@ from imbue.mngr_vps_docker.local_vps.client import DEFAULT_PLAN
 from imbue.mngr_vps_docker.local_vps.client import DEFAULT_REGION
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.local_vps.images import AGENT_IMAGE
-from imbue.mngr_vps_docker.local_vps.images import DEFAULT_OS
-from imbue.mngr_vps_docker.local_vps.images import OS_WITHOUT_DOCKER
 from imbue.mngr_vps_docker.local_vps.images import require_image
+from imbue.mngr_vps_docker.local_vps.operating_systems import DEFAULT_OS
+from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image_of_os
+from imbue.mngr_vps_docker.local_vps.operating_systems import without_docker
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.target import SshTarget
@@ -35,6 +35,7 @@ class Vps:
     """One booted machine."""
 
     def __init__(self, client: LocalVpsClient, folder: Path, os_id: str) -> None:
+        self.agent_image = agent_image_of_os(os_id)
         host_key = load_or_create_key_pair(folder / "host")
         login = load_or_create_key_pair(folder / "login")
         key_id = client.upload_ssh_key(folder.name, login.public_key)
@@ -107,7 +108,7 @@ def test_docker_is_left_alone_by_upgrades_and_its_containers_by_its_restarts(vps
     held = vps.run("apt-config dump --format '%v ' Unattended-Upgrade::Package-Blacklist").checked().text
     assert held.split() == ["docker", "containerd", "runc"]
     pid = "docker inspect --format '{{.State.Pid}}' lasting"
-    vps.run(f"docker run --detach --name lasting {AGENT_IMAGE} sleep 1000").checked()
+    vps.run(f"docker run --detach --name lasting {vps.agent_image} sleep 1000").checked()
     before = vps.run(pid).checked().text
     vps.run("systemctl restart docker").checked()
     wait_for(lambda: vps.run("docker info").is_success, 60)
@@ -152,13 +153,13 @@ def test_only_the_vps_itself_reaches_its_metadata_service(
     def reaches(port: int, network: str | None = None) -> bool:
         ask = f"timeout 2 bash -c '</dev/tcp/169.254.169.254/{port}'"
         return vps.run(
-            ask if network is None else f'docker run --rm --network={network} {AGENT_IMAGE} sh -c "{ask}"'
+            ask if network is None else f'docker run --rm --network={network} {vps.agent_image} sh -c "{ask}"'
         ).is_success
 
     def is_reached_by_a_build(port: int) -> bool:
         # Each attempt is another step, which no cache answers.
         ask = f"timeout 2 bash -c '</dev/tcp/169.254.169.254/{port}' # {secrets.token_hex(4)}"
-        dockerfile = shlex.quote(f"FROM {AGENT_IMAGE}\nRUN {ask}\n")
+        dockerfile = shlex.quote(f"FROM {vps.agent_image}\nRUN {ask}\n")
         return vps.run(f"printf %s {dockerfile} | docker build --force-rm -").is_success
 
     def check() -> None:
@@ -197,7 +198,7 @@ def test_containers_reach_no_metadata_service_by_ipv6(vps: Vps) -> None:
     def reached(addresses: list[str]) -> list[str]:
         # Docker gives a container its address, and the kernel takes a second to make sure that nobody else has it.
         ask = "; ".join(f"timeout 3 bash -c '</dev/tcp/{address}/80' && echo {address}" for address in addresses)
-        return vps.run(f'docker run --rm --network=six {AGENT_IMAGE} sh -c "{ask}; true"').checked().text.split()
+        return vps.run(f'docker run --rm --network=six {vps.agent_image} sh -c "{ask}; true"').checked().text.split()
 
     try:
         wait_for(lambda: reached([other]))
@@ -282,7 +283,7 @@ def test_an_sshd_that_refuses_its_settings_is_left_as_it_was(vps: Vps) -> None:
 
 
 def test_docker_is_installed_where_it_is_missing(client: LocalVpsClient, tmp_path: Path) -> None:
-    machine = Vps(client, tmp_path, OS_WITHOUT_DOCKER)
+    machine = Vps(client, tmp_path, without_docker(DEFAULT_OS))
     try:
         waited = machine.wait()
         assert (waited.exit_code, waited.text) == (0, "ready\n"), waited.error_text

@@ -47,7 +47,7 @@ from imbue.mngr_vps_docker.ssh.shell import shell_argv
 from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
 from imbue.mngr_vps_docker.vps_state import read_vps_state
 
-IMAGE = "mngr-local-vps:base"
+IMAGE = "mngr-local-vps:base-bookworm"
 _KEEP_RUNNING = ("-c", "trap 'exit 7' TERM; while :; do sleep 1000 & wait $!; done")
 
 

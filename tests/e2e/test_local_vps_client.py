@@ -21,9 +21,9 @@ from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.local_vps.engine import lines_of
 from imbue.mngr_vps_docker.local_vps.engine import require_suitable_engine
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.local_vps.images import DEFAULT_OS
-from imbue.mngr_vps_docker.local_vps.images import OS_WITHOUT_DOCKER
 from imbue.mngr_vps_docker.local_vps.images import ensure_images
+from imbue.mngr_vps_docker.local_vps.operating_systems import DEFAULT_OS
+from imbue.mngr_vps_docker.local_vps.operating_systems import without_docker
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.primitives import VpsSnapshotId
@@ -105,7 +105,7 @@ def machine(client: LocalVpsClient, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def machine_without_docker(client: LocalVpsClient, tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    return Machine(client, tmp_path_factory.mktemp("machines"), "second", OS_WITHOUT_DOCKER)
+    return Machine(client, tmp_path_factory.mktemp("machines"), "second", without_docker(DEFAULT_OS))
 
 
 def test_vps_boots_with_the_injected_host_key_and_exactly_the_given_user_data(machine: Machine) -> None:
@@ -217,7 +217,7 @@ def test_vpses_ordered_at_the_same_time_get_addresses_of_their_own_and_the_last_
 
     def order(number: int) -> VpsInstanceId:
         return client.create_instance(
-            f"mngr-{number}", DEFAULT_REGION, DEFAULT_PLAN, OS_WITHOUT_DOCKER, "#cloud-config\n", [], []
+            f"mngr-{number}", DEFAULT_REGION, DEFAULT_PLAN, without_docker(DEFAULT_OS), "#cloud-config\n", [], []
         )
 
     try:

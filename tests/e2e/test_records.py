@@ -25,7 +25,7 @@ from imbue.mngr_vps_docker.local_vps.engine import run_docker
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
 
-IMAGE = "mngr-local-vps:base"
+IMAGE = "mngr-local-vps:base-bookworm"
 VOLUME_BYTES = 256 * 1024
 
 # Writes ever new versions of one record, each larger than what a pipe holds, until it is killed.

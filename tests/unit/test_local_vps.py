@@ -7,10 +7,14 @@ import tarfile
 import pytest
 from pytest_subprocess import FakeProcess
 
+from imbue.mngr_vps_docker.errors import VpsApiError
+from imbue.mngr_vps_docker.local_vps.__main__ import main
 from imbue.mngr_vps_docker.local_vps.engine import api_error_of
 from imbue.mngr_vps_docker.local_vps.engine import describe
+from imbue.mngr_vps_docker.local_vps.images import require_image
 from imbue.mngr_vps_docker.local_vps.machine import hostname_of
 from imbue.mngr_vps_docker.local_vps.machine import seed_archive
+from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image_of_os
 
 
 @pytest.mark.parametrize(
@@ -58,3 +62,23 @@ def test_what_goes_while_it_is_being_described_is_left_out(fp: FakeProcess) -> N
     fp.register(["docker", "container", "inspect", "b"], returncode=1, stderr="Error: No such container: b\n")
     assert describe("container", ["a", "b"]) == [{"Id": "a"}]
     assert len(fp.calls) == 3
+
+
+def test_every_operating_system_has_an_agent_image_of_its_own_release() -> None:
+    assert agent_image_of_os("debian-12") == agent_image_of_os("debian-12-no-docker") == "mngr-agent:bookworm"
+    assert agent_image_of_os("debian-13") == agent_image_of_os("debian-13-no-docker") == "mngr-agent:trixie"
+    assert agent_image_of_os("forky") == "mngr-agent:forky"
+
+
+def test_an_operating_system_that_is_not_offered_is_refused_before_the_engine_is_asked(
+    fp: FakeProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["image", "debian-12", "debian-11"]) == 1
+    assert "unknown operating system 'debian-11'; valid: debian-12" in capsys.readouterr().err
+    assert len(fp.calls) == 0
+
+
+def test_the_error_for_a_missing_image_names_the_command_that_builds_it(fp: FakeProcess) -> None:
+    fp.register([fp.program("docker"), fp.any()], returncode=1, stderr="Error: No such image: x\n")
+    with pytest.raises(VpsApiError, match=r"run python -m imbue\.mngr_vps_docker\.local_vps image debian-13$"):
+        require_image("debian-13")

@@ -18,6 +18,7 @@ from imbue.mngr.hosts.host import Host
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
 from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.keys import KeyPair
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
@@ -38,7 +39,9 @@ def test_a_container_gets_no_new_privileges_and_bounded_logs_and_processes(lab: 
     settings = container[0]["HostConfig"]
     assert settings["SecurityOpt"] == ["no-new-privileges"]
     assert (settings["LogConfig"]["Type"], settings["PidsLimit"], settings["OomScoreAdj"]) == ("local", 4096, 500)
-    assert (settings["Privileged"], settings["NetworkMode"], settings["PidMode"]) == (False, "default", "")
+    assert (settings["Privileged"], settings["PidMode"]) == (False, "")
+    # What Docker 20.10 calls default, 26 calls by its name.
+    assert settings["NetworkMode"] in ("default", "bridge")
     # The file of control groups v2, or of v1.
     limit = "cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null"
     said = host.execute_idempotent_command(f"grep NoNewPrivs /proc/self/status; {limit}")
@@ -78,7 +81,9 @@ def test_a_container_that_eats_all_memory_is_ended_and_its_vps_goes_on(lab: Prov
 
 def shown_host_key(lab: ProviderLab, host: Host) -> str:
     """The one that the VPS shows to whoever asks."""
-    return lab.on_vps(host.id, "ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | cut -d ' ' -f 2,3").strip()
+    return lab.on_vps(
+        host.id, "ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | sed '/^#/d' | cut -d ' ' -f 2,3"
+    ).strip()
 
 
 def test_the_host_key_that_the_cloud_knows_is_worth_nothing(lab: ProviderLab, host: Host) -> None:
@@ -90,6 +95,22 @@ def test_the_host_key_that_the_cloud_knows_is_worth_nothing(lab: ProviderLab, ho
     record = provider._find_host_record(host.id)
     assert record is not None and record.ssh_host_public_key == shown
     assert files_with_key(lab, host, injected) == ""
+
+
+def test_a_vps_that_keeps_its_old_host_key_is_not_asked_for_it_until_it_refuses_itself(
+    lab: ProviderLab, host: Host
+) -> None:
+    public_key = "/etc/ssh/ssh_host_ed25519_key.pub"
+    lab.on_vps(host.id, f"cp {public_key} {public_key}.kept && echo ssh-ed25519 {'A' * 68} >{public_key}")
+    provider = lab.process()
+    address = provider._registry.entry(host.id).vps_ip
+    assert address is not None
+    try:
+        with pytest.raises(RemoteCommandError, match="sshd still shows its old host key"):
+            take_host_key(provider._context.vps(address, host.id), "ssh-ed25519 another")
+        assert shown_host_key(lab, host).startswith("ssh-ed25519 ")
+    finally:
+        lab.on_vps(host.id, f"mv {public_key}.kept {public_key}")
 
 
 def files_with_key(lab: ProviderLab, host: Host, pair: KeyPair) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from imbue.mngr_vps_docker.local_vps.engine import lines_of
 from imbue.mngr_vps_docker.local_vps.engine import remove_if_there
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.local_vps.labels import DIGEST_LABEL
 from imbue.mngr_vps_docker.local_vps.labels import NAME_PREFIX
 from imbue.mngr_vps_docker.local_vps.labels import SNAPSHOT_REPOSITORY
 from imbue.mngr_vps_docker.local_vps.labels import Kind
@@ -39,7 +38,3 @@ def _remove_images() -> Iterator[str]:
     for name in lines_of(run_docker("image", "ls", "--format={{.Repository}}:{{.Tag}}", NAME_PREFIX)):
         remove_if_there("image", "rm", name)
         yield f"image {name}"
-    replaced = ("image", "ls", "--quiet", "--filter=dangling=true", f"--filter=label={DIGEST_LABEL}")
-    for image_id in lines_of(run_docker(*replaced)):
-        remove_if_there("image", "rm", image_id)
-        yield f"replaced image {image_id}"

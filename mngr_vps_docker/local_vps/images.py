@@ -27,9 +27,7 @@ from imbue.mngr_vps_docker.local_vps.engine import describe
 from imbue.mngr_vps_docker.local_vps.engine import machine_lock
 from imbue.mngr_vps_docker.local_vps.engine import require_suitable_engine
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.local_vps.labels import DIGEST_LABEL
 from imbue.mngr_vps_docker.local_vps.labels import NAME_PREFIX
-from imbue.mngr_vps_docker.local_vps.labels import label_arguments
 from imbue.mngr_vps_docker.local_vps.machine import MACHINE_OPTIONS
 from imbue.mngr_vps_docker.local_vps.operating_systems import DEFAULT_OS
 from imbue.mngr_vps_docker.local_vps.operating_systems import OperatingSystem
@@ -52,13 +50,18 @@ type Report = Callable[[str], None]
 
 def image_of_os(os_id: str) -> str:
     """The engine's name for the image of one operating system; raise VpsApiError 400 for one that is not offered."""
-    return f"{NAME_PREFIX}:{find_operating_system(os_id).os_id}"
+    return _named(find_operating_system(os_id).os_id, _digest_of_source())
+
+
+def image_of_base(release: str) -> str:
+    """The engine's name for the image of this release of Debian that VPSes have as ``debian:<release>-slim``."""
+    return _named(f"base-{release}", _digest_of_source(*_BASE_FILES))
 
 
 def require_image(os_id: str) -> str:
     """The image of one operating system; raise VpsApiError 503 if it has not been built on this machine."""
     image = image_of_os(os_id)
-    if not describe("image", [image]):
+    if not _is_there(image):
         raise VpsApiError(
             503,
             f"the image of local VPSes with {os_id} is not built yet: run"
@@ -76,13 +79,12 @@ def ensure_images(report: Report, os_ids: Sequence[str] = DEFAULT_IMAGES) -> Non
     systems = [find_operating_system(os_id) for os_id in os_ids]
     require_suitable_engine()
     with machine_lock():
-        digest = _digest_of_source()
         for system in systems:
-            if not _is_current(image_of_os(system.os_id), digest):
-                _make_vps_image(system, digest, report)
+            if not _is_there(image_of_os(system.os_id)):
+                _make_vps_image(system, report)
 
 
-def _make_vps_image(system: OperatingSystem, digest: str, report: Report) -> None:
+def _make_vps_image(system: OperatingSystem, report: Report) -> None:
     for release in system.container_releases:
         _make_container_images(release, report)
     with TemporaryDirectory(prefix=f"{NAME_PREFIX}-image-") as folder:
@@ -91,11 +93,11 @@ def _make_vps_image(system: OperatingSystem, digest: str, report: Report) -> Non
         with _step(f"packing the images of {' and '.join(system.container_releases)} for the inner engine", report):
             _pack_container_images(system.container_releases, context)
         packages = "with-docker" if system.has_docker else "without-docker"
-        arguments = ("--build-arg", f"BASE={_base(system.release)}", "--build-arg", f"PACKAGES={packages}")
-        engine = f"{NAME_PREFIX}:engine"
+        arguments = ("--build-arg", f"BASE={image_of_base(system.release)}", "--build-arg", f"PACKAGES={packages}")
+        engine = _named(f"engine-{system.release}", _digest_of_source())
         stage = ("--target", "machine")
         if system.has_docker:
-            _build(f"an engine for {system.os_id}", engine, context, digest, report, *arguments, *stage)
+            _build(f"an engine for {system.os_id}", engine, context, report, *arguments, *stage)
             with _step("having it load them", report), (context / "stored.tar").open("wb") as archive:
                 _run_logged(
                     [
@@ -107,19 +109,19 @@ def _make_vps_image(system: OperatingSystem, digest: str, report: Report) -> Non
                 )
             stage = ("--target", "with-images")
         image = image_of_os(system.os_id)
-        _build(f"the VPS image {system.os_id}", image, context, digest, report, *arguments, *stage)
+        _build(f"the VPS image {system.os_id}", image, context, report, *arguments, *stage)
         if system.has_docker:
             run_docker("image", "rm", "--no-prune", engine)
 
 
 def _make_container_images(release: str, report: Report) -> None:
-    base, agent = _base(release), _agent(release)
-    if not _is_current(base, digest := _digest_of_source(*_BASE_FILES)):
-        _make_base(release, digest, report)
-    if not _is_current(agent, digest := _digest_of_source(*_AGENT_FILES)):
+    base, agent = image_of_base(release), _image_of_agent(release)
+    if not _is_there(base):
+        _make_base(release, report)
+    if not _is_there(agent):
         with TemporaryDirectory(prefix=f"{NAME_PREFIX}-image-") as folder:
             arguments = ("--build-arg", f"BASE={base}", "--file", str(_SOURCE / "agent.Dockerfile"))
-            _build(f"the image of agents for {release}", agent, Path(folder), digest, report, *arguments)
+            _build(f"the image of agents for {release}", agent, Path(folder), report, *arguments)
 
 
 def _pack_container_images(releases: Sequence[str], context: Path) -> None:
@@ -132,16 +134,17 @@ def _pack_container_images(releases: Sequence[str], context: Path) -> None:
     archive.chmod(0o644)
 
 
-def _base(release: str) -> str:
-    return f"{NAME_PREFIX}:base-{release}"
-
-
-def _agent(release: str) -> str:
-    return f"{NAME_PREFIX}:agent-{release}"
-
-
 def _names_in_vps(release: str) -> dict[str, str]:
-    return {_base(release): base_image(release), _agent(release): agent_image(release)}
+    return {image_of_base(release): base_image(release), _image_of_agent(release): agent_image(release)}
+
+
+def _image_of_agent(release: str) -> str:
+    return _named(f"agent-{release}", _digest_of_source(*_AGENT_FILES))
+
+
+def _named(what: str, digest: str) -> str:
+    """By its source, so that checkouts of different versions can share the engine."""
+    return f"{NAME_PREFIX}:{what}-{digest}"
 
 
 def _digest_of_source(*names: str) -> str:
@@ -154,23 +157,22 @@ def _digest_of_source(*names: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _is_current(image: str, digest: str) -> bool:
-    filters = (f"--filter=reference={image}", f"--filter=label={DIGEST_LABEL}={digest}")
-    return run_docker("image", "ls", "--quiet", *filters).strip() != ""
+def _is_there(image: str) -> bool:
+    return bool(describe("image", [image]))
 
 
-def _make_base(release: str, digest: str, report: Report) -> None:
-    image, official = _base(release), base_image(release)
-    was_there = bool(describe("image", [official]))
+def _make_base(release: str, report: Report) -> None:
+    image, official = image_of_base(release), base_image(release)
+    was_there = _is_there(official)
     if was_there or _pulled(official, report):
         source = f"FROM {official}\n".encode()
-        run_docker("build", "--tag", image, *label_arguments({DIGEST_LABEL: digest}), "-", stdin=source)
+        run_docker("build", "--tag", image, "-", stdin=source)
         if not was_there:
             # Only the name goes, so that this machine's own list of images stays as it was.
             run_docker("image", "rm", official)
         return
     with _step(f"no image registry is reached: making Debian {release} from the distribution's packages", report):
-        change = ("--change", 'CMD ["bash"]', "--change", f"LABEL {DIGEST_LABEL}={digest}")
+        change = ("--change", 'CMD ["bash"]')
         with TemporaryFile() as archive:
             _run_logged(["sh", str(_SOURCE / "make-base"), release], "debootstrap", stdout=archive.fileno())
             archive.seek(0)
@@ -187,11 +189,11 @@ def _pulled(image: str, report: Report) -> bool:
     return True
 
 
-def _build(what: str, image: str, context: Path, digest: str, report: Report, *options: str) -> None:
+def _build(what: str, image: str, context: Path, report: Report, *options: str) -> None:
     proxies = [option for name in _PROXY_VARIABLES if name in os.environ for option in ("--build-arg", name)]
     argv = ["docker", "build", "--tag", image, *proxies, *options]
     with _step(f"building {what}", report):
-        _run_logged([*argv, *label_arguments({DIGEST_LABEL: digest}), str(context)], f"building {what}")
+        _run_logged([*argv, str(context)], f"building {what}")
 
 
 def _run_logged(argv: list[str], what: str, *, stdin: int = subprocess.DEVNULL, stdout: int | None = None) -> None:

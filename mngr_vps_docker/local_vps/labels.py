@@ -18,7 +18,6 @@ OS_LABEL: Final = f"{_PREFIX}.os"
 KEY_NAME_LABEL: Final = f"{_PREFIX}.key-name"
 PUBLIC_KEY_LABEL: Final = f"{_PREFIX}.public-key"
 DESCRIPTION_LABEL: Final = f"{_PREFIX}.description"
-DIGEST_LABEL: Final = f"{_PREFIX}.digest"
 
 NAME_PREFIX: Final = "mngr-local-vps"
 SNAPSHOT_REPOSITORY: Final = f"{NAME_PREFIX}-snapshot"

@@ -39,6 +39,7 @@ from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.host_volume import HostVolumeOverSsh
+from imbue.mngr_vps_docker.local_vps.images import image_of_base
 from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
@@ -47,7 +48,7 @@ from imbue.mngr_vps_docker.ssh.shell import shell_argv
 from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
 from imbue.mngr_vps_docker.vps_state import read_vps_state
 
-IMAGE = "mngr-local-vps:base-bookworm"
+IMAGE = image_of_base("bookworm")
 _KEEP_RUNNING = ("-c", "trap 'exit 7' TERM; while :; do sleep 1000 & wait $!; done")
 
 

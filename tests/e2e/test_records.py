@@ -22,10 +22,11 @@ from imbue.mngr_vps_docker.host_record import encode_record
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
+from imbue.mngr_vps_docker.local_vps.images import image_of_base
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
 
-IMAGE = "mngr-local-vps:base-bookworm"
+IMAGE = image_of_base("bookworm")
 VOLUME_BYTES = 256 * 1024
 
 # Writes ever new versions of one record, each larger than what a pipe holds, until it is killed.

@@ -104,9 +104,11 @@ def require_suitable_engine() -> None:
 
 
 @contextmanager
-def machine_lock() -> Iterator[None]:
-    """Hold what only one process of this installation may do at a time (choose an address, build an image)."""
-    descriptor = os.open(Path(__file__).parent, os.O_RDONLY)
+def machine_lock(subject: Path = Path(__file__).parent) -> Iterator[None]:
+    """Hold what only one process of this installation may do at a time: choose an address, or (by the folder that is
+    the ``subject``) build images, which takes minutes.
+    """
+    descriptor = os.open(subject, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -78,7 +78,7 @@ def ensure_images(report: Report, os_ids: Sequence[str] = DEFAULT_IMAGES) -> Non
     """
     systems = [find_operating_system(os_id) for os_id in os_ids]
     require_suitable_engine()
-    with machine_lock():
+    with machine_lock(_SOURCE):
         for system in systems:
             if not _is_there(image_of_os(system.os_id)):
                 _make_vps_image(system, report)

@@ -18,13 +18,14 @@ SHELL_SCRIPTS = $(shell find .ci scripts mngr_vps_docker -type f \
 help: ## show this list
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-demo: bootstrap ## watch mngr make, use and destroy a host on a VPS that runs on this machine
+demo: bootstrap ## watch mngr make, use and destroy a host on a VPS that runs on this machine (OS=debian-13: with that)
 	@scripts/ensure-engine
-	@$(PYTHON) scripts/demo
+	@$(PYTHON) scripts/demo $(OS)
 
+# The core of the end-to-end tests runs on two operating systems of VPSes, or all of them on the one of OS=.
 test: bootstrap ## run every test; end-to-end ones on local VPSes, skipped where no Docker engine can be had
 	@scripts/ensure-engine || echo "No Docker engine: the end-to-end tests cannot run." >&2
-	@$(PYTEST)
+	@MNGR_TEST_OS=$(OS) $(PYTEST)
 
 test-fast: bootstrap ## run the unit and ssh tests (a loopback sshd; no root, no Docker), but for those of `make check`
 	@$(PYTEST) -n 7 --dist load --maxschedchunk 1 --hypothesis-profile=quick $(PACKAGE_TESTS:%=--ignore=%) tests/ssh tests/unit

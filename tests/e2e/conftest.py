@@ -1,13 +1,23 @@
-"""What end-to-end tests share: a Docker engine, the image of local VPSes, and mngr's command line."""
+"""What end-to-end tests share: a Docker engine, the operating system of VPSes, and mngr's command line."""
 
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 from support.mngr_cli import MngrCli
+from support.operating_system import CHOSEN_OS
+from support.operating_system import CORE_SYSTEMS
 from support.provider import ProviderLab
 
 from imbue.mngr_vps_docker.local_vps.images import ensure_images
+from imbue.mngr_vps_docker.local_vps.operating_systems import without_docker
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give tests, and fixtures, that ask for ``os_id`` the operating system of VPSes."""
+    if "os_id" in metafunc.fixturenames:
+        is_core = metafunc.definition.get_closest_marker("core") is not None
+        metafunc.parametrize("os_id", CORE_SYSTEMS if is_core else (CHOSEN_OS,), scope="module")
 
 
 @pytest.fixture(scope="session")
@@ -23,16 +33,23 @@ def engine() -> None:
         pytest.skip("the Docker engine has not answered `docker info` for 30 s")
 
 
-@pytest.fixture(scope="session")
-def vps_image(engine: None) -> None:
+@pytest.fixture(scope="module")
+def vps_image(engine: None, os_id: str) -> None:
     """The image that local VPSes boot from; building it takes minutes where it is not there yet."""
-    ensure_images(lambda _: None)
+    ensure_images(lambda _: None, [os_id])
 
 
 @pytest.fixture(scope="module")
-def mngr(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MngrCli]:
+def os_without_docker(engine: None, os_id: str) -> str:
+    """The operating system of the same release that has no Docker, with its image."""
+    ensure_images(lambda _: None, [without_docker(os_id)])
+    return without_docker(os_id)
+
+
+@pytest.fixture(scope="module")
+def mngr(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MngrCli]:
     """mngr with an account of this test module's own, of which nothing is left afterwards."""
-    cli = MngrCli(tmp_path_factory.mktemp("mngr"))
+    cli = MngrCli(tmp_path_factory.mktemp("mngr"), os_id)
     try:
         cli.set_up()
         yield cli
@@ -41,9 +58,9 @@ def mngr(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def lab(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderLab]:
+def lab(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderLab]:
     """An account of the local cloud of this test module's own, of which nothing is left afterwards."""
-    lab = ProviderLab(tmp_path_factory.mktemp("lab"))
+    lab = ProviderLab(tmp_path_factory.mktemp("lab"), os_id)
     try:
         yield lab
     finally:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from support.local_provider import local_provider
 from support.mngr_cli import MngrCli
 
 from imbue.mngr.primitives import HostName
@@ -153,7 +152,7 @@ def test_without_ssh_on_this_machine_nothing_is_begun(mngr: MngrCli, tmp_path: P
 
 def test_a_context_in_a_deleted_working_directory_is_refused(mngr: MngrCli, tmp_path: Path) -> None:
     """Through the provider: mngr's own command line ends before it has loaded any provider."""
-    provider = local_provider(mngr.profile, mngr.account, mngr.cloud)
+    provider = mngr.provider()
     gone = tmp_path / "gone"
     gone.mkdir()
     here = Path.cwd()
@@ -169,10 +168,10 @@ def test_a_context_in_a_deleted_working_directory_is_refused(mngr: MngrCli, tmp_
 def test_a_name_that_is_taken_is_refused_even_by_a_host_that_was_never_finished(mngr: MngrCli) -> None:
     faults = (Fault("wait_for_instance_active", VpsApiError(503, "overload")), Fault("delete_ssh_key", TimeoutError()))
     with pytest.raises(VpsProvisioningError, match="overload"):
-        local_provider(mngr.profile, mngr.account, FaultyClient(real=mngr.cloud, faults=faults)).create_host(HOST)
+        mngr.provider(FaultyClient(real=mngr.cloud, faults=faults)).create_host(HOST)
     keys = mngr.cloud.list_ssh_keys()
     error = error_of(mngr.run("create", ADDRESS, *OPTIONS, *AGENT))
     assert "Host name already exists: h1" in error
     assert mngr.cloud.list_ssh_keys() == keys
-    provider = local_provider(mngr.profile, mngr.account, mngr.cloud)
+    provider = mngr.provider()
     provider.destroy_host(provider.get_host(HOST).id)

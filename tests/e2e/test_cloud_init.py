@@ -20,12 +20,12 @@ from imbue.mngr_vps_docker.local_vps.client import DEFAULT_REGION
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
 from imbue.mngr_vps_docker.local_vps.images import require_image
-from imbue.mngr_vps_docker.local_vps.operating_systems import DEFAULT_OS
 from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image_of_os
-from imbue.mngr_vps_docker.local_vps.operating_systems import without_docker
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.target import SshTarget
+
+pytestmark = pytest.mark.core
 
 READY_TIMEOUT_SECONDS = 300.0
 SETUP = "/usr/local/sbin/mngr-vps-setup"
@@ -73,8 +73,8 @@ def client(vps_image: None) -> Iterator[LocalVpsClient]:
 
 
 @pytest.fixture(scope="module")
-def vps(client: LocalVpsClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vps]:
-    machine = Vps(client, tmp_path_factory.mktemp("vps"), DEFAULT_OS)
+def vps(client: LocalVpsClient, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vps]:
+    machine = Vps(client, tmp_path_factory.mktemp("vps"), os_id)
     yield machine
     machine.connection.close()
 
@@ -132,12 +132,12 @@ def test_readiness_survives_a_reboot(vps: Vps, client: LocalVpsClient) -> None:
 
 
 @pytest.fixture
-def metadata_service(vps: Vps) -> Iterator[None]:
+def metadata_service(vps: Vps, os_id: str) -> Iterator[None]:
     """What clouds have at this address, here on the VPS's own network: a port for user data, and one for names."""
     (network,) = json.loads(run_docker("inspect", vps.instance_id))[0]["NetworkSettings"]["Networks"]
     serve = "ip address add 169.254.169.254/32 dev eth0; python3 -m http.server 53 & exec python3 -m http.server 80"
     options = ("--detach", "--cap-add=NET_ADMIN", f"--network={network}", "--entrypoint=sh", "--workdir=/srv")
-    server = run_docker("run", *options, require_image(DEFAULT_OS), "-c", serve).strip()
+    server = run_docker("run", *options, require_image(os_id), "-c", serve).strip()
     try:
         yield
     finally:
@@ -282,8 +282,10 @@ def test_an_sshd_that_refuses_its_settings_is_left_as_it_was(vps: Vps) -> None:
         vps.run(f"mv {config}.kept {config}; sh -eu {SETUP} sshd").checked()
 
 
-def test_docker_is_installed_where_it_is_missing(client: LocalVpsClient, tmp_path: Path) -> None:
-    machine = Vps(client, tmp_path, without_docker(DEFAULT_OS))
+def test_docker_is_installed_where_it_is_missing(
+    client: LocalVpsClient, os_without_docker: str, tmp_path: Path
+) -> None:
+    machine = Vps(client, tmp_path, os_without_docker)
     try:
         waited = machine.wait()
         assert (waited.exit_code, waited.text) == (0, "ready\n"), waited.error_text

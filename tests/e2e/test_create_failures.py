@@ -60,7 +60,7 @@ def nothing_left(mngr: MngrCli, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 def provider_of(mngr: MngrCli, client: VpsClientInterface, **settings: object) -> LocalVpsProvider:
-    return local_provider(mngr.profile, mngr.account, client, **settings)
+    return mngr.provider(client, **settings)
 
 
 def faulty(mngr: MngrCli, *faults: Fault) -> FaultyClient:

@@ -14,9 +14,9 @@ DEMO_TIMEOUT_SECONDS = 600
 
 
 @pytest.fixture
-def killed_demo(vps_image: None) -> Iterator[None]:
+def killed_demo(vps_image: None, os_id: str) -> Iterator[None]:
     """A demo that was killed while its `mngr create` was running on a VPS."""
-    with subprocess.Popen([sys.executable, DEMO], stdout=subprocess.PIPE, text=True) as demo:
+    with subprocess.Popen([sys.executable, DEMO, os_id], stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         for line in demo.stdout:
             if "Waiting for cloud-init" in line:
@@ -25,9 +25,10 @@ def killed_demo(vps_image: None) -> Iterator[None]:
     yield
 
 
-def test_the_demo_goes_through_after_an_earlier_one_was_killed(killed_demo: None) -> None:
+@pytest.mark.core
+def test_the_demo_goes_through_after_an_earlier_one_was_killed(killed_demo: None, os_id: str) -> None:
     done = subprocess.run(
-        [sys.executable, DEMO],
+        [sys.executable, DEMO, os_id],
         env=os.environ | {"NO_COLOR": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -24,6 +24,8 @@ from imbue.mngr_vps_docker.keys import KeyPair
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
 from imbue.mngr_vps_docker.vps_identity import take_host_key
 
+pytestmark = pytest.mark.core
+
 SECRET = "canary-5f1e9a"
 KEPT = "what-a-snapshot-is-for-2b7c"
 

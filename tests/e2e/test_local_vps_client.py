@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.operating_system import CHOSEN_OS
 from support.provider import freeze
 
 from imbue.mngr_vps_docker.errors import VpsApiError
@@ -19,11 +20,7 @@ from imbue.mngr_vps_docker.local_vps.client import DEFAULT_PLAN
 from imbue.mngr_vps_docker.local_vps.client import DEFAULT_REGION
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.local_vps.engine import lines_of
-from imbue.mngr_vps_docker.local_vps.engine import require_suitable_engine
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.local_vps.images import ensure_images
-from imbue.mngr_vps_docker.local_vps.operating_systems import DEFAULT_OS
-from imbue.mngr_vps_docker.local_vps.operating_systems import without_docker
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.primitives import VpsSnapshotId
@@ -35,7 +32,7 @@ BOOT_TIMEOUT_SECONDS = 120.0
 class Machine:
     """One booted VPS with the keys to get in."""
 
-    def __init__(self, client: LocalVpsClient, folder: Path, name: str, os_id: str = DEFAULT_OS) -> None:
+    def __init__(self, client: LocalVpsClient, folder: Path, name: str, os_id: str) -> None:
         self.client = client
         self.folder = folder / name
         self.folder.mkdir()
@@ -80,17 +77,8 @@ class Machine:
         assert result.returncode == 0, result.stdout
 
 
-@pytest.fixture(scope="module", autouse=True)
-def images() -> None:
-    try:
-        require_suitable_engine()
-    except VpsApiError as error:
-        pytest.skip(f"no Docker engine for VPSes: {error}")
-    ensure_images(lambda line: None)
-
-
 @pytest.fixture(scope="module")
-def client() -> Iterator[LocalVpsClient]:
+def client(vps_image: None) -> Iterator[LocalVpsClient]:
     account = f"test-{secrets.token_hex(4)}"
     try:
         yield LocalVpsClient(account=account)
@@ -99,13 +87,15 @@ def client() -> Iterator[LocalVpsClient]:
 
 
 @pytest.fixture(scope="module")
-def machine(client: LocalVpsClient, tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    return Machine(client, tmp_path_factory.mktemp("machines"), "first")
+def machine(client: LocalVpsClient, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    return Machine(client, tmp_path_factory.mktemp("machines"), "first", os_id)
 
 
 @pytest.fixture(scope="module")
-def machine_without_docker(client: LocalVpsClient, tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    return Machine(client, tmp_path_factory.mktemp("machines"), "second", without_docker(DEFAULT_OS))
+def machine_without_docker(
+    client: LocalVpsClient, os_without_docker: str, tmp_path_factory: pytest.TempPathFactory
+) -> Machine:
+    return Machine(client, tmp_path_factory.mktemp("machines"), "second", os_without_docker)
 
 
 def test_vps_boots_with_the_injected_host_key_and_exactly_the_given_user_data(machine: Machine) -> None:
@@ -198,9 +188,9 @@ def test_snapshot_is_listed_until_it_is_deleted(machine: Machine, client: LocalV
 
 
 def test_destroy_of_a_frozen_vps_leaves_nothing_and_the_second_one_says_gone(
-    client: LocalVpsClient, tmp_path: Path
+    client: LocalVpsClient, os_id: str, tmp_path: Path
 ) -> None:
-    vps = Machine(client, tmp_path, "third")
+    vps = Machine(client, tmp_path, "third", os_id)
     vps.ssh("docker run --detach debian:bookworm-slim sleep 1000")
     freeze(vps.id)
     client.destroy_instance(vps.id)
@@ -212,12 +202,14 @@ def test_destroy_of_a_frozen_vps_leaves_nothing_and_the_second_one_says_gone(
         assert caught.value.is_gone
 
 
-def test_vpses_ordered_at_the_same_time_get_addresses_of_their_own_and_the_last_destroy_takes_the_network() -> None:
+def test_vpses_ordered_at_the_same_time_get_addresses_of_their_own_and_the_last_destroy_takes_the_network(
+    os_without_docker: str,
+) -> None:
     client = LocalVpsClient(account=f"test-{secrets.token_hex(4)}")
 
     def order(number: int) -> VpsInstanceId:
         return client.create_instance(
-            f"mngr-{number}", DEFAULT_REGION, DEFAULT_PLAN, without_docker(DEFAULT_OS), "#cloud-config\n", [], []
+            f"mngr-{number}", DEFAULT_REGION, DEFAULT_PLAN, os_without_docker, "#cloud-config\n", [], []
         )
 
     try:
@@ -230,8 +222,8 @@ def test_vpses_ordered_at_the_same_time_get_addresses_of_their_own_and_the_last_
         list(clean(client.account))
 
 
-def test_destroy_finishes_what_an_interrupted_one_left(client: LocalVpsClient) -> None:
-    vps_id = client.create_instance("mngr-x", DEFAULT_REGION, DEFAULT_PLAN, DEFAULT_OS, "#cloud-config\n", [], [])
+def test_destroy_finishes_what_an_interrupted_one_left(client: LocalVpsClient, os_id: str) -> None:
+    vps_id = client.create_instance("mngr-x", DEFAULT_REGION, DEFAULT_PLAN, os_id, "#cloud-config\n", [], [])
     run_docker("rm", "--force", vps_id)
     client.destroy_instance(vps_id)
     assert run_docker("volume", "ls", "--quiet", "--filter", f"name={vps_id}") == ""
@@ -246,7 +238,7 @@ def test_ssh_keys_are_listed_until_they_are_deleted(client: LocalVpsClient) -> N
 
 
 class TestConformance(VpsClientConformance):
-    region, plan, os_id = DEFAULT_REGION, DEFAULT_PLAN, DEFAULT_OS
+    region, plan, os_id = DEFAULT_REGION, DEFAULT_PLAN, CHOSEN_OS
 
 
 def test_unknown_ids_are_answered_with_404(client: LocalVpsClient) -> None:
@@ -276,13 +268,13 @@ def test_unknown_ids_are_answered_with_404(client: LocalVpsClient) -> None:
     ],
 )
 def test_order_that_cannot_be_met_is_refused_and_nothing_is_made(
-    client: LocalVpsClient, wrong: dict[str, object], status: int, says: str
+    client: LocalVpsClient, os_id: str, wrong: dict[str, object], status: int, says: str
 ) -> None:
     order: dict[str, object] = {
         "label": "mngr-x",
         "region": DEFAULT_REGION,
         "plan": DEFAULT_PLAN,
-        "os_id": DEFAULT_OS,
+        "os_id": os_id,
         "user_data": "#cloud-config\n",
         "ssh_key_ids": [],
         "tags": ["refused=yes"],
@@ -293,14 +285,14 @@ def test_order_that_cannot_be_met_is_refused_and_nothing_is_made(
     assert client.find_instances({"refused": "yes"}) == []
 
 
-def test_clean_removes_all_of_its_account_and_nothing_else() -> None:
+def test_clean_removes_all_of_its_account_and_nothing_else(vps_image: None, os_id: str) -> None:
     mine, neighbour = (LocalVpsClient(account=f"test-{secrets.token_hex(4)}") for _ in range(2))
     foreign_volume = f"foreign-{secrets.token_hex(4)}"
     run_docker("volume", "create", "--label", "com.imbue.mngr.provider=other", foreign_volume)
     try:
         kept_key = neighbour.upload_ssh_key("kept", "ssh-ed25519 AAAA")
         mine.upload_ssh_key("gone", "ssh-ed25519 AAAA")
-        vps_id = mine.create_instance("x", DEFAULT_REGION, "1c-1gb", DEFAULT_OS, "#cloud-config\n", [], [])
+        vps_id = mine.create_instance("x", DEFAULT_REGION, "1c-1gb", os_id, "#cloud-config\n", [], [])
         mine.create_snapshot(vps_id, "gone")
         removed = [line.split()[0] for line in clean(mine.account)]
         assert sorted(removed) == ["VPS", "disk", "network", "snapshot", "ssh"]

@@ -147,6 +147,7 @@ def details_of(provider: LocalVpsProvider, host_id: HostId) -> tuple[HostDetails
 # --- stop and start
 
 
+@pytest.mark.core
 def test_a_stopped_host_is_listed_with_its_agents_and_files_and_comes_back_as_it_was(
     lab: ProviderLab, provider: LocalVpsProvider, running: Host, agent: dict[str, Any]
 ) -> None:
@@ -202,6 +203,7 @@ def test_a_snapshot_taken_at_the_stop_is_kept(lab: ProviderLab, provider: LocalV
     assert ids(lab.process(), running.id) == []
 
 
+@pytest.mark.core
 def test_keys_that_a_host_was_made_with_log_in_to_it_whenever_it_runs(lab: ProviderLab, tmp_path: Path) -> None:
     extra = load_or_create_key_pair(tmp_path / "extra")
     known = "git.example.com ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA"
@@ -219,7 +221,7 @@ def test_keys_that_a_host_was_made_with_log_in_to_it_whenever_it_runs(lab: Provi
     provider.stop_host(host, create_snapshot=False)
     lab.process().start_host(host.id)
     check_that_it_logs_in()
-    lab.in_container(host.id, "kill -9 $(pidof sshd)")
+    lab.in_container(host.id, "kill -9 $(pidof sshd sshd-session)")
     repaired = lab.process().get_host(host.id)
     assert isinstance(repaired, Host)
     assert repaired.execute_idempotent_command("true").success
@@ -231,6 +233,7 @@ def test_keys_that_a_host_was_made_with_log_in_to_it_whenever_it_runs(lab: Provi
 # --- snapshots
 
 
+@pytest.mark.core
 def test_a_snapshot_brings_back_the_container_while_the_volume_stays(
     lab: ProviderLab, provider: LocalVpsProvider, running: Host
 ) -> None:
@@ -269,6 +272,7 @@ def test_a_snapshot_brings_back_the_container_while_the_volume_stays(
     assert provider.start_host(host.id).read_text_file(Path("/root/layer")) == "after\n"
 
 
+@pytest.mark.core
 def test_hosts_that_are_made_from_a_snapshot_of_another_have_its_files_and_keys_of_their_own(
     lab: ProviderLab, provider: LocalVpsProvider, running: Host
 ) -> None:
@@ -330,6 +334,7 @@ def test_an_unknown_snapshot_is_refused_and_costs_nothing(provider: LocalVpsProv
 # --- the VPS goes down
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("how", ["reboot", "power loss"])
 def test_after_a_reboot_a_host_is_shown_as_not_running_and_starts(lab: ProviderLab, running: Host, how: str) -> None:
     instance = lab.instance_of(running.id)
@@ -406,7 +411,7 @@ def test_a_command_on_a_host_that_hangs_ends_in_one_clear_line_and_what_is_known
 def test_a_container_whose_sshd_was_killed_is_repaired(
     lab: ProviderLab, provider: LocalVpsProvider, running: Host, use: Any
 ) -> None:
-    lab.in_container(running.id, "kill -9 $(pidof sshd)")
+    lab.in_container(running.id, "kill -9 $(pidof sshd sshd-session)")
     with ThreadPoolExecutor() as pool:
         assert list(pool.map(use, [running] * 3)) == [b"kept on the volume\n"] * 3
 
@@ -512,6 +517,7 @@ def test_resources_are_those_of_the_vps_within_the_limits_of_the_container(
     assert resources.disk_gb > 1
 
 
+@pytest.mark.core
 def test_details_of_a_running_and_of_a_stopped_host(
     lab: ProviderLab, provider: LocalVpsProvider, running: Host, agent: dict[str, Any]
 ) -> None:

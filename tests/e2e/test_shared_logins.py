@@ -8,7 +8,6 @@ from datetime import datetime
 from datetime import timedelta
 
 import pytest
-from support.local_provider import local_provider
 from support.mngr_cli import MngrCli
 from support.remote import processes_with
 from support.remote import wait_for
@@ -50,7 +49,7 @@ class Meter:
         return run_docker("exec", self.instance, "sh", "-c", script).count("Accepted publickey")
 
     def provider(self) -> LocalVpsProvider:
-        return local_provider(self.mngr.profile, self.mngr.account, self.mngr.cloud)
+        return self.mngr.provider()
 
     def sockets(self) -> list[str]:
         """Where the shared connections to the host's two machines are, if they are open."""
@@ -87,7 +86,7 @@ def test_create_prepares_the_image_while_it_waits_for_cloud_init(meter: Meter) -
 CREATE = [
     "wait for Docker",
     "wait for cloud-init and Docker",
-    "inspect image mngr-agent:bookworm",
+    "inspect image mngr-agent:",
     "make the VPS a host key of its own",
     "put the VPS's own host key in place",
     "start container",

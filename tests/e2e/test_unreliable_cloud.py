@@ -22,9 +22,9 @@ LOST = ConnectionError("connection reset by peer")
 
 
 @pytest.fixture
-def lab(vps_image: None, tmp_path: Path) -> Iterator[ProviderLab]:
+def lab(vps_image: None, os_id: str, tmp_path: Path) -> Iterator[ProviderLab]:
     """An account in which each test leaves nothing."""
-    lab = ProviderLab(tmp_path)
+    lab = ProviderLab(tmp_path, os_id)
     left = ["not looked at"]
     try:
         yield lab

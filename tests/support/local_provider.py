@@ -8,10 +8,16 @@ from imbue.mngr.config.data_types import MngrConfig
 from imbue.mngr.config.data_types import MngrContext
 from imbue.mngr.primitives import ProviderInstanceName
 from imbue.mngr_vps_docker.local_vps.config import LocalVpsProviderConfig
+from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image_of_os
 from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
 PROVIDER_NAME = ProviderInstanceName("local-vps")
+
+
+def settings_of_os(os_id: str) -> dict[str, str]:
+    """The settings with which VPSes have this operating system, and containers without a Dockerfile the same."""
+    return {"default_os_id": os_id, "default_image": agent_image_of_os(os_id)}
 
 
 def local_provider(

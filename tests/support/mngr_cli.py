@@ -11,21 +11,30 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+from support.local_provider import local_provider
+from support.local_provider import settings_of_os
+
 from imbue.mngr_vps_docker.local_vps.clean import clean
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.local_vps.engine import lines_of
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
 from imbue.mngr_vps_docker.local_vps.labels import ACCOUNT_LABEL
+from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image_of_os
+from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
+from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
 COMMAND_TIMEOUT_SECONDS = 600.0
-DOCKERFILE = 'FROM mngr-agent:bookworm\nRUN echo "from the Dockerfile" > /etc/built\n'
 
 
 @dataclass(frozen=True)
 class MngrCli:
-    """``mngr`` run in ``project`` (a git checkout with a Dockerfile); hosts are made as ``<name>.local-vps``."""
+    """``mngr`` run in ``project`` (a git checkout with a Dockerfile); hosts are made as ``<name>.local-vps``.
+
+    Their VPSes have the operating system ``os_id``.
+    """
 
     folder: Path
+    os_id: str
     account: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
 
     @property
@@ -54,15 +63,22 @@ class MngrCli:
         """This account of the local cloud."""
         return LocalVpsClient(account=self.account)
 
+    def provider(self, client: VpsClientInterface | None = None, **settings: object) -> LocalVpsProvider:
+        """The provider as a new process of this mngr has it."""
+        settings = settings_of_os(self.os_id) | settings
+        return local_provider(self.profile, self.account, client or self.cloud, **settings)
+
     def set_up(self, provider_settings: str = "") -> None:
         """Make the checkout and the settings; ``provider_settings`` are further TOML lines of the provider."""
         self.project.mkdir(parents=True)
-        (self.project / "Dockerfile").write_text(DOCKERFILE)
+        dockerfile = f'FROM {agent_image_of_os(self.os_id)}\nRUN echo "from the Dockerfile" > /etc/built\n'
+        (self.project / "Dockerfile").write_text(dockerfile)
         (self.project / "notes.txt").write_text("first line\n")
         self.git("init", "--quiet", "--initial-branch=main")
         self.git("config", "user.name", "Test")
         self.git("config", "user.email", "test@localhost")
         self.commit("Start")
+        settings = "\n".join(f'{name} = "{value}"' for name, value in settings_of_os(self.os_id).items())
         # The first command makes the profile, into which the settings go before any backend is asked.
         self("config", "list")
         (self.profile / "settings.toml").write_text(
@@ -70,7 +86,7 @@ class MngrCli:
             "[providers.local-vps]\n"
             'backend = "local-vps"\n'
             f'account = "{self.account}"\n'
-            f"{provider_settings}\n"
+            f"{settings}\n{provider_settings}\n"
         )
 
     def tear_down(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import field
 from pathlib import Path
 
 from support.local_provider import local_provider
+from support.local_provider import settings_of_os
 from support.remote import wait_for
 
 from imbue.mngr.api.data_types import GcResourceTypes
@@ -29,9 +30,12 @@ BOOT_TIMEOUT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class ProviderLab:
-    """An account of the local cloud of its own, and machines that use it: folders below ``folder``."""
+    """An account of the local cloud of its own, with VPSes of one operating system, and machines that use it: folders
+    below ``folder``.
+    """
 
     folder: Path
+    os_id: str
     account: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
     _groups: ExitStack = field(default_factory=ExitStack)
 
@@ -45,6 +49,7 @@ class ProviderLab:
     ) -> LocalVpsProvider:
         """The provider as a new process on ``machine`` has it, with nothing in memory."""
         folder, cloud = self.folder / machine, client or self.cloud
+        settings = settings_of_os(self.os_id) | settings
         process = local_provider(folder, self.account, cloud, provider_class=provider_class, **settings)
         self._groups.enter_context(process.mngr_ctx.concurrency_group)
         self._groups.callback(lambda: [connection.close() for connection in process._context._connections.values()])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from loguru import logger
 from support.local_provider import local_provider
+from support.local_provider import settings_of_os
 
 from imbue.mngr.api.data_types import GcResourceTypes
 from imbue.mngr.api.gc import gc
@@ -116,6 +117,7 @@ def main() -> int:
     parser.add_argument("host", type=HostName, help="its name")
     parser.add_argument("folder", type=Path, help="the profile of mngr")
     parser.add_argument("account", help="the account of the local cloud")
+    parser.add_argument("os", help="the operating system of new VPSes")
     parser.add_argument("--point", help="where the fault is")
     parser.add_argument("--kind", type=FaultKind, default=FaultKind.ERROR, help="what it is")
     options = parser.parse_args()
@@ -134,7 +136,13 @@ def main() -> int:
         points=points,
         faults=(REFUSAL,) if OPERATIONS[options.operation] is take_back else (),
     )
-    provider = local_provider(options.folder, options.account, client, provider_class=FaultPointProvider)
+    provider = local_provider(
+        options.folder,
+        options.account,
+        client,
+        provider_class=FaultPointProvider,
+        **settings_of_os(options.os),
+    )
     exit_code = 0
     with provider.mngr_ctx.concurrency_group:
         try:

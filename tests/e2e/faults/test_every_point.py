@@ -79,12 +79,12 @@ def prompt_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def labs(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], ProviderLab]]:
+def labs(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], ProviderLab]]:
     """Accounts of the local cloud, each seeing its own hosts alone, of which nothing is left at the end."""
     made: list[ProviderLab] = []
 
     def make() -> ProviderLab:
-        made.append(ProviderLab(tmp_path_factory.mktemp("lab")))
+        made.append(ProviderLab(tmp_path_factory.mktemp("lab"), os_id))
         return made[-1]
 
     yield make
@@ -117,7 +117,16 @@ def lasting(labs: Callable[[], ProviderLab]) -> tuple[ProviderLab, HostId]:
 
 def drive(lab: ProviderLab, operation: str, name: HostName, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, DRIVER, operation, name, lab.folder / machine_of(operation), lab.account, *options],
+        [
+            sys.executable,
+            DRIVER,
+            operation,
+            name,
+            lab.folder / machine_of(operation),
+            lab.account,
+            lab.os_id,
+            *options,
+        ],
         env=os.environ | {"PYTHONPATH": str(DRIVER.parents[2])},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -133,7 +133,8 @@ def test_what_is_lost_again_and_again_is_given_up_after_waiting_ever_longer(
     delays: list[float] = []
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=delays.append)
     monkeypatch.setattr("imbue.mngr_vps_docker.ssh.connection.time", clock)
-    dying = f"ForceCommand echo x >>{tmp_path}/runs; kill -9 $(ps -o ppid= -p $PPID)"
+    # sshd's monitor of the session. On SIGTERM it ends the session; were it killed, OpenSSH 10 would notice later.
+    dying = f"ForceCommand echo x >>{tmp_path}/runs; kill -TERM $(ps -o ppid= -p $PPID)"
     with LoopbackSshd(tmp_path, options=(dying,)) as sshd, closing(SshConnection(sshd.target())) as connection:
         assert run(connection, "true", effect=Effect.READS).status is OutcomeStatus.LOST
     assert (tmp_path / "runs").read_text() == 4 * "x\n"

@@ -77,6 +77,8 @@ stage_sshd() {
             break
         fi
     done
+    # By which the VPS looks at its own host key. From Debian 14 on sshd comes without it.
+    command -v ssh-keyscan >/dev/null || { update_lists; install_packages openssh-client; }
 }
 
 docker_answers() { timeout 20 docker info >/dev/null 2>&1; }

@@ -78,6 +78,7 @@ class StandInMachine:
         self.put("docker", '[ -e "$root/docker-runs" ]')
         self.put("apt-get", 'case "$*" in *" docker.io"*) : >"$root/docker-installed" ;; esac')
         self.put("apt-cache", "false")
+        self.put("ssh-keyscan", "")
         self.put("dpkg", "echo amd64")
         self.put("curl", "exit 6")
         self.put("gpg", "false")
@@ -138,6 +139,14 @@ def test_docker_that_is_installed_is_started(machine: StandInMachine) -> None:
     assert machine.set_up() == 0
     assert machine.calls("apt-get") == []
     assert "systemctl enable --now docker" in machine.calls("systemctl")
+
+
+def test_what_looks_at_the_host_key_is_installed_where_it_is_missing(machine: StandInMachine) -> None:
+    (machine.root / "docker-runs").touch()
+    (machine.bin / "ssh-keyscan").unlink()
+    assert machine.set_up() == 0
+    assert machine.status == "ready\n"
+    assert machine.calls("apt-get")[-1].endswith(" install --no-install-recommends openssh-client")
 
 
 def test_docker_comes_from_its_own_repository_under_its_own_key(machine: StandInMachine) -> None:

@@ -121,6 +121,7 @@ _KINDS: Final = (
         r"invalid (?:mount config|restart policy|environment variable|container name|ip address|signal)",
         r"^docker: invalid |^invalid |bad format for|bad parameter|invalid value",
         r"conflicting options",
+        r"unknown capability",
         r"(?:minimum memory|memory\S* limit|range of cpus|cpu count) .*(?:is|should|must|allowed)",
         r"requires (?:at least|exactly|at most) \d+ argument",
         r"includes invalid characters",

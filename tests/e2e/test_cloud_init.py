@@ -1,6 +1,7 @@
 """The user data on machines that really boot: cloud-init, sshd, apt and Docker are the real ones."""
 
 import json
+import re
 import secrets
 import shlex
 import subprocess
@@ -27,6 +28,7 @@ from imbue.mngr_vps_docker.ssh.target import SshTarget
 
 pytestmark = pytest.mark.core
 
+README = Path(__file__).resolve().parents[2] / "README.md"
 READY_TIMEOUT_SECONDS = 300.0
 SETUP = "/usr/local/sbin/mngr-vps-setup"
 
@@ -99,6 +101,19 @@ def test_a_vps_with_docker_gets_ready_and_is_locked_down(vps: Vps) -> None:
     assert len([line for line in vps.sshd_settings() if line.startswith("hostkey ")]) == 1
     assert vps.run("ls /etc/ssh/ssh_host_*_key").text.split() == ["/etc/ssh/ssh_host_ed25519_key"]
     assert vps.run("docker info").is_success
+
+
+def test_the_readme_says_with_which_versions_this_is_tested(vps: Vps, os_id: str) -> None:
+    if os_id not in ("debian-12", "debian-13"):
+        pytest.skip("README promises nothing for this operating system")
+    named = []
+    for name, package in (("OpenSSH", "openssh-server"), ("Docker", "docker.io"), ("cloud-init", "cloud-init")):
+        installed = vps.run(f"dpkg-query --show --showformat='${{Version}}' {package}").checked().text
+        # Without the epoch.
+        version = re.match(r"(?:\d+:)?(\d+\.\d+)", installed)
+        assert version is not None, installed
+        named.append(f"{name} {version[1]}")
+    assert f"Debian {os_id.removeprefix('debian-')} ({', '.join(named)})" in " ".join(README.read_text().split())
 
 
 def test_docker_is_left_alone_by_upgrades_and_its_containers_by_its_restarts(vps: Vps) -> None:

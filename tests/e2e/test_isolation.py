@@ -202,7 +202,7 @@ def test_the_sshd_of_a_container_lets_in_by_key_only_and_forwards_nothing(lab: P
         "permitemptypasswords no",
         "allowagentforwarding no",
         "x11forwarding no",
-    } <= set(settings.stdout.splitlines())
+    } <= set(settings.stdout.lower().splitlines())
 
 
 def test_a_snapshot_holds_no_key_and_no_secret(lab: ProviderLab, host: Host) -> None:

@@ -78,8 +78,12 @@ def ensure_images(report: Report, os_ids: Sequence[str] = DEFAULT_IMAGES) -> Non
     """
     systems = [find_operating_system(os_id) for os_id in os_ids]
     require_suitable_engine()
+    # Without the lock first: what is there need not wait for what another process builds.
+    missing = [system for system in systems if not _is_there(image_of_os(system.os_id))]
+    if not missing:
+        return
     with machine_lock(_SOURCE):
-        for system in systems:
+        for system in missing:
             if not _is_there(image_of_os(system.os_id)):
                 _make_vps_image(system, report)
 

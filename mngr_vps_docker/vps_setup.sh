@@ -77,7 +77,7 @@ stage_sshd() {
             break
         fi
     done
-    # By which the VPS looks at its own host key. From Debian 14 on sshd comes without it.
+    # The VPS reads the host key that its sshd shows with it. From Debian 14 on, openssh-server does not bring it along.
     command -v ssh-keyscan >/dev/null || { update_lists; install_packages openssh-client; }
 }
 

@@ -99,9 +99,10 @@ def test_the_host_key_that_the_cloud_knows_is_worth_nothing(lab: ProviderLab, ho
     assert files_with_key(lab, host, injected) == ""
 
 
-def test_a_vps_that_keeps_its_old_host_key_is_not_asked_for_it_until_it_refuses_itself(
+def test_an_old_host_key_that_stays_is_reported_before_sshd_refuses_the_vps_itself(
     lab: ProviderLab, host: Host
 ) -> None:
+    """sshd of OpenSSH 9.8 and newer refuses addresses from which many connections end without a login."""
     public_key = "/etc/ssh/ssh_host_ed25519_key.pub"
     lab.on_vps(host.id, f"cp {public_key} {public_key}.kept && echo ssh-ed25519 {'A' * 68} >{public_key}")
     provider = lab.process()

@@ -15,6 +15,7 @@ from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
 from imbue.mngr_vps_docker.docker_commands import ContainerSpec
 from imbue.mngr_vps_docker.docker_exec import exec_step
 from imbue.mngr_vps_docker.docker_exec import judged
+from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.lifecycle.container_setup import HOST_CONTAINER_SCRIPT
 from imbue.mngr_vps_docker.lifecycle.container_setup import STATE_CONTAINER_SCRIPT
 from imbue.mngr_vps_docker.lifecycle.container_setup import ContainerSetup
@@ -148,10 +149,23 @@ def check_setup(outcome: CommandOutcome) -> None:
         logger.debug("{}", line)
 
 
-def enter_container(context: ProviderContext, *, address: str, host_id: HostId) -> None:
-    """Pin the host key of a container that was set up, and prove the way in by an authenticated command."""
+def enter_container(context: ProviderContext, *, address: str, host_id: HostId, is_new: bool = False) -> None:
+    """Pin the host key of a container that was set up, and prove by a command that mngr can work on it.
+
+    Raises VpsProvisioningError for a new one in which mngr's rsync and git would fail. Of one that was in use, whose
+    agent may have changed its start-up files, that is only logged: it can be mended from inside.
+    """
     context.pin_container(host_id, address, context.keys.container_host_key(host_id).public_key)
-    context.container(address, host_id).wait_until_ready(context.config.ssh_connect_timeout)
+    greeting = context.container(address, host_id).wait_until_ready(context.config.ssh_connect_timeout)
+    if not greeting:
+        return
+    problem = (
+        f"A start-up file of root's shell, such as .bashrc, prints {greeting.splitlines()[-1]!r} before the output of"
+        " every command, which rsync and git cannot read: let it print in interactive shells only"
+    )
+    if is_new:
+        raise VpsProvisioningError(problem)
+    logger.warning("{}", problem)
 
 
 def certified_data_json(data: CertifiedHostData) -> str:

@@ -62,6 +62,8 @@ from imbue.mngr_vps_docker.vps_identity import make_host_key
 from imbue.mngr_vps_docker.vps_identity import take_host_key
 from imbue.mngr_vps_docker.vps_state import HostReading
 
+# Clouds have images whose root must set a password, or may not log in, until cloud-init has run.
+_ACCOUNT_GRACE_SECONDS = 60.0
 # A cloud that does not answer for a moment is not to cost a host that is all but finished.
 _KEY_PAUSES_SECONDS = (1.0, 3.0)
 _PREPARING_IMAGE = "Preparing the image"
@@ -184,7 +186,7 @@ def _wait_until_active(creation: Creation) -> None:
 def _wait_for_vps_ssh(creation: Creation) -> None:
     context = creation.context
     docker = context.docker(creation.address, creation.host_id)
-    docker.connection.wait_until_ready(context.config.vps_boot_timeout)
+    docker.connection.wait_until_ready(context.config.vps_boot_timeout, account_grace_seconds=_ACCOUNT_GRACE_SECONDS)
     # Sending the build context, or pulling the image, need not wait until the VPS is set up.
     creation.begin_image_work(_PREPARING_IMAGE, lambda: _prepare_image(creation, docker))
 
@@ -262,7 +264,7 @@ def _start_container(creation: Creation) -> None:
 
 
 def _enter_container(creation: Creation) -> None:
-    enter_container(creation.context, address=creation.address, host_id=creation.host_id)
+    enter_container(creation.context, address=creation.address, host_id=creation.host_id, is_new=True)
 
 
 def _take_key_back(creation: Creation) -> None:

@@ -28,6 +28,10 @@ from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.probe import PROBE_COMMAND
+from imbue.mngr_vps_docker.ssh.probe import PROBE_PURPOSE
+from imbue.mngr_vps_docker.ssh.probe import PROBE_TIMEOUT_SECONDS
+from imbue.mngr_vps_docker.ssh.probe import probe_failure
 from imbue.mngr_vps_docker.ssh.process import OnChunk
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
 from imbue.mngr_vps_docker.ssh.process import Stop
@@ -150,14 +154,35 @@ class SshConnection:
         reader = OutputReader(on_chunk=on_chunk, tail_bytes=_TAIL_BYTES)
         return self._run(_Call(command, purpose, timeout_seconds, idle_timeout_seconds, stdin, Effect.ONCE), reader)
 
-    def wait_until_ready(self, timeout_seconds: float) -> None:
-        """Wait until the machine lets us in, under the pinned host key.
+    def wait_until_ready(self, timeout_seconds: float, *, account_grace_seconds: float = 0.0) -> str:
+        """Wait until the machine lets us in, under the pinned host key, and a command gives its exact output.
+
+        Returns what the start-up files of its login shell print before every command: nothing, where all is well. Our
+        own commands do not mind it, but rsync and git do.
 
         A refused or silent port is waited for. A host key other than the pinned one, and a key of ours that is
-        refused, raise VpsAuthenticationError when they last; the time-out raises VpsConnectionError with ssh's last
-        words.
+        refused, raise VpsAuthenticationError when they last; so does an account that runs no commands, or not as they
+        are, after ``account_grace_seconds``. The time-out raises VpsConnectionError with ssh's last words.
         """
-        wait_until_ready(self.target, self._master.open, timeout_seconds)
+        greeting = ""
+
+        def try_login() -> LoginFailure | None:
+            nonlocal greeting
+            failure = self._master.open()
+            if failure is not None:
+                return failure
+            outcome = self.run(
+                PROBE_COMMAND, purpose=PROBE_PURPOSE, timeout_seconds=PROBE_TIMEOUT_SECONDS, effect=Effect.READS
+            )
+            greeting = outcome.greeting.strip()
+            failure = probe_failure(outcome)
+            if failure is not None and failure.reason is NotStartedReason.ACCOUNT_REFUSED:
+                # sshd has looked at the account as we logged in, and does not look again.
+                self._master.close()
+            return failure
+
+        wait_until_ready(self.target, try_login, timeout_seconds, account_grace_seconds)
+        return greeting
 
     def read_file(self, path: str, *, limit_bytes: int = LARGE_OUTPUT_BYTES) -> bytes:
         """Return the content of a file on the machine; raise FileNotFoundError where there is none.
@@ -304,6 +329,7 @@ class SshConnection:
             exit_code=exit_code if status is OutcomeStatus.COMPLETED else None,
             stdout=reader.stdout,
             stderr=reader.stderr,
+            greeting=reader.greeting,
             reason=None if failure is None else failure.reason,
             detail=detail,
             log_id=None if self._log is None else log_id,

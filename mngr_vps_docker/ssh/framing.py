@@ -167,9 +167,14 @@ class OutputReader:
         return bytes(self._before[False]).decode("utf-8", "replace")
 
     @property
+    def greeting(self) -> str:
+        """The end of what came on stdout before the command started: from the start-up files of a login shell."""
+        return bytes(self._before[True]).decode("utf-8", "replace")
+
+    @property
     def noise(self) -> str:
         """The end of what came before the command started, on stderr or else on stdout."""
-        return self.messages.strip() or bytes(self._before[True]).decode("utf-8", "replace").strip()
+        return self.messages.strip() or self.greeting.strip()
 
     @property
     def stdout(self) -> bytes:

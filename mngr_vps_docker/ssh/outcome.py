@@ -74,8 +74,9 @@ class CommandOutcome:
     """The end of one remote command, as far as it was seen.
 
     ``exit_code`` is set exactly when ``status`` is COMPLETED, ``reason`` exactly when it is NEVER_STARTED. ``stdout``
-    and ``stderr`` are the command's own bytes (of a streamed command: the end of them). ``detail`` is what ssh said,
-    or why the command was ended. ``elapsed_seconds`` includes all waiting; ``ran_seconds`` is how long the command
+    and ``stderr`` are the command's own bytes (of a streamed command: the end of them). ``greeting`` is what came on
+    stdout before it started, from the start-up files of a login shell. ``detail`` is what ssh said, or why the command
+    was ended. ``elapsed_seconds`` includes all waiting; ``ran_seconds`` is how long the command
     itself ran, by its machine's clock, if that is known. ``log_id`` is its id in the command log, if it is in one.
     """
 
@@ -87,6 +88,7 @@ class CommandOutcome:
     exit_code: int | None = None
     stdout: bytes = b""
     stderr: bytes = b""
+    greeting: str = ""
     reason: NotStartedReason | None = None
     detail: str = ""
     log_id: str | None = None

@@ -44,8 +44,8 @@ class SessionResult:
     ``stop`` is why we ended our ssh, if we did: UNANSWERED if nothing came for the connect timeout though the master
     lives, STALLED if the master does not, DEADLINE also if the machine has ended the command then. ``messages`` are
     ssh's own words. Unless it ``may_have_begun``, the command was never asked for, and may be asked for again.
-    ``refusal`` is what the machine said instead of running the command ("Please login as the user ubuntu"), if it
-    ended the session in order without having started anything.
+    ``refusal`` is what the machine said instead of running the command ("Please login as the user ubuntu"), or that it
+    said nothing, if it ended the session in order without having started anything.
     """
 
     stop: Stop | None
@@ -144,9 +144,11 @@ def run_in_session(
         stop = Stop.UNANSWERED
     has_begun = reader.has_started or reader.excess is not None
     may_have_begun = has_begun or _has_opened_session(messages)
+    exit_code = None if result is None else result.exit_code
     refusal = None
-    if may_have_begun and not has_begun and result is not None and result.exit_code not in (None, _SSH_FAILED):
-        refusal = _said(reader.noise) or None
+    # A shell that is killed or a session that is lost gives ssh's own exit code, and a killed ssh a negative one.
+    if may_have_begun and not has_begun and exit_code is not None and 0 <= exit_code < _SSH_FAILED:
+        refusal = _said(reader.noise) or f"its login shell ended with exit code {exit_code} and ran nothing"
     return SessionResult(stop, may_have_begun, messages, elapsed_seconds, refusal)
 
 

@@ -91,6 +91,9 @@ CREATE = [
     "put the VPS's own host key in place",
     "start container",
     "write the record",
+    # On the VPS and in the container.
+    "check that commands give their exact output",
+    "check that commands give their exact output",
 ]
 
 
@@ -111,18 +114,19 @@ def test_a_command_logs_in_to_nothing_once_it_is_known(meter: Meter, command: tu
 
 
 def test_snapshot_stop_and_start_are_one_command_each(meter: Meter) -> None:
+    """And start is one more, in the container, which proves that commands work there."""
     provider = meter.provider()
     with provider.mngr_ctx.concurrency_group:
         (host,) = provider.discover_hosts(provider.mngr_ctx.concurrency_group)
-        for act in (
-            lambda: provider.create_snapshot(host.host_id),
-            lambda: provider.stop_host(host.host_id, create_snapshot=False),
-            lambda: provider.start_host(host.host_id),
+        for act, count in (
+            (lambda: provider.create_snapshot(host.host_id), 1),
+            (lambda: provider.stop_host(host.host_id, create_snapshot=False), 1),
+            (lambda: provider.start_host(host.host_id), 2),
         ):
             provider.discover_hosts(provider.mngr_ctx.concurrency_group)
             before = len(meter.commands()), meter.vps_logins()
             act()
-            assert (len(meter.commands()) - before[0], meter.vps_logins() - before[1]) == (1, 0)
+            assert (len(meter.commands()) - before[0], meter.vps_logins() - before[1]) == (count, 0)
 
 
 def test_what_list_shows_as_ssh_command_can_be_pasted(meter: Meter) -> None:

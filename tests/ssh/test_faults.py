@@ -119,7 +119,7 @@ def test_a_command_that_may_have_begun_is_not_asked_for_again(
     connection: SshConnection, sshd: LoopbackSshd, tmp_path: Path
 ) -> None:
     """A shell that dies before it says that it starts: nobody knows whether the command ran."""
-    noise = f"ForceCommand echo x >>{tmp_path}/runs; kill -9 $(ps -o ppid= -p $PPID)"
+    noise = f"ForceCommand echo x >>{tmp_path}/runs; kill -9 $PPID"
     (tmp_path / "other").mkdir()
     with LoopbackSshd(tmp_path / "other", options=(noise,)) as dying:
         outcome = run(SshConnection(dying.target()), "true")
@@ -133,8 +133,7 @@ def test_what_is_lost_again_and_again_is_given_up_after_waiting_ever_longer(
     delays: list[float] = []
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=delays.append)
     monkeypatch.setattr("imbue.mngr_vps_docker.ssh.connection.time", clock)
-    # sshd's monitor of the session. On SIGTERM it ends the session; were it killed, OpenSSH 10 would notice later.
-    dying = f"ForceCommand echo x >>{tmp_path}/runs; kill -TERM $(ps -o ppid= -p $PPID)"
+    dying = f"ForceCommand echo x >>{tmp_path}/runs; kill -9 $PPID"
     with LoopbackSshd(tmp_path, options=(dying,)) as sshd, closing(SshConnection(sshd.target())) as connection:
         assert run(connection, "true", effect=Effect.READS).status is OutcomeStatus.LOST
     assert (tmp_path / "runs").read_text() == 4 * "x\n"

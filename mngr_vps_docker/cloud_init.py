@@ -1,6 +1,5 @@
 """What a new VPS is told at its first boot (cloud-init user data), and how its success is waited for."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,10 +11,13 @@ try:
 except ImportError:
     from yaml import SafeDumper  # type: ignore[assignment]
 
+from imbue.mngr_vps_docker.root_account import root_account_script
+from imbue.mngr_vps_docker.root_account import without_comments
+
 # Beside this module, so that it can be read, linted and run by itself.
 _SETUP_SCRIPT = Path(__file__).with_name("vps_setup.sh")
 _SETUP_PATH = "/usr/local/sbin/mngr-vps-setup"
-_COMMENT = re.compile(r"^[ \t]*#(?!!).*\n|^\n", re.MULTILINE)
+_ACCOUNT_PATH = "/usr/local/sbin/mngr-root-account"
 
 STATUS_PATH = "/var/lib/mngr-vps/status"
 TIMED_OUT_EXIT_CODE = 124
@@ -73,6 +75,9 @@ def generate_cloud_init_user_data(host_private_key: str, host_public_key: str) -
             "ed25519_private": f"{host_private_key.strip()}\n",
             "ed25519_public": f"{host_public_key.strip()}\n",
         },
+        # Before sshd starts: until then our commands may be refused. The setup script runs it once more, since clouds
+        # too have cloud-init change root's account.
+        "bootcmd": [f"cat >{_ACCOUNT_PATH} <<'END'\n{root_account_script()}END\nsh {_ACCOUNT_PATH}\n"],
         "disable_root": False,
         "ssh_pwauth": False,
         "write_files": [
@@ -84,8 +89,8 @@ def generate_cloud_init_user_data(host_private_key: str, host_public_key: str) -
 
 
 def _setup_script() -> str:
-    """The script without what the VPS does not need: comments, and empty lines. They are a fifth of it."""
-    return _COMMENT.sub("", _SETUP_SCRIPT.read_text())
+    """The script without what the VPS does not need, which is a fifth of it."""
+    return without_comments(_SETUP_SCRIPT.read_text())
 
 
 def wait_for_ready_command(timeout_seconds: float) -> str:

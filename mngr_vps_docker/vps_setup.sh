@@ -14,6 +14,9 @@ drop_in=/etc/ssh/sshd_config.d/00-mngr.conf
 # https://docs.docker.com/engine/install/debian/
 docker_fingerprint=9DC858229FC7DD38854AE2D88D81803C0EBFCD88
 
+# See root_account.sh, which cloud-init has put there, unless other user data took the place of its bootcmd.
+stage_account() { [ ! -e /usr/local/sbin/mngr-root-account ] || sh /usr/local/sbin/mngr-root-account; }
+
 write_sshd_settings() { # FILE
     cat >"$1" <<'SETTINGS'
 # Written by mngr. One connection carries many commands at once.
@@ -254,7 +257,7 @@ fi
 if [ -d "$(dirname "$per_boot")" ]; then
     ln -sf /usr/local/sbin/mngr-vps-setup "$per_boot"
 fi
-for stage in sshd docker firewall; do
+for stage in account sshd docker firewall; do
     # In a process of its own, where set -e holds all the way down.
     if sh -eu "$0" "$stage" >"$log" 2>&1; then
         cat "$log"

@@ -1,4 +1,4 @@
-"""The one script that makes a running container a host of mngr: packages, sshd, mngr's folder, the activity watcher.
+"""The one script that makes a running container a host of mngr: account, packages, sshd, folder, activity watcher.
 
 It runs inside the container by ``docker exec`` after every start of it, and again to repair it; every step leaves
 alone what is already so. Keys live on the host's volume, never in the container's own layers: a snapshot holds none.
@@ -14,6 +14,7 @@ from imbue.mngr.providers.ssh_host_setup import REQUIRED_HOST_PACKAGES
 from imbue.mngr.providers.ssh_host_setup import RequiredHostPackage
 from imbue.mngr.providers.ssh_host_setup import load_resource_script
 from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
+from imbue.mngr_vps_docker.root_account import root_account_script
 from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.ssh.shell import quoted
 
@@ -82,6 +83,7 @@ def setup_script(setup: ContainerSetup) -> Secret:
             "set -eu",
             "umask 022",
             "main() {",
+            _open_roots_account(),
             _install_packages(),
             _link_host_dir(setup.host_dir),
             _configure_sshd(setup),
@@ -95,6 +97,16 @@ def setup_script(setup: ContainerSetup) -> Secret:
         ]
     )
     return Secret(text)
+
+
+def _open_roots_account() -> str:
+    """Let root run commands, and make the folders that every program takes for granted."""
+    return f"""\
+open_roots_account() {{
+{root_account_script()}}}
+open_roots_account || :
+mkdir -p -m 700 "${{HOME:-/root}}"
+mkdir -p -m 1777 /tmp"""
 
 
 def _install_packages() -> str:

@@ -18,6 +18,7 @@ from imbue.mngr_vps_docker.cloud_init import TIMED_OUT_EXIT_CODE
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
 from imbue.mngr_vps_docker.keys import load_or_create_key_pair
+from imbue.mngr_vps_docker.root_account import root_account_script
 
 SETUP_SCRIPT = Path(cloud_init.__file__).with_name("vps_setup.sh")
 FINGERPRINT = "9DC858229FC7DD38854AE2D88D81803C0EBFCD88"
@@ -58,6 +59,18 @@ def test_user_data_runs_the_script_that_it_writes(user_data: str) -> None:
     assert set(lines) <= set(SETUP_SCRIPT.read_text().splitlines())
 
 
+def test_user_data_opens_roots_account_before_sshd_starts_and_at_the_end(user_data: str, tmp_path: Path) -> None:
+    """Clouds have images whose root must set a password first; some let cloud-init itself ask for that."""
+    config = yaml.safe_load(user_data)
+    (boot_command,) = config["bootcmd"]
+    place = "/usr/local/sbin/mngr-root-account"
+    assert f"sh {place}" in config["write_files"][0]["content"]
+    script = tmp_path / "script"
+    moved = boot_command.replace(f"\nsh {place}", "").replace(place, str(script))
+    subprocess.run(["sh", "-eu", "-c", moved], check=True, timeout=60)
+    assert script.read_text() == root_account_script()
+
+
 class StandInMachine:
     """The setup script with its folders below a temporary one, and a PATH of nothing but what a test puts there."""
 
@@ -89,7 +102,9 @@ class StandInMachine:
     def _moved(self, script: str) -> str:
         for folder in ("/var/lib/", "/var/log/", "/etc/", "/run/", "/proc/net/"):
             script = script.replace(folder, f"{self.root}{folder}")
-        return script.replace("/usr/local/sbin/mngr-vps-setup", str(self.root / "setup"))
+        return script.replace("/usr/local/sbin/mngr-", f"{self.root}/").replace(
+            f"{self.root}/vps-setup", f"{self.root}/setup"
+        )
 
     def put(self, name: str, script: str) -> None:
         """Have a command that notes its call and then does what ``script`` says."""
@@ -125,6 +140,13 @@ class StandInMachine:
 @pytest.fixture
 def machine(tmp_path: Path, user_data: str) -> StandInMachine:
     return StandInMachine(tmp_path / "machine", user_data)
+
+
+def test_root_s_account_is_opened_again_at_the_end(machine: StandInMachine) -> None:
+    (machine.root / "docker-runs").touch()
+    (machine.root / "root-account").write_text("systemctl the account is opened\n")
+    assert machine.set_up() == 0
+    assert "systemctl the account is opened" in machine.calls("systemctl")
 
 
 def test_docker_that_runs_already_is_kept(machine: StandInMachine) -> None:

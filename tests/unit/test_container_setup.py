@@ -58,3 +58,8 @@ def test_the_private_key_is_not_in_a_representation() -> None:
 def test_boot_activity_is_written_before_the_watcher_starts() -> None:
     script = setup_script(example()).revealed
     assert script.index("activity/boot") < script.index("nohup ")
+
+
+def test_root_s_account_is_opened_before_anything_is_installed() -> None:
+    script = setup_script(example()).revealed
+    assert script.index("chage -d -1") < script.index("apt-get")

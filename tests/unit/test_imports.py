@@ -50,6 +50,7 @@ def test_mngr_that_is_told_something_else_imports_nothing_that_reaches_a_vps() -
         "lifecycle",
         "package_hooks",
         "primitives",
+        "root_account",
         "terminal",
         "vps_client",
     }

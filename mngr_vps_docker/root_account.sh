@@ -1,0 +1,19 @@
+#!/bin/sh
+# Lets root run commands for good, by key. An account or a password that expires refuses all of them, and a login shell
+# that reads quotes otherwise than sh, or none, runs them wrongly. What is already so stays so.
+expiring=$(awk -F: '$1 == "root" && ($3 == "0" || ($5 != "" && $5 < 99999) || $8 != "")' /etc/shadow)
+if [ -n "$expiring" ] && chage -d -1 -m 0 -M -1 -I -1 -E -1 root; then
+    echo "The account of root was to expire or had expired: it does not any more"
+fi
+shell=$(awk -F: '$1 == "root" { print $7 }' /etc/passwd)
+# csh takes the "!" for something of its own and stops at the end of the line, fish makes one backslash of the two.
+probe="printf %s '\\\\ !
+.'"
+if [ "$(timeout 10 "$shell" -c "$probe" 2>/dev/null </dev/null)" != "$(sh -c "$probe")" ]; then
+    for new in /bin/bash /bin/sh; do
+        if [ -x "$new" ] && usermod -s "$new" root; then
+            echo "The login shell of root was '$shell', which does not run commands as sh does: it is $new now"
+            break
+        fi
+    done
+fi

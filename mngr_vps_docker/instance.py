@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pyinfra.api.host import Host as PyinfraHost
 
     from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
+    from imbue.mngr_vps_docker.errors import VpsDockerError
     from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
     from imbue.mngr_vps_docker.outer_host import VpsDockerHost
 
@@ -322,7 +323,12 @@ class VpsDockerProvider(PackageHooks):
 
     def _online_host(self, sighting: "HostSighting") -> "VpsDockerHost":
         return operations.views.online_host(
-            self, self._context, sighting, on_host_data=self._on_host_data, on_sshd_down=self._on_sshd_down
+            self,
+            self._context,
+            sighting,
+            on_host_data=self._on_host_data,
+            on_sshd_down=self._on_sshd_down,
+            on_failure=self._on_failure,
         )
 
     def _offline_host(self, sighting: "HostSighting") -> OfflineHost:
@@ -337,6 +343,11 @@ class VpsDockerProvider(PackageHooks):
         logger.info("The sshd of host {} does not answer; bringing it back ...", host_id)
         with self._registry.alone(host_id, is_asked=True) as sighting:
             operations.power.repair_host(self._context, sighting)
+
+    def _on_failure(self, host_id: HostId, error: "VpsDockerError") -> None:
+        # A disk that is full here is no reason to hide what happened there.
+        with suppress(OSError):
+            self._context.journal.note_failure(host_id, str(error))
 
     def _change_tags(self, host: HostInterface | HostId, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
         sighting = self._registry.get(_host_id(host))

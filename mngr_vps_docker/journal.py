@@ -40,6 +40,9 @@ _HOST_ID: Final = re.compile(r"host-[0-9a-f]{32}")
 # What the locks of a host are for, beside those of other modules.
 _NOTE: Final = "host"
 _OWNER: Final = "owner"
+_FIRST_AGENT: Final = "agent"
+# The locks of the hosts that this process has made and that have no agent yet, by path: see HostJournal.await_agent.
+_AWAITING: Final[dict[Path, ExitStack]] = {}
 
 
 class HostPhase(UpperCaseStrEnum):
@@ -66,7 +69,8 @@ class JournalEntry(FrozenModel):
     vps_instance_id: VpsInstanceId | None = Field(default=None, description="The cloud's id of the VPS, once known")
     vps_ip: str | None = Field(default=None, description="Address of the VPS, once known")
     gone_since: datetime | None = Field(default=None, description="When the cloud first said that it has no such VPS")
-    failure_reason: str | None = Field(default=None, description="Why creating it failed, if it did")
+    failure_reason: str | None = Field(default=None, description="What failed while it was created, if anything")
+    awaits_agent: bool = Field(default=False, description="Whether mngr was handed it and has made no agent on it yet")
     record: VpsDockerHostRecord | None = Field(default=None, description="Last seen record")
     # Earlier versions took down whatever they saw.
     agents: Annotated[tuple[dict[str, Any], ...], AfterValidator(usable_agents)] = Field(
@@ -131,6 +135,7 @@ class HostJournal:
         """Remove everything that this machine keeps of a host, its keys too; one that is not known is no error."""
         with self.alone(host_id, _NOTE):
             remove_folder(self._hosts_folder / host_id)
+        self._stop_awaiting(host_id)
 
     @contextmanager
     def owned(self, host_id: HostId) -> Iterator[None]:
@@ -141,6 +146,37 @@ class HostJournal:
     def has_live_owner(self, host_id: HostId) -> bool:
         """Whether a live process on this machine is creating or destroying the host right now."""
         return is_locked(self._lock_path(host_id, _OWNER))
+
+    def await_agent(self, host_id: HostId) -> None:
+        """Mark this process as the one that goes on to make the host's first agent, until ``note_agent`` or its end.
+
+        mngr creates a host and its first agent by separate calls, and takes nothing back if it ends in between.
+        """
+        path = self._lock_path(host_id, _FIRST_AGENT)
+        _AWAITING[path] = ExitStack()
+        _AWAITING[path].enter_context(locked(path))
+
+    def note_agent(self, host_id: HostId) -> None:
+        """Note that the host has an agent, so that it is finished for good."""
+        entry = self.read(host_id)
+        if entry is not None and entry.awaits_agent:
+            self.update(host_id, awaits_agent=False, failure_reason=None)
+        self._stop_awaiting(host_id)
+
+    def note_failure(self, host_id: HostId, reason: str) -> None:
+        """Note what failed on a host on which this process has yet to make the first agent; of any other, nothing.
+
+        The first failure is kept: those that follow are of cleaning up after it.
+        """
+        if self._lock_path(host_id, _FIRST_AGENT) in _AWAITING:
+            entry = self.read(host_id)
+            if entry is not None and entry.failure_reason is None:
+                self.update(host_id, failure_reason=reason)
+
+    def is_attended(self, host_id: HostId) -> bool:
+        """Whether a live process on this machine is creating or destroying the host, or making its first agent."""
+        # In this order: who creates it is the one before it is the other.
+        return self.has_live_owner(host_id) or is_locked(self._lock_path(host_id, _FIRST_AGENT))
 
     @contextmanager
     def alone(self, host_id: HostId, what: str) -> Iterator[bool]:
@@ -157,6 +193,11 @@ class HostJournal:
             else:
                 is_known = True
             yield is_known
+
+    def _stop_awaiting(self, host_id: HostId) -> None:
+        awaiting = _AWAITING.pop(self._lock_path(host_id, _FIRST_AGENT), None)
+        if awaiting is not None:
+            awaiting.close()
 
     def _stand_in(self, host_id: HostId) -> JournalEntry | None:
         path = self._path(host_id)

@@ -102,6 +102,7 @@ class SeenAgents:
 
 
 type SshdRepair = Callable[[HostId], None]
+type FailureListener = Callable[[HostId, VpsDockerError], None]
 type HostDataListener = Callable[[HostId, CertifiedDataChange], None]
 
 
@@ -261,6 +262,13 @@ class VpsDockerHost(_OverOpenSsh, Host):
     on_sshd_down: SshdRepair | None = Field(
         default=None, frozen=True, exclude=True, repr=False, description="Brings the container's sshd back"
     )
+    on_failure: FailureListener | None = Field(
+        default=None,
+        frozen=True,
+        exclude=True,
+        repr=False,
+        description="Is told what could not be done on it",
+    )
     seen_agents: SeenAgents | None = Field(
         default=None, exclude=True, repr=False, description="The agents' data, where that was just read"
     )
@@ -352,12 +360,17 @@ class VpsDockerHost(_OverOpenSsh, Host):
         """Do something, after bringing the container's sshd back if it is that which is missing."""
         self.seen_agents = None
         try:
+            try:
+                return act()
+            except SshdDownError:
+                if self.on_sshd_down is None:
+                    raise
+            self.on_sshd_down(self.id)
             return act()
-        except SshdDownError:
-            if self.on_sshd_down is None:
-                raise
-        self.on_sshd_down(self.id)
-        return act()
+        except VpsDockerError as error:
+            if self.on_failure is not None:
+                self.on_failure(self.id, error)
+            raise
 
     def _get_file_mtime(self, path: Path) -> datetime | None:
         return _OverOpenSsh.get_file_mtime(self, path)

@@ -89,6 +89,7 @@ def create_host(context: ProviderContext, request: CreateRequest) -> HostSightin
                 for line in "".join(traceback.format_exception(error)).splitlines():
                     logger.debug("Creating {} failed: {}", request.name, line)
             raise _explained(creation, error) from error
+        context.journal.await_agent(request.host_id)
     return HostSighting(
         entry=creation.entry,
         reading=HostReading(request.host_id, record=creation.record, container=creation.container),
@@ -305,7 +306,7 @@ def _write_record(creation: Creation) -> None:
     )
     context.store(context.vps(creation.address, creation.host_id)).write_host_record(record)
     creation.record = record
-    creation.note(phase=HostPhase.READY, record=record)
+    creation.note(phase=HostPhase.READY, record=record, awaits_agent=True)
 
 
 def _container_request(creation: Creation) -> ContainerRequest:

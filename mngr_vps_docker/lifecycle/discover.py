@@ -35,6 +35,7 @@ from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_TAG
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.observe import MAX_PARALLEL_READINGS
 from imbue.mngr_vps_docker.lifecycle.observe import ask
+from imbue.mngr_vps_docker.lifecycle.observe import attended
 from imbue.mngr_vps_docker.lifecycle.observe import named
 from imbue.mngr_vps_docker.lifecycle.observe import noted
 from imbue.mngr_vps_docker.lifecycle.observe import observe
@@ -393,7 +394,7 @@ def _best(sightings: Sequence[HostSighting]) -> HostSighting:
 
 
 def _finished(context: ProviderContext, sighting: HostSighting, names: Collection[str]) -> HostSighting:
-    sighting = named(context, sighting, names)
+    sighting = attended(context, named(context, sighting, names))
     if sighting.problem is not None and sighting.reading is None and sighting.entry.phase is HostPhase.READY:
         logger.warning("Host {} as last seen: {}", sighting.name, sighting.problem)
     return sighting

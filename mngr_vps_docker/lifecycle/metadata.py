@@ -214,6 +214,7 @@ def _as_it_is(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
 def persist_agent_data(context: ProviderContext, sighting: HostSighting, agent_data: Mapping[str, object]) -> None:
     """Keep a copy of an agent's data for when the host is offline; of a stopped host, change the original too."""
     _store(context, sighting).persist_agent_data(sighting.host_id, agent_data)
+    context.journal.note_agent(sighting.host_id)
     agent_id = str(agent_data.get("id"))
     if not sighting.is_running and _has_live_agent(sighting, agent_id):
         path = f"agents/{agent_id}/data.json"

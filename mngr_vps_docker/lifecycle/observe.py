@@ -123,6 +123,23 @@ def named(context: ProviderContext, sighting: HostSighting, taken: Collection[st
     return replace(sighting, entry=noted(context, sighting.entry, host_name=name))
 
 
+def attended(context: ProviderContext, sighting: HostSighting) -> HostSighting:
+    """The same host, as abandoned if no live process is to make its first agent, and none is there."""
+    entry = sighting.entry
+    if not entry.awaits_agent or entry.phase is not HostPhase.READY or sighting.is_gone:
+        return sighting
+    if sighting.known_agents:
+        return replace(sighting, entry=noted(context, entry, awaits_agent=False, failure_reason=None))
+    if context.journal.is_attended(entry.host_id):
+        return sighting
+    # That process may have ended after the note was read, and have made an agent before.
+    current = context.journal.read(entry.host_id)
+    if current is None or not current.awaits_agent:
+        return replace(sighting, entry=entry.model_copy(update={"awaits_agent": False}))
+    failure = {"failure_reason": current.failure_reason}
+    return replace(sighting, entry=entry.model_copy(update=failure), is_abandoned=True)
+
+
 def _connection(context: ProviderContext, sighting: HostSighting) -> SshConnection:
     host_id, address = sighting.host_id, sighting.entry.vps_ip
     if address is None:

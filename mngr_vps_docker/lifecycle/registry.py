@@ -24,6 +24,7 @@ from imbue.mngr_vps_docker.lifecycle.discover import Findings
 from imbue.mngr_vps_docker.lifecycle.discover import asking_the_cloud
 from imbue.mngr_vps_docker.lifecycle.discover import discover
 from imbue.mngr_vps_docker.lifecycle.discover import look_at
+from imbue.mngr_vps_docker.lifecycle.observe import attended
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.terminal import logger
 
@@ -113,7 +114,7 @@ class HostRegistry:
         entry = self._context.journal.read(host_id)
         if entry is None:
             raise HostNotFoundError(host_id)
-        return HostSighting(entry=entry)
+        return attended(self._context, HostSighting(entry=entry))
 
     def agents(self, host_id: HostId) -> list[dict[str, Any]]:
         """Data of a host's agents; of one that just could not be reached, without trying again.
@@ -167,7 +168,7 @@ class HostRegistry:
             sighting = self._known().get(host_id)
             if sighting is not None:
                 self._sightings[host_id] = sighting = sighting.with_agent(agent_id, data)
-                self._context.journal.update(host_id, agents=tuple(sighting.agents))
+                self._context.journal.update(host_id, agents=tuple(sighting.known_agents))
 
     def clear(self) -> None:
         """Ask again for every host."""

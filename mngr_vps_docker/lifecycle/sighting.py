@@ -34,7 +34,8 @@ class HostSighting:
 
     ``entry`` is always there: made up from the instance's tags where this machine knew nothing of the host.
     ``reading`` is what its VPS said, ``problem`` why it said nothing, or else why this machine cannot log in to the
-    container; ``is_gone`` is the cloud's word. ``is_noted`` is whether this machine has a note of it.
+    container; ``is_gone`` is the cloud's word. ``is_noted`` is whether this machine has a note of it. It
+    ``is_abandoned`` if the process that made it has ended without making an agent on it.
     """
 
     entry: JournalEntry
@@ -43,6 +44,7 @@ class HostSighting:
     is_gone: bool = False
     is_being_made: bool = False
     is_noted: bool = True
+    is_abandoned: bool = False
 
     @property
     def host_id(self) -> HostId:
@@ -111,7 +113,8 @@ class HostSighting:
     @property
     def is_unfinished(self) -> bool:
         """Whether it is what a create or a destroy that failed, or was killed, left behind."""
-        return self.entry.phase is not HostPhase.READY and not self.is_being_made and not self.is_gone
+        is_finished = self.entry.phase is HostPhase.READY and not self.is_abandoned
+        return not (is_finished or self.is_being_made or self.is_gone)
 
     @property
     def known_agents(self) -> list[dict[str, Any]]:
@@ -173,6 +176,10 @@ class HostSighting:
         """Why the host cannot be used at all, if it was never finished."""
         if self.is_being_made:
             return None
+        if self.is_abandoned and not self.is_gone:
+            reason = "mngr ended before there was an agent on it: remove it by `mngr gc` or `mngr destroy`"
+            failure = self.entry.failure_reason
+            return reason if failure is None else f"{reason}. What failed on it: {printable(failure)}"
         if self.record is not None and not self.is_unfinished:
             recorded = self.record.certified_host_data.failure_reason
             return None if recorded is None else printable(recorded)
@@ -200,6 +207,8 @@ class HostSighting:
             return datetime.fromtimestamp(0, UTC)
         if self.is_gone:
             return self.entry.gone_since
+        if self.is_abandoned and self.reading is not None and self.reading.is_volume_read:
+            return datetime.fromtimestamp(0, UTC)
         # A host with agents does not grow old: one that crashed would be deleted with all that they did.
         if self.record is None or self.container is None or self.problem is not None or self.agents:
             return None
@@ -209,7 +218,7 @@ class HostSighting:
     @property
     def may_be_deleted(self) -> bool:
         """Whether nothing is lost with the host: it is gone, was never finished, or is stopped and has no agents."""
-        return self.in_this_state_since is not None and not self.is_running
+        return self.in_this_state_since is not None and (self.is_unfinished or not self.is_running)
 
     @property
     def _is_of_another_machine(self) -> bool:

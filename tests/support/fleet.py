@@ -99,7 +99,7 @@ class Fleet:
         self.cloud.is_listing = case.is_listing
         self.cloud.unlisted = set() if case.is_listed else {ADDRESS}
         if isinstance(case.note, HostPhase):
-            self.note(host_id, case.note)
+            self.note(host_id, case.note, awaits_agent=case.awaits_agent)
         elif case.note is not None or case.vps is Vps.STOPPED:
             self.process()._context.keys.create_vps_host_key(host_id)
             if case.note is not None:
@@ -167,6 +167,7 @@ class Case:
     is_listed: bool = True
     is_listing: bool = True
     has_agent: bool = False
+    awaits_agent: bool = False
 
 
 CASES = {
@@ -197,6 +198,24 @@ CASES = {
     "being destroyed": Case(HostState.BUILDING, note=HostPhase.DESTROYING, is_owned=True),
     "half destroyed, its VPS gone": Case(None, note=HostPhase.DESTROYING, age_seconds=None),
     "half destroyed": Case(HostState.FAILED, is_garbage=True, note=HostPhase.DESTROYING, vps=Vps.STOPPED),
+    "abandoned, running": Case(
+        HostState.FAILED, is_garbage=True, note=HostPhase.READY, vps=Vps.RUNNING, awaits_agent=True
+    ),
+    "abandoned, crashed": Case(
+        HostState.FAILED, is_garbage=True, note=HostPhase.READY, vps=Vps.CRASHED, awaits_agent=True
+    ),
+    # Another machine that shares its keys may have made an agent on it.
+    "abandoned, silent": Case(HostState.FAILED, note=HostPhase.READY, awaits_agent=True),
+    "abandoned, with an unreadable record": Case(
+        HostState.FAILED, is_garbage=True, note=HostPhase.READY, vps=Vps.UNREADABLE, awaits_agent=True
+    ),
+    "that the cloud knows no more, abandoned": Case(None, note=HostPhase.READY, age_seconds=None, awaits_agent=True),
+    "getting its first agent": Case(
+        HostState.RUNNING, note=HostPhase.READY, vps=Vps.RUNNING, awaits_agent=True, is_owned=True
+    ),
+    "that has got its first agent": Case(
+        HostState.STOPPED, note=HostPhase.READY, vps=Vps.STOPPED, awaits_agent=True, has_agent=True
+    ),
     # The rest is of another machine, which only the cloud tells of.
     "of another machine": Case(HostState.UNAUTHENTICATED, vps=Vps.REFUSING),
     "of another machine, silent": Case(HostState.FAILED),

@@ -1,0 +1,109 @@
+"""Whatever happens between the making of a host and that of its first agent: it is not lost."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.mngr_cli import MngrCli
+from support.provider import freeze
+from support.remote import wait_for
+
+from imbue.mngr_vps_docker.local_vps.engine import run_docker
+
+CREATE = ("create", "a1@h1.local-vps", "--new-host", "--type", "command", "--no-connect")
+AGENT = ("--", "sleep", "100000")
+CREATE_SECONDS = 300.0
+
+
+@pytest.fixture(scope="module")
+def mngr(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MngrCli]:
+    """mngr that does not wait long for machines that do not answer."""
+    cli = MngrCli(tmp_path_factory.mktemp("mngr"))
+    try:
+        cli.set_up("ssh_connect_timeout = 10.0")
+        yield cli
+    finally:
+        cli.tear_down()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(mngr: MngrCli) -> Iterator[None]:
+    """Each test leaves the account as empty as it found it."""
+    yield
+    leftovers = mngr.leftovers()
+    mngr.tear_down()
+    assert leftovers == []
+
+
+def is_handed_over(mngr: MngrCli) -> bool:
+    """Whether mngr has just been handed the host."""
+    notes = [json.loads(path.read_text()) for path in mngr.profile.glob("providers/*/*/hosts/*/host.json")]
+    return any(note["awaits_agent"] for note in notes)
+
+
+def cut_short(mngr: MngrCli, act: Callable[["subprocess.Popen[str]"], object]) -> str:
+    """Create a host, act as soon as mngr is handed it, and return what mngr said then."""
+    with subprocess.Popen(
+        [Path(sys.executable).with_name("mngr"), *CREATE, *AGENT],
+        cwd=mngr.project,
+        env=mngr.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            wait_for(lambda: is_handed_over(mngr) or process.poll() is not None, CREATE_SECONDS, every_seconds=0.01)
+            act(process)
+            _, said = process.communicate(timeout=CREATE_SECONDS)
+        finally:
+            process.kill()
+    assert process.returncode != 0, said
+    return said
+
+
+def the_vps(mngr: MngrCli) -> str:
+    (instance,) = mngr.cloud.find_instances({})
+    return instance.id
+
+
+def listed(mngr: MngrCli) -> dict[str, str]:
+    """The state of each row, by the host's name; and why, where it failed."""
+    rows = json.loads(mngr("list", "--format", "json"))["agents"]
+    return {row["host"]["name"]: f"{row['host']['state']}: {row['host'].get('failure_reason')}" for row in rows}
+
+
+def test_after_mngr_is_killed_gc_removes_it_at_once(mngr: MngrCli) -> None:
+    cut_short(mngr, lambda process: process.kill())
+    assert listed(mngr)["h1"].startswith("FAILED")
+    mngr("gc", "--all-providers")
+    assert listed(mngr) == {}
+
+
+def test_after_its_container_is_killed_it_can_be_destroyed(mngr: MngrCli) -> None:
+    kill = "docker kill $(docker ps --quiet --filter label=com.imbue.mngr.host-id)"
+    cut_short(mngr, lambda _: run_docker("exec", the_vps(mngr), "sh", "-c", kill))
+    assert listed(mngr)["h1"].startswith("FAILED")
+    mngr("destroy", "h1", "--force")
+    assert listed(mngr) == {}
+
+
+def test_after_its_vps_hangs_it_can_be_destroyed(mngr: MngrCli) -> None:
+    cut_short(mngr, lambda _: freeze(the_vps(mngr)))
+    state = listed(mngr)["h1"]
+    assert state.startswith("FAILED")
+    assert "What failed on it: container" in state
+    mngr("destroy", "h1", "--force")
+    assert listed(mngr) == {}
+
+
+def test_after_mngr_s_own_part_of_create_fails_it_can_be_destroyed(mngr: MngrCli) -> None:
+    """git's push needs more memory than that."""
+    mngr(*CREATE, "-s", "--memory=6m", *AGENT, is_failure_expected=True)
+    assert listed(mngr)["h1"].startswith("FAILED")
+    mngr("destroy", "h1", "--force")
+    assert listed(mngr) == {}

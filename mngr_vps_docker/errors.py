@@ -18,6 +18,7 @@
     └── VpsConnectionError            (also mngr's HostOfflineError) ssh could not reach the machine, or lost it
         ├── SshBusyError              the machine is well, but has no session to spare for long enough
         ├── SshdDownError             the machine answers, but no sshd does
+        ├── HostGoneError             another process of this machine is destroying the host, or has destroyed it
         └── VpsAuthenticationError    (also mngr's HostAuthenticationError) our key was refused, or the host key is
                                       not the pinned one
 
@@ -102,6 +103,10 @@ class SshBusyError(VpsConnectionError):
 
 class SshdDownError(VpsConnectionError):
     """A machine can be reached, but nothing speaks ssh at the port."""
+
+
+class HostGoneError(VpsConnectionError):
+    """Another process of this machine is destroying the host of a machine that cannot be reached, or has done so."""
 
 
 class VpsAuthenticationError(VpsConnectionError, HostAuthenticationError):

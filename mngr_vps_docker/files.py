@@ -66,14 +66,17 @@ def write_atomically(path: Path, content: bytes, mode: int = PRIVATE_FILE_MODE) 
 
 
 @contextmanager
-def locked(path: Path, *, timeout_seconds: float = math.inf, is_folder_made: bool = True) -> Iterator[None]:
-    """Hold the lock file ``path`` exclusively; the kernel frees it when this process ends, however it ends.
+def locked(
+    path: Path, *, timeout_seconds: float = math.inf, is_folder_made: bool = True, is_shared: bool = False
+) -> Iterator[None]:
+    """Hold the lock file ``path``, alone unless it ``is_shared``; the kernel frees it when this process ends.
 
-    Who holds it may remove it, and its folder.
+    Who holds it alone may remove it, and its folder.
     A lock that is held elsewhere for longer than ``timeout_seconds`` raises BlockingIOError; with
     ``is_folder_made=False`` a folder that is not there, or not any more, raises FileNotFoundError.
     """
-    descriptor = _acquire(path, time.monotonic() + timeout_seconds, is_folder_made)
+    operation = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+    descriptor = _acquire(path, time.monotonic() + timeout_seconds, is_folder_made, operation)
     try:
         yield
     finally:
@@ -98,7 +101,7 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _acquire(path: Path, deadline: float, is_folder_made: bool) -> int:
+def _acquire(path: Path, deadline: float, is_folder_made: bool, operation: int) -> int:
     """Lock the file that is at ``path``, and not one that whoever held it before has removed."""
     while True:
         if is_folder_made:
@@ -110,7 +113,7 @@ def _acquire(path: Path, deadline: float, is_folder_made: bool) -> int:
                 continue
             raise
         try:
-            _flock(descriptor, deadline)
+            _flock(descriptor, deadline, operation)
             if is_at(path, descriptor):
                 return descriptor
         except BaseException:
@@ -119,13 +122,13 @@ def _acquire(path: Path, deadline: float, is_folder_made: bool) -> int:
         os.close(descriptor)
 
 
-def _flock(descriptor: int, deadline: float) -> None:
+def _flock(descriptor: int, deadline: float, operation: int) -> None:
     if math.isinf(deadline):
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, operation)
         return
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             if time.monotonic() >= deadline:

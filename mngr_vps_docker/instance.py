@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from pyinfra.api.host import Host as PyinfraHost
 
     from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
-    from imbue.mngr_vps_docker.errors import VpsDockerError
     from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
     from imbue.mngr_vps_docker.outer_host import VpsDockerHost
 
@@ -78,8 +77,9 @@ class VpsDockerProvider(PackageHooks):
         self._context.close()
 
     def on_connection_error(self, host_id: HostId) -> None:
-        """Forget what was seen of a host that could not be reached."""
-        self._registry.note_unreachable(host_id)
+        """Forget what was seen of a host that could not be reached; if another process destroys it, that is why."""
+        if not self._context.journal.is_going(host_id):
+            self._registry.note_unreachable(host_id)
 
     # --- create and destroy ---------------------------------------------------------------------------------------
 
@@ -323,12 +323,7 @@ class VpsDockerProvider(PackageHooks):
 
     def _online_host(self, sighting: "HostSighting") -> "VpsDockerHost":
         return operations.views.online_host(
-            self,
-            self._context,
-            sighting,
-            on_host_data=self._on_host_data,
-            on_sshd_down=self._on_sshd_down,
-            on_failure=self._on_failure,
+            self, self._context, sighting, on_host_data=self._on_host_data, on_sshd_down=self._on_sshd_down
         )
 
     def _offline_host(self, sighting: "HostSighting") -> OfflineHost:
@@ -343,11 +338,6 @@ class VpsDockerProvider(PackageHooks):
         logger.info("The sshd of host {} does not answer; bringing it back ...", host_id)
         with self._registry.alone(host_id, is_asked=True) as sighting:
             operations.power.repair_host(self._context, sighting)
-
-    def _on_failure(self, host_id: HostId, error: "VpsDockerError") -> None:
-        # A disk that is full here is no reason to hide what happened there.
-        with suppress(OSError):
-            self._context.journal.note_failure(host_id, str(error))
 
     def _change_tags(self, host: HostInterface | HostId, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
         sighting = self._registry.get(_host_id(host))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from contextlib import contextmanager
+from contextlib import suppress
 from datetime import UTC
 from datetime import datetime
 from datetime import timedelta
@@ -41,6 +42,9 @@ _HOST_ID: Final = re.compile(r"host-[0-9a-f]{32}")
 _NOTE: Final = "host"
 _OWNER: Final = "owner"
 _FIRST_AGENT: Final = "agent"
+_USE: Final = "use"
+# How long destroying a host waits for those on this machine that are in the middle of changing it.
+_USE_SECONDS: Final = 10.0
 # The locks of the hosts that this process has made and that have no agent yet, by path: see HostJournal.await_agent.
 _AWAITING: Final[dict[Path, ExitStack]] = {}
 
@@ -95,12 +99,13 @@ class HostJournal:
     def __init__(self, hosts_folder: Path) -> None:
         self._hosts_folder = hosts_folder
         self._reported: set[Path] = set()
+        self._known: set[HostId] = set()
 
     def read(self, host_id: HostId) -> JournalEntry | None:
         """Return the entry of ``host_id``, or None where there is none that can be read."""
         path = self._path(host_id)
         try:
-            return JournalEntry.model_validate_json(path.read_bytes())
+            entry = JournalEntry.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValidationError as error:
@@ -109,6 +114,8 @@ class HostJournal:
                 logger.warning("The local note {} of a host cannot be read: {}", path, problem)
             self._reported.add(path)
             return None
+        self._known.add(host_id)
+        return entry
 
     def read_all(self) -> list[JournalEntry]:
         """Return every readable entry, oldest first."""
@@ -147,8 +154,32 @@ class HostJournal:
         """Whether a live process on this machine is creating or destroying the host right now."""
         return is_locked(self._lock_path(host_id, _OWNER))
 
+    def is_going(self, host_id: HostId) -> bool:
+        """Whether a process of this machine is destroying the host, or has done so since its note was read here."""
+        entry = self.read(host_id)
+        if entry is None:
+            return host_id in self._known and not self._path(host_id).exists()
+        return entry.phase is HostPhase.DESTROYING and self.has_live_owner(host_id)
+
+    @contextmanager
+    def in_use(self, host_id: HostId) -> Iterator[None]:
+        """Let other processes of this machine wait for some seconds before they destroy the host."""
+        with ExitStack() as stack:
+            with suppress(FileNotFoundError):
+                stack.enter_context(locked(self._lock_path(host_id, _USE), is_folder_made=False, is_shared=True))
+            yield
+
+    def wait_until_unused(self, host_id: HostId) -> None:
+        """Wait until no process of this machine is in the middle of changing the host; some seconds at most."""
+        path = self._lock_path(host_id, _USE)
+        with (
+            suppress(FileNotFoundError, BlockingIOError),
+            locked(path, timeout_seconds=_USE_SECONDS, is_folder_made=False),
+        ):
+            pass
+
     def await_agent(self, host_id: HostId) -> None:
-        """Mark this process as the one that goes on to make the host's first agent, until ``note_agent`` or its end.
+        """Mark this process as the one that is to make the host's first agent, until ``note_agent`` or its end.
 
         mngr creates a host and its first agent by separate calls, and takes nothing back if it ends in between.
         """

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC
 from datetime import datetime
@@ -31,9 +32,12 @@ from imbue.mngr.primitives import HostName
 from imbue.mngr.providers.ssh_utils import create_pyinfra_host
 from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
 from imbue.mngr_vps_docker.certified_changes import change_between
+from imbue.mngr_vps_docker.errors import HostGoneError
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import SshdDownError
+from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.journal import HostJournal
 from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.file_scripts import NO_SUCH_FILE
@@ -102,7 +106,6 @@ class SeenAgents:
 
 
 type SshdRepair = Callable[[HostId], None]
-type FailureListener = Callable[[HostId, VpsDockerError], None]
 type HostDataListener = Callable[[HostId, CertifiedDataChange], None]
 
 
@@ -262,13 +265,7 @@ class VpsDockerHost(_OverOpenSsh, Host):
     on_sshd_down: SshdRepair | None = Field(
         default=None, frozen=True, exclude=True, repr=False, description="Brings the container's sshd back"
     )
-    on_failure: FailureListener | None = Field(
-        default=None,
-        frozen=True,
-        exclude=True,
-        repr=False,
-        description="Is told what could not be done on it",
-    )
+    journal: HostJournal = Field(frozen=True, exclude=True, repr=False, description="This machine's notes of hosts")
     seen_agents: SeenAgents | None = Field(
         default=None, exclude=True, repr=False, description="The agents' data, where that was just read"
     )
@@ -331,10 +328,16 @@ class VpsDockerHost(_OverOpenSsh, Host):
     def read_file(self, path: Path) -> bytes:
         """Return the content of a file; raise FileNotFoundError where there is none.
 
-        Raises RemoteOutputError for more than anybody wants, which is less of what mngr notes there.
+        On a host that another process of this machine is destroying there is none. Raises RemoteOutputError for more
+        than anybody wants, which is less of what mngr notes there.
         """
         at_hand = self._at_hand.pop(path, None)
-        return self._repairing(lambda: _OverOpenSsh.read_file(self, path)) if at_hand is None else at_hand
+        if at_hand is not None:
+            return at_hand
+        try:
+            return self._repairing(lambda: _OverOpenSsh.read_file(self, path))
+        except HostGoneError as error:
+            raise FileNotFoundError(str(error)) from error
 
     def _limit_bytes(self, path: Path) -> int:
         is_note = path.name == _NOTE and path.is_relative_to(self.host_dir)
@@ -354,7 +357,10 @@ class VpsDockerHost(_OverOpenSsh, Host):
         effect: Effect,
     ) -> CommandResult:
         execute = _OverOpenSsh._execute
-        return self._repairing(lambda: execute(self, command, user, cwd, env, timeout_seconds, effect))
+        try:
+            return self._repairing(lambda: execute(self, command, user, cwd, env, timeout_seconds, effect))
+        except HostGoneError as error:
+            return CommandResult(stdout="", stderr=str(error), success=False)
 
     def _repairing[Answer](self, act: Callable[[], Answer]) -> Answer:
         """Do something, after bringing the container's sshd back if it is that which is missing."""
@@ -363,17 +369,29 @@ class VpsDockerHost(_OverOpenSsh, Host):
             try:
                 return act()
             except SshdDownError:
-                if self.on_sshd_down is None:
+                if self.on_sshd_down is None or self.journal.is_going(self.id):
                     raise
             self.on_sshd_down(self.id)
             return act()
         except VpsDockerError as error:
-            if self.on_failure is not None:
-                self.on_failure(self.id, error)
+            if isinstance(error, VpsConnectionError) and self.journal.is_going(self.id):
+                raise HostGoneError(f"Host {self.id} is being destroyed by another process") from error
+            # A disk that is full here is no reason to hide what happened there.
+            with suppress(OSError):
+                self.journal.note_failure(self.id, str(error))
             raise
 
     def _get_file_mtime(self, path: Path) -> datetime | None:
-        return _OverOpenSsh.get_file_mtime(self, path)
+        try:
+            return self._repairing(lambda: _OverOpenSsh.get_file_mtime(self, path))
+        except HostGoneError:
+            return None
+
+    @contextmanager
+    def lock_cooperatively(self, timeout_seconds: float = 300.0) -> Iterator[None]:
+        """mngr's lock on the host; what would destroy it, on this machine, waits for that a while."""
+        with self.journal.in_use(self.id), Host.lock_cooperatively(self, timeout_seconds):
+            yield
 
     def _close_paramiko_client(self) -> None:
         """There is none; to look for it would have pyinfra make its view of every host that goes."""

@@ -126,11 +126,11 @@ class ProviderContext:
 
     def vps(self, address: str, host_id: HostId | None = None) -> SshConnection:
         """The connection to root on a VPS, whose host key is pinned by host id (by address, if that is not known)."""
-        return self._connection(self._vps_target(address, host_id))
+        return self._connection(self._vps_target(address, host_id), host_id)
 
     def container(self, address: str, host_id: HostId) -> SshConnection:
         """The connection to root in a host's container."""
-        return self._connection(self._container_target(address, host_id))
+        return self._connection(self._container_target(address, host_id), host_id)
 
     def docker(self, address: str, host_id: HostId) -> DockerOverSsh:
         """Docker on the VPS of a host."""
@@ -149,7 +149,7 @@ class ProviderContext:
             # A machine that has no key to the container has no connection to it either.
             ways.append(self._container_target(address, host_id))
         for target in ways:
-            self._connection(target).close()
+            self._connection(target, host_id).close()
         with self._connections_lock:
             for target in ways:
                 self._connections.pop(target, None)
@@ -198,8 +198,13 @@ class ProviderContext:
             options=self.config.ssh_options,
         )
 
-    def _connection(self, target: SshTarget) -> SshConnection:
+    def _connection(self, target: SshTarget, host_id: HostId | None) -> SshConnection:
         with self._connections_lock:
             if target not in self._connections:
-                self._connections[target] = SshConnection(target, log=self.command_log, runner=self.runner)
+                self._connections[target] = SshConnection(
+                    target,
+                    log=self.command_log,
+                    runner=self.runner,
+                    is_gone=lambda: host_id is not None and self.journal.is_going(host_id),
+                )
             return self._connections[target]

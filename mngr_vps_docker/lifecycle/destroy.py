@@ -42,6 +42,7 @@ def destroy_host(context: ProviderContext, entry: JournalEntry) -> None:
     money remains; the host then stays known.
     """
     was_known = context.journal.read(entry.host_id) is not None
+    context.journal.wait_until_unused(entry.host_id)
     with context.journal.owned(entry.host_id):
         # Who owned the host until now has learned more of it, or has removed it.
         newer = context.journal.read(entry.host_id)

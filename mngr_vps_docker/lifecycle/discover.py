@@ -39,6 +39,7 @@ from imbue.mngr_vps_docker.lifecycle.observe import attended
 from imbue.mngr_vps_docker.lifecycle.observe import named
 from imbue.mngr_vps_docker.lifecycle.observe import noted
 from imbue.mngr_vps_docker.lifecycle.observe import observe
+from imbue.mngr_vps_docker.lifecycle.observe import unless_destroyed
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.lifecycle.uploaded_keys import UploadedKey
@@ -394,7 +395,7 @@ def _best(sightings: Sequence[HostSighting]) -> HostSighting:
 
 
 def _finished(context: ProviderContext, sighting: HostSighting, names: Collection[str]) -> HostSighting:
-    sighting = attended(context, named(context, sighting, names))
+    sighting = unless_destroyed(context, attended(context, named(context, sighting, names)))
     if sighting.problem is not None and sighting.reading is None and sighting.entry.phase is HostPhase.READY:
         logger.warning("Host {} as last seen: {}", sighting.name, sighting.problem)
     return sighting

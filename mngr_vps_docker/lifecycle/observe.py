@@ -123,6 +123,18 @@ def named(context: ProviderContext, sighting: HostSighting, taken: Collection[st
     return replace(sighting, entry=noted(context, sighting.entry, host_name=name))
 
 
+def unless_destroyed(context: ProviderContext, sighting: HostSighting) -> HostSighting:
+    """The same host; as being destroyed, or gone, if another process of this machine destroys it or has done so."""
+    # What the cloud alone tells of needs no note.
+    is_noted = sighting.is_noted and not (sighting.is_gone or sighting.is_being_made)
+    if not is_noted or not context.journal.is_going(sighting.host_id):
+        return sighting
+    current = context.journal.read(sighting.host_id)
+    if current is None:
+        return replace(sighting, reading=None, problem=None, is_gone=True)
+    return replace(sighting, entry=current, reading=None, problem=None, is_being_made=True)
+
+
 def attended(context: ProviderContext, sighting: HostSighting) -> HostSighting:
     """The same host, as abandoned if no live process is to make its first agent, and none is there."""
     entry = sighting.entry

@@ -25,6 +25,7 @@ from imbue.mngr_vps_docker.lifecycle.discover import asking_the_cloud
 from imbue.mngr_vps_docker.lifecycle.discover import discover
 from imbue.mngr_vps_docker.lifecycle.discover import look_at
 from imbue.mngr_vps_docker.lifecycle.observe import attended
+from imbue.mngr_vps_docker.lifecycle.observe import unless_destroyed
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.terminal import logger
 
@@ -72,7 +73,7 @@ class HostRegistry:
         """One host as this process saw it before, or else asked for now; raises HostNotFoundError."""
         found = self._match(host)
         if found is not None:
-            return found
+            return unless_destroyed(self._context, found)
         if isinstance(host, HostId):
             if host in self._destroyed:
                 raise HostNotFoundError(host)

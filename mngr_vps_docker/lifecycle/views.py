@@ -15,7 +15,6 @@ from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.sighting import usable
-from imbue.mngr_vps_docker.outer_host import FailureListener
 from imbue.mngr_vps_docker.outer_host import HostDataListener
 from imbue.mngr_vps_docker.outer_host import SeenAgents
 from imbue.mngr_vps_docker.outer_host import SshConnector
@@ -55,7 +54,6 @@ def online_host(
     *,
     on_host_data: HostDataListener,
     on_sshd_down: SshdRepair,
-    on_failure: FailureListener,
 ) -> VpsDockerHost:
     """The host as mngr works on it while its container runs; nothing is connected yet."""
     address, _config = usable(sighting)
@@ -71,7 +69,7 @@ def online_host(
         mngr_ctx=provider.mngr_ctx,
         on_host_data=on_host_data,
         on_sshd_down=on_sshd_down,
-        on_failure=on_failure,
+        journal=context.journal,
         seen_agents=_just_seen_agents(sighting),
     )
 

@@ -82,13 +82,20 @@ INTERRUPTED: Final = "INTERRUPTED"
 class SshConnection:
     """Commands on one ``SshTarget``, all over one shared login that outlives this process for a while.
 
-    Thread-safe: any number of threads may run commands at once. Nothing is connected until the first command.
+    Thread-safe: any number of threads may run commands at once. Nothing is connected until the first command, and no
+    command logs in to a machine that ``is_gone``: it might wait for long.
     """
 
     def __init__(
-        self, target: SshTarget, *, log: CommandLog | None = None, runner: ProcessRunner = run_process
+        self,
+        target: SshTarget,
+        *,
+        log: CommandLog | None = None,
+        runner: ProcessRunner = run_process,
+        is_gone: Callable[[], bool] = lambda: False,
     ) -> None:
         self.target = target
+        self._is_gone = is_gone
         self._log = log
         self._runner = runner
         self._master = SshMaster(target, runner)
@@ -383,6 +390,8 @@ class SshConnection:
         return failure, None
 
     def _log_in(self, call: "_Call") -> LoginFailure | None:
+        if self._is_gone():
+            return LoginFailure(NotStartedReason.OTHER, "its host is being destroyed")
         began = time.monotonic()
         failure = self._master.open(call.seconds_left)
         # A login has a limit of its own, which is not the command's.

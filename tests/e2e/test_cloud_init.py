@@ -14,6 +14,7 @@ from support.remote import wait_for
 
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
+from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.keys import load_or_create_key_pair
 from imbue.mngr_vps_docker.local_vps.clean import clean
 from imbue.mngr_vps_docker.local_vps.client import DEFAULT_PLAN
@@ -144,6 +145,18 @@ def test_readiness_survives_a_reboot(vps: Vps, client: LocalVpsClient) -> None:
         time.sleep(0.2)
     assert vps.run("stat -c %Y /var/log/mngr-vps-setup.log /var/lib/mngr-vps/status").text == written
     assert "maxsessions 100" in vps.sshd_settings()
+
+
+def test_a_root_that_may_not_log_in_may_after_the_next_boot(vps: Vps) -> None:
+    """As at the first boot of an image in which it may not: cloud-init comes before sshd."""
+    assert vps.wait().is_success
+    vps.run("echo root:x | chpasswd && chage -d 0 root && usermod -s /usr/sbin/nologin root").checked()
+    vps.connection.close()
+    with pytest.raises(VpsAuthenticationError, match=r"not available|assword"):
+        vps.connection.wait_until_ready(60)
+    subprocess.run(("docker", "restart", vps.instance_id), check=True, capture_output=True, timeout=120)
+    vps.connection.wait_until_ready(60, account_grace_seconds=60)
+    assert vps.run("getent passwd root").text == "root:x:0:0:root:/root:/bin/bash\n"
 
 
 @pytest.fixture

@@ -121,8 +121,12 @@ class HostSighting:
         """Data of the host's agents: the copies kept for offline use, overlaid by what its volume says now."""
         if self.reading is None:
             return list(self.entry.agents)
-        both = (*self.reading.persisted_agents, *self.reading.live_agents)
-        return list({str(agent.get("id")): agent for agent in both}.values())
+        known = {str(agent.get("id")): agent for agent in self.reading.persisted_agents}
+        for agent in self.reading.live_agents:
+            kept = known.get(str(agent.get("id")), {})
+            # Without a name it would be listed nowhere, and its host with it.
+            known[str(agent.get("id"))] = agent | {"name": agent.get("name") or kept.get("name")}
+        return list(known.values())
 
     @property
     def agents(self) -> list[dict[str, Any]]:

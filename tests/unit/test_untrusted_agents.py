@@ -123,6 +123,15 @@ def test_whatever_an_agent_writes_all_others_are_shown(pair: Pair, content: byte
     check_others_are_shown(pair)
 
 
+def test_an_agent_without_a_name_is_shown_under_the_one_that_mngr_kept(pair: Pair) -> None:
+    """Or it would hide itself, and with it its host, from every command that looks for agents."""
+    (kept,) = pair.record_path(pair.spoiled).with_suffix("").iterdir()
+    agent_id = AgentId(kept.stem)
+    for name in ({}, {"name": None}):
+        pair.write_agent(pair.spoiled, agent_id, json.dumps({"id": agent_id} | name).encode())
+        assert pair.listed()[pair.spoiled] == ["kept"]
+
+
 def test_what_earlier_versions_noted_of_an_agent_is_looked_at_too(pair: Pair) -> None:
     journal = pair.process()._context.journal
     journal.update(pair.spoiled, agents=({"id": ID, "name": "kept"}, {"id": ID, "name": 5}))

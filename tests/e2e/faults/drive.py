@@ -19,6 +19,8 @@ from support.local_provider import settings_of_os
 from imbue.mngr.api.data_types import GcResourceTypes
 from imbue.mngr.api.gc import gc
 from imbue.mngr.errors import MngrError
+from imbue.mngr.hosts.host import Host
+from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import ErrorBehavior
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import SnapshotName
@@ -29,6 +31,7 @@ from imbue.mngr_vps_docker.lifecycle.uploaded_keys import UploadedKey
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
 from imbue.mngr_vps_docker.ssh.process import run_process
+from imbue.mngr_vps_docker.ssh.span import span
 from imbue.mngr_vps_docker.testing.fault_points import FaultError
 from imbue.mngr_vps_docker.testing.fault_points import FaultKind
 from imbue.mngr_vps_docker.testing.fault_points import FaultPointClient
@@ -45,19 +48,26 @@ REFUSAL = Fault("wait_for_instance_active", VpsApiError(503, "overload"))
 MACHINES = GcResourceTypes(**dict.fromkeys(GcResourceTypes.model_fields, False) | {"is_machines": True})
 
 
+def make_agent(provider: LocalVpsProvider, host: Host) -> None:
+    """The first agent, as far as it is a provider's matter: until there is one, mngr takes nothing back."""
+    with span("Making the first agent"):
+        host.write_text_file(host.host_dir / "env", "A=b\n")
+        provider.persist_agent_data(host.id, {"id": AgentId.generate(), "name": "a1"})
+
+
 def create(provider: LocalVpsProvider, name: HostName) -> None:
-    provider.create_host(name)
+    make_agent(provider, provider.create_host(name))
 
 
 def create_with_build(provider: LocalVpsProvider, name: HostName) -> None:
     context = provider.mngr_ctx.profile_dir / "context"
     context.mkdir(exist_ok=True)
     (context / "Dockerfile").write_text("FROM mngr-agent:bookworm\nRUN touch /built\n")
-    provider.create_host(name, build_args=[str(context)])
+    make_agent(provider, provider.create_host(name, build_args=[str(context)]))
 
 
 def create_from_snapshot(provider: LocalVpsProvider, name: HostName) -> None:
-    provider.create_host(name, snapshot=SEED)
+    make_agent(provider, provider.create_host(name, snapshot=SEED))
 
 
 def take_back(provider: LocalVpsProvider, name: HostName) -> None:

@@ -378,22 +378,25 @@ class SshConnection:
             # That it had not begun in time is no proof of anything: the shared connection is left to the others.
             if session.may_have_begun or session.stop in (Stop.DEADLINE, Stop.IDLE):
                 return None, session.stop
+            silence = LoginFailure(
+                NotStartedReason.CONNECT_TIMEOUT, f"it has not answered for {session.elapsed_seconds:.0f} s"
+            )
             if session.stop is Stop.UNANSWERED:
-                # The master lives and the machine does not: the next command is to find that out by a login.
-                self._master.close()
-                silence = f"it has not answered for {session.elapsed_seconds:.0f} s"
-                return LoginFailure(NotStartedReason.CONNECT_TIMEOUT, silence), None
+                # If the machine is gone, the keepalives of the master end it, and the next command logs in.
+                return silence, None
             failure = login_failure(session.messages)
             if is_last or failure.reason is NotStartedReason.SESSION_REFUSED:
                 return failure, None
-            failure = self._log_in(call)
+            # A machine that was waited for over the shared connection has used that much of its time.
+            connect_seconds = self.target.connect_timeout_seconds - session.elapsed_seconds
+            failure = self._log_in(call, connect_seconds) if connect_seconds > 0 else silence
         return failure, None
 
-    def _log_in(self, call: "_Call") -> LoginFailure | None:
+    def _log_in(self, call: "_Call", connect_timeout_seconds: float) -> LoginFailure | None:
         if self._is_gone():
             return LoginFailure(NotStartedReason.OTHER, "its host is being destroyed")
         began = time.monotonic()
-        failure = self._master.open(call.seconds_left)
+        failure = self._master.open(call.seconds_left, connect_timeout_seconds)
         # A login has a limit of its own, which is not the command's.
         call.deadline += time.monotonic() - began
         return failure

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from contextlib import suppress
 from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -104,12 +105,14 @@ class SshMaster:
         """Where its socket is, whether it is open or not."""
         return socket_folder() / self.target.fingerprint
 
-    def open(self, wait_seconds: float = math.inf) -> LoginFailure | None:
+    def open(
+        self, wait_seconds: float = math.inf, connect_timeout_seconds: float | None = None
+    ) -> LoginFailure | None:
         """Make sure that it is open, logging in if it is not; return why, if that failed.
 
         However many threads and processes ask at once, there is one login. Those that waited for an attempt that
         failed share its failure instead of each trying again. Nobody waits for another's for more than
-        ``wait_seconds``; a login of one's own has the target's connect timeout.
+        ``wait_seconds``; a login of one's own has ``connect_timeout_seconds``, or the target's connect timeout.
         """
         asked_at = time.monotonic()
         control_path = self.control_path
@@ -120,12 +123,15 @@ class SshMaster:
                 return LoginFailure(NotStartedReason.BUSY, "another process has not finished logging in to it")
             if self.is_alive():
                 return None
-            failure = self._failure_since(asked_at)
+            connect_seconds = connect_timeout_seconds or self.target.connect_timeout_seconds
+            failure = self._failure_since(asked_at, connect_seconds)
             if failure is not None:
                 return failure
+            # The machine was waited for meanwhile, by another's attempt.
+            connect_seconds = max(1.0, connect_seconds - (time.monotonic() - asked_at))
             self._remove_dead(control_path)
-            failure = self._log_in(control_path)
-            self._note(failure)
+            failure = self._log_in(control_path, connect_seconds)
+            self._note(failure, connect_seconds)
             return failure
 
     def is_alive(self) -> bool:
@@ -145,14 +151,14 @@ class SshMaster:
                 for suffix in _BESIDE:
                     self._beside(suffix).unlink(missing_ok=True)
 
-    def _log_in(self, control_path: Path) -> LoginFailure | None:
+    def _log_in(self, control_path: Path, connect_timeout_seconds: float) -> LoginFailure | None:
         installed_openssh()
         _remove_traces_of_what_has_ended(control_path.parent)
         with tempfile.TemporaryDirectory(prefix="mngr-vps-ssh-") as folder:
             log_file = Path(folder) / "log"
+            target = replace(self.target, connect_timeout_seconds=connect_timeout_seconds)
             result = self._runner(
-                master_argv(self.target, control_path, log_file),
-                timeout_seconds=self.target.connect_timeout_seconds + _LOGIN_SECONDS,
+                master_argv(target, control_path, log_file), timeout_seconds=connect_timeout_seconds + _LOGIN_SECONDS
             )
             messages = _beginning(log_file)
         if result.stop is not None:
@@ -161,21 +167,26 @@ class SshMaster:
             return login_failure(messages + result.stderr.decode(errors="replace"))
         return None
 
-    def _note(self, failure: LoginFailure | None) -> None:
-        """Leave a failure, with its time, to those who wait for the lock."""
+    def _note(self, failure: LoginFailure | None, connect_seconds: float) -> None:
+        """Leave a failure to those who wait for the lock, with its time and how long the machine was waited for."""
         note = self._beside(".failure")
         if failure is None:
             note.unlink(missing_ok=True)
         else:
-            note.write_text(json.dumps([time.monotonic(), failure.reason, failure.detail]))
+            note.write_text(json.dumps([time.monotonic(), connect_seconds, failure.reason, failure.detail]))
 
-    def _failure_since(self, asked_at: float) -> LoginFailure | None:
-        """The failure of an attempt that ended after ``asked_at``; the clock is that of all processes."""
+    def _failure_since(self, asked_at: float, connect_seconds: float) -> LoginFailure | None:
+        """The failure of an attempt that ended after ``asked_at``; the clock is that of all processes.
+
+        One that gave a silent machine much less time than ``connect_seconds`` does not count.
+        """
         try:
-            failed_at, reason, detail = json.loads(self._beside(".failure").read_text())
+            failed_at, waited_seconds, word, detail = json.loads(self._beside(".failure").read_text())
+            reason = NotStartedReason(word)
             # A later time than now is one of before the machine was started.
             is_recent = asked_at < failed_at <= time.monotonic()
-            return LoginFailure(NotStartedReason(reason), str(detail)) if is_recent else None
+            is_hasty = reason is NotStartedReason.CONNECT_TIMEOUT and waited_seconds < connect_seconds / 2
+            return LoginFailure(reason, str(detail)) if is_recent and not is_hasty else None
         except (FileNotFoundError, ValueError, TypeError):
             return None
 

@@ -1,13 +1,17 @@
 """Whatever goes wrong between here and a command has a name of its own."""
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.remote import run
@@ -27,6 +31,8 @@ from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.process import ProcessResult
+from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
 
 
@@ -112,6 +118,53 @@ def test_a_machine_that_stops_answering_is_found_unreachable_within_the_connect_
     assert isinstance(outcomes[0].error(), VpsConnectionError)
     assert all(outcome.elapsed_seconds < 10 for outcome in outcomes)
     assert run(connection, "echo back").text == "back\n"
+    connection.close()
+
+
+class LoginMeter:
+    """Runs ssh, and counts for how many seconds each login was to wait for the machine."""
+
+    def __init__(self) -> None:
+        self.connect_timeouts: list[int] = []
+        self.has_begun = threading.Event()
+
+    def __call__(self, argv: Sequence[str], **options: Any) -> ProcessResult:
+        if "-M" in argv:
+            (timeout,) = (word.partition("=")[2] for word in argv if word.startswith("ConnectTimeout="))
+            self.connect_timeouts.append(int(timeout))
+            self.has_begun.set()
+        return run_process(argv, **options)
+
+
+def test_a_login_that_was_given_little_time_is_no_answer_for_those_who_have_more(sshd: LoopbackSshd) -> None:
+    with silent_port(backlog=5) as port, ThreadPoolExecutor(1) as pool:
+        hasty, patient = LoginMeter(), LoginMeter()
+        target = sshd.target(port=port, connect_timeout_seconds=5)
+        brief = SshConnection(replace(target, connect_timeout_seconds=2), runner=hasty)
+        first = pool.submit(run, brief, "true")
+        assert hasty.has_begun.wait(30)
+        outcome = run(SshConnection(target, runner=patient), "true")
+        assert first.result(30).reason is outcome.reason is NotStartedReason.CONNECT_TIMEOUT
+    # What it has waited for the other's attempt counts.
+    (timeout,) = patient.connect_timeouts
+    assert timeout <= 4
+
+
+def test_a_shared_login_whose_machine_is_gone_ends_what_runs_over_it_and_is_not_waited_for_twice(
+    sshd: LoopbackSshd, tmp_path: Path
+) -> None:
+    meter = LoginMeter()
+    connection = SshConnection(sshd.target(connect_timeout_seconds=12), runner=meter)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, connection, f"touch {tmp_path}/begun; sleep 300", timeout_seconds=300)
+        wait_for((tmp_path / "begun").exists)
+        meter.connect_timeouts.clear()
+        with sshd.frozen():
+            outcome = run(connection, "true", timeout_seconds=300)
+            assert running.result(60).status is OutcomeStatus.LOST
+    assert outcome.reason is NotStartedReason.CONNECT_TIMEOUT
+    (rest,) = meter.connect_timeouts
+    assert rest <= 6
     connection.close()
 
 

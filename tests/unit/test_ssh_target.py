@@ -28,7 +28,7 @@ COMMON = (
     " -o UserKnownHostsFile=/keys/known_hosts -o GlobalKnownHostsFile=/dev/null -o StrictHostKeyChecking=yes"
     " -o UpdateHostKeys=no -o VerifyHostKeyDNS=no -o NoHostAuthenticationForLocalhost=no"
     " -o IgnoreUnknown=KnownHostsCommand -o KnownHostsCommand=none -o HostKeyAlias=host-1"
-    " -o ConnectTimeout=7 -o ServerAliveInterval=2 -o ServerAliveCountMax=4"
+    " -o ConnectTimeout=7 -o ServerAliveInterval=3 -o ServerAliveCountMax=2"
 )
 DESTINATION = "-p 22 -l root -- 192.0.2.7"
 
@@ -60,7 +60,7 @@ def test_without_persistence_the_shared_connection_still_ends_by_itself() -> Non
 def test_options_of_the_user_come_after_those_that_make_a_login_trustworthy() -> None:
     argv = standalone_argv(replace(TARGET, options=("StrictHostKeyChecking=no", "ServerAliveInterval=99")), None)
     assert argv.index("StrictHostKeyChecking=yes") < argv.index("StrictHostKeyChecking=no")
-    assert argv.index("ServerAliveInterval=99") < argv.index("ServerAliveInterval=2")
+    assert argv.index("ServerAliveInterval=99") < argv.index("ServerAliveInterval=3")
 
 
 @pytest.mark.parametrize(

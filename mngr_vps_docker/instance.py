@@ -152,7 +152,7 @@ class VpsDockerProvider(PackageHooks):
     ) -> None:
         """Stop the host's container, after a snapshot if wanted. A stopped host is left as it is."""
         host_id = _host_id(host)
-        if create_snapshot and self._registry.get(host_id).is_running:
+        if create_snapshot and self._registry.reached(host_id).is_running:
             self.create_snapshot(host_id)
         with self._registry.alone(host_id) as sighting:
             operations.power.stop_host(self._context, sighting, timeout_seconds=timeout_seconds)
@@ -176,7 +176,7 @@ class VpsDockerProvider(PackageHooks):
         """Every host with its agents, one remote command per VPS."""
         return {
             operations.views.discovered_host(self, sighting): operations.views.discovered_agents(self, sighting)
-            for sighting in self._listed(include_destroyed)
+            for sighting in self._listed(include_destroyed, is_silent_awaited=False)
         }
 
     def get_host(self, host: HostId | HostName) -> HostInterface:
@@ -201,7 +201,7 @@ class VpsDockerProvider(PackageHooks):
         on_error: "operations.details.OnError | None" = None,
     ) -> tuple[HostDetails, list[AgentDetails]]:
         """The rows of a host and its agents, by one remote command; a host that cannot be asked shows as last seen."""
-        sighting = self._registry.get(host_ref.host_id)
+        sighting = self._registry.awaited(host_ref.host_id)
         host = self._online_host(sighting) if sighting.is_online else None
         return operations.details.describe(
             self._context, self.mngr_ctx.config, sighting, host, agent_refs, field_generators, on_error
@@ -268,7 +268,7 @@ class VpsDockerProvider(PackageHooks):
         operations.names.check_host_name(name)
         host_id = _host_id(host)
         others = self._registry.discover()
-        operations.metadata.rename_host(self._context, self._registry.get(host_id), name, others)
+        operations.metadata.rename_host(self._context, self._registry.reached(host_id), name, others)
         self._registry.forget(host_id)
         return self.get_host(host_id)
 
@@ -287,7 +287,11 @@ class VpsDockerProvider(PackageHooks):
     def outer_host_for(self, host_id: HostId) -> Iterator[OuterHostInterface | None]:
         """The VPS of a host, as root; works while the container is down."""
         entry = self._registry.entry(host_id)
-        yield None if entry.vps_ip is None else operations.views.outer_host(self._context, entry.vps_ip, host_id)
+        if entry.vps_ip is None:
+            yield None
+        else:
+            connect_seconds = max(1.0, self._registry.connect_seconds_left(host_id))
+            yield operations.views.outer_host(self._context, entry.vps_ip, host_id, connect_seconds)
 
     # --- data of agents -------------------------------------------------------------------------------------------
 
@@ -301,13 +305,13 @@ class VpsDockerProvider(PackageHooks):
     def persist_agent_data(self, host_id: HostId, agent_data: Mapping[str, object]) -> None:
         """Keep a copy of an agent's data for when the host is offline."""
         if self._registry.is_known(host_id):
-            operations.metadata.persist_agent_data(self._context, self._registry.get(host_id), agent_data)
+            operations.metadata.persist_agent_data(self._context, self._registry.reached(host_id), agent_data)
             self._registry.note_agent(host_id, str(agent_data.get("id")), dict(agent_data))
 
     def remove_persisted_agent_data(self, host_id: HostId, agent_id: AgentId) -> None:
         """Forget the copy of an agent's data."""
         if self._registry.is_known(host_id):
-            operations.metadata.remove_persisted_agent_data(self._context, self._registry.get(host_id), agent_id)
+            operations.metadata.remove_persisted_agent_data(self._context, self._registry.reached(host_id), agent_id)
             self._registry.note_agent(host_id, agent_id, None)
 
     # --- what the parts call back ---------------------------------------------------------------------------------
@@ -318,8 +322,9 @@ class VpsDockerProvider(PackageHooks):
         except HostNotFoundError:
             return True
 
-    def _listed(self, include_destroyed: bool) -> "list[HostSighting]":
-        return [sighting for sighting in self._registry.discover() if include_destroyed or not sighting.is_gone]
+    def _listed(self, include_destroyed: bool, *, is_silent_awaited: bool = True) -> "list[HostSighting]":
+        found = self._registry.discover(is_silent_awaited=is_silent_awaited)
+        return [sighting for sighting in found if include_destroyed or not sighting.is_gone]
 
     def _online_host(self, sighting: "HostSighting") -> "VpsDockerHost":
         return operations.views.online_host(
@@ -340,7 +345,7 @@ class VpsDockerProvider(PackageHooks):
             operations.power.repair_host(self._context, sighting)
 
     def _change_tags(self, host: HostInterface | HostId, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
-        sighting = self._registry.get(_host_id(host))
+        sighting = self._registry.reached(_host_id(host))
         self._registry.note_record(operations.metadata.change_tags(self._context, sighting, change))
 
 

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from imbue.imbue_common.enums import UpperCaseStrEnum
 from imbue.imbue_common.frozen_model import FrozenModel
 from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostState
 from imbue.mngr_vps_docker.agent_data import usable_agents
 from imbue.mngr_vps_docker.files import is_locked
 from imbue.mngr_vps_docker.files import locked
@@ -58,6 +59,13 @@ class HostPhase(UpperCaseStrEnum):
     DESTROYING = auto()
 
 
+class Unreachable(FrozenModel):
+    """That the VPS of a host did not answer when it was last asked."""
+
+    since: UtcDatetime = Field(description="When it first did not answer, of all times that it was asked since")
+    is_silent: bool = Field(description="Whether it was waited for in vain, and did not refuse at once")
+
+
 class JournalEntry(FrozenModel):
     """What this machine knows of one host."""
 
@@ -76,6 +84,8 @@ class JournalEntry(FrozenModel):
     failure_reason: str | None = Field(default=None, description="What failed while it was created, if anything")
     awaits_agent: bool = Field(default=False, description="Whether mngr was handed it and has made no agent on it yet")
     record: VpsDockerHostRecord | None = Field(default=None, description="Last seen record")
+    state: HostState | None = Field(default=None, description="State in which the host was last seen, if it was")
+    unreachable: Unreachable | None = Field(default=None, description="Set while its VPS does not answer")
     # Earlier versions took down whatever they saw.
     agents: Annotated[tuple[dict[str, Any], ...], AfterValidator(usable_agents)] = Field(
         default=(), description="Last seen data of its agents"
@@ -87,6 +97,11 @@ class JournalEntry(FrozenModel):
         if not self.is_vps_ordered or self.vps_ordered_at is None or self.vps_ip is not None:
             return False
         return datetime.now(UTC) - self.vps_ordered_at < timedelta(seconds=APPEARING_SECONDS)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether its VPS was waited for in vain when it was last asked, so that a listing waits less next time."""
+        return self.unreachable is not None and self.unreachable.is_silent
 
 
 class HostJournal:

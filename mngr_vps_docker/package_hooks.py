@@ -114,11 +114,13 @@ class PackageHooks(BaseProviderInstance):
 
     @contextmanager
     def _make_outer_for_vps_ip(self, vps_ip: str) -> Iterator[OuterHostInterface]:
-        """The VPS at an address, as root; from as many threads at once as you like."""
-        # Clouds give the address of a VPS that is gone to another one.
-        newest_first = reversed(self._context.journal.read_all())
-        known = (entry.host_id for entry in newest_first if entry.vps_ip == vps_ip and entry.gone_since is None)
-        yield operations.views.outer_host(self._context, vps_ip, next(known, None))
+        """The VPS at an address, as root; from as many threads at once as you like.
+
+        It is waited for as briefly as in a listing. Raises VpsConnectionError for one that was silent when it was last
+        asked: it is asked again in the background of a listing, for which nobody waits.
+        """
+        with operations.views.listed_vps(self._context, vps_ip) as outer:
+            yield outer
 
     def _get_existing_host_store(self, outer: OuterHostInterface) -> "VpsDockerHostStore | None":
         """The record store on a VPS, or None while it has no state container."""

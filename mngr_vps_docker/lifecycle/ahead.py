@@ -1,35 +1,125 @@
-"""Asking VPSes while the cloud, which is slow, is still being asked where they are.
+"""Asking VPSes in the background: those that are logged in to while the cloud is asked, and those that may be silent.
 
 Most hosts are where this machine saw them last. Only a VPS whose shared login is open is asked ahead, so that one that
 is silent is not waited for before the cloud has said that it is there.
+
+All of it runs in daemon threads: a process that needs no answer ends without them, and so does what they have running
+on a VPS, which ends with the process that asked.
 """
 
+import time
+from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from concurrent.futures import Future
+from concurrent.futures import wait
+from contextlib import contextmanager
 from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import replace
+from functools import partial
 from threading import BoundedSemaphore
 from threading import Thread
 
+from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.observe import MAX_PARALLEL_READINGS
 from imbue.mngr_vps_docker.lifecycle.observe import ask
 from imbue.mngr_vps_docker.lifecycle.observe import can_be_asked
 from imbue.mngr_vps_docker.lifecycle.observe import is_logged_in
+from imbue.mngr_vps_docker.lifecycle.observe import listing_patience
+from imbue.mngr_vps_docker.lifecycle.observe import unanswered
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.vps_state import VpsState
 
+# How often it is looked whether work that waits for a free slot has begun.
+_POLL_SECONDS = 0.2
+
+
+@dataclass(slots=True)
+class BackgroundTask[T]:
+    """Work in a daemon thread, begun when there is a slot for it."""
+
+    work: Callable[[], T]
+    future: Future[T] = field(default_factory=Future)
+    began_at: float | None = None
+    """When it began, by the monotonic clock, in seconds."""
+
+    def start(self, slots: BoundedSemaphore) -> "BackgroundTask[T]":
+        """Start the thread."""
+        Thread(target=self.run, args=(slots,), name="ask-vps", daemon=True).start()
+        return self
+
+    @property
+    def ran_seconds(self) -> float:
+        """How long it has run; 0 before it began."""
+        return 0.0 if self.began_at is None else time.monotonic() - self.began_at
+
+    def is_done_within(self, seconds: float) -> bool:
+        """Wait until it is done, or has run for so long; whether it is done."""
+        while not self.future.done() and self.ran_seconds < seconds:
+            wait([self.future], seconds - self.ran_seconds if self.began_at is not None else _POLL_SECONDS)
+        return self.future.done()
+
+    def run(self, slots: BoundedSemaphore) -> None:
+        """Do the work in this thread, unless the future was cancelled before there was a slot for it."""
+        with slots:
+            if not self.future.set_running_or_notify_cancel():
+                return
+            self.began_at = time.monotonic()
+            try:
+                result = self.work()
+            # Whatever it is, it is raised where the answer is asked for.
+            except Exception as error:  # noqa: BLE001
+                self.future.set_exception(error)
+            else:
+                self.future.set_result(result)
+
+
+type Look = Callable[[HostSighting], HostSighting]
+
+
+@contextmanager
+def looking_at_each(
+    look: Look, sightings: Iterable[HostSighting]
+) -> Iterator[list[tuple[HostSighting, BackgroundTask[HostSighting]]]]:
+    """``look`` at each host in the background, in this order; what is interrupted looks at no further one."""
+    slots = BoundedSemaphore(MAX_PARALLEL_READINGS)
+    looking = [(sighting, BackgroundTask(partial(look, sighting))) for sighting in sightings]
+    try:
+        for _, task in looking:
+            task.start(slots)
+        yield looking
+    except BaseException:
+        for _, task in looking:
+            task.future.cancel()
+        raise
+
+
+def answer_in_time(
+    context: ProviderContext, sighting: HostSighting, looking: BackgroundTask[HostSighting], *, is_silent_awaited: bool
+) -> HostSighting:
+    """The host as it is seen by ``looking`` at it, or as it was last seen if that takes too long.
+
+    A VPS that was silent when it was last asked is not waited for unless ``is_silent_awaited``.
+    """
+    is_silent = sighting.entry.is_silent
+    seconds = 0.0 if is_silent and not is_silent_awaited else listing_patience(context, sighting.entry).answer_seconds
+    if looking.is_done_within(seconds):
+        return looking.future.result()
+    problem = VpsConnectionError(f"VPS {sighting.entry.vps_ip} has not answered yet")
+    if not is_silent:
+        sighting = unanswered(context, sighting, problem, looking.ran_seconds)
+    return replace(sighting, problem=problem, late_answer=looking.future)
+
 
 class AskedAhead:
-    """The VPSes of ``sightings`` that answer over an open login, asked from now on, in the background.
-
-    The threads are nobody's concern: a process that needs no answer ends without them, and so does what they have
-    running on a VPS, which ends with the process that asked.
-    """
+    """The VPSes of ``sightings`` that answer over an open login, asked from now on, in the background."""
 
     def __init__(self, context: ProviderContext, sightings: Iterable[HostSighting]) -> None:
-        self._slots = BoundedSemaphore(MAX_PARALLEL_READINGS)
-        self._asked = {one.host_id: self._begin(context, one) for one in sightings if can_be_asked(one)}
+        slots = BoundedSemaphore(MAX_PARALLEL_READINGS)
+        self._asked = {one.host_id: _Asked.begin(context, one, slots) for one in sightings if can_be_asked(one)}
 
     def has(self, sighting: HostSighting) -> bool:
         """Whether the answer is there or on its way, to what would be asked by what is known of the host now."""
@@ -38,26 +128,9 @@ class AskedAhead:
 
     def answer(self, context: ProviderContext, sighting: HostSighting) -> VpsState:
         """What the host's VPS said, or says now if it was not asked ahead; raises VpsDockerError."""
-        return self._asked[sighting.host_id].state.result() if self.has(sighting) else ask(context, sighting)
-
-    def _begin(self, context: ProviderContext, sighting: HostSighting) -> "_Asked":
-        asked = _Asked(sighting.entry, is_logged_in=Future(), state=Future())
-
-        def run() -> None:
-            try:
-                asked.is_logged_in.set_result(is_logged_in(context, sighting))
-                if asked.is_logged_in.result():
-                    with self._slots:
-                        asked.state.set_result(ask(context, sighting))
-            # Whatever it is, it is raised where the answer is asked for.
-            except Exception as error:  # noqa: BLE001
-                if asked.is_logged_in.done():
-                    asked.state.set_exception(error)
-                else:
-                    asked.is_logged_in.set_result(False)
-
-        Thread(target=run, name="ask-ahead", daemon=True).start()
-        return asked
+        if self.has(sighting):
+            return self._asked[sighting.host_id].state.future.result()
+        return ask(context, sighting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,4 +139,22 @@ class _Asked:
 
     entry: JournalEntry
     is_logged_in: Future[bool]
-    state: Future[VpsState]
+    state: BackgroundTask[VpsState]
+
+    @classmethod
+    def begin(cls, context: ProviderContext, sighting: HostSighting, slots: BoundedSemaphore) -> "_Asked":
+        """Ask the VPS of a host if that costs no login."""
+        logged_in: Future[bool] = Future()
+
+        def begin() -> None:
+            try:
+                logged_in.set_result(is_logged_in(context, sighting))
+            # It is asked later then, and the same is raised there.
+            except Exception:  # noqa: BLE001
+                logged_in.set_result(False)
+            if logged_in.result():
+                state.run(slots)
+
+        state = BackgroundTask(lambda: ask(context, sighting))
+        Thread(target=begin, name="ask-ahead", daemon=True).start()
+        return cls(sighting.entry, logged_in, state)

@@ -4,6 +4,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from pathlib import Path
 from pathlib import PurePosixPath
 from typing import Self
@@ -17,6 +18,9 @@ from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.journal import HostJournal
 from imbue.mngr_vps_docker.keys import ProviderKeys
+from imbue.mngr_vps_docker.lifecycle.patience import ANSWER_SECONDS
+from imbue.mngr_vps_docker.lifecycle.patience import Patience
+from imbue.mngr_vps_docker.lifecycle.patience import Timings
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.known_hosts import KnownHostsFile
@@ -50,6 +54,9 @@ class ProviderContext:
     journal: HostJournal
     command_log: CommandLog | None
     runner: ProcessRunner = run_process
+    timings: Timings = field(default_factory=Timings)
+    waited_seconds: dict[HostId, float] = field(default_factory=dict, init=False, repr=False)
+    """How long this process has waited in vain for the VPS of each host that has not answered since."""
     _connections: dict[SshTarget, SshConnection] = field(default_factory=dict, init=False, repr=False)
     _connections_lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -124,13 +131,25 @@ class ProviderContext:
         container_name = address_name(address, self.config.container_ssh_port) if address else None
         self.container_known_hosts.unpin(host_id, container_name, known[1])
 
-    def vps(self, address: str, host_id: HostId | None = None) -> SshConnection:
-        """The connection to root on a VPS, whose host key is pinned by host id (by address, if that is not known)."""
-        return self._connection(self._vps_target(address, host_id), host_id)
+    @property
+    def patience(self) -> Patience:
+        """How long the VPS of a host is waited for by a command on that host."""
+        return Patience(self.config.ssh_connect_timeout, ANSWER_SECONDS)
 
-    def container(self, address: str, host_id: HostId) -> SshConnection:
-        """The connection to root in a host's container."""
-        return self._connection(self._container_target(address, host_id), host_id)
+    def vps(
+        self, address: str, host_id: HostId | None = None, connect_timeout_seconds: float | None = None
+    ) -> SshConnection:
+        """The connection to root on a VPS, whose host key is pinned by host id (by address, if that is not known).
+
+        ``connect_timeout_seconds`` counts where it is shorter than the ssh_connect_timeout of the settings.
+        """
+        target = self._limited(self._vps_target(address, host_id), connect_timeout_seconds)
+        return self._connection(target, host_id)
+
+    def container(self, address: str, host_id: HostId, connect_timeout_seconds: float | None = None) -> SshConnection:
+        """The connection to root in a host's container; see ``vps``."""
+        target = self._limited(self._container_target(address, host_id), connect_timeout_seconds)
+        return self._connection(target, host_id)
 
     def docker(self, address: str, host_id: HostId) -> DockerOverSsh:
         """Docker on the VPS of a host."""
@@ -171,6 +190,12 @@ class ProviderContext:
             self._connections.clear()
         for connection in connections:
             connection.close()
+
+    @staticmethod
+    def _limited(target: SshTarget, connect_timeout_seconds: float | None) -> SshTarget:
+        if connect_timeout_seconds is None or connect_timeout_seconds >= target.connect_timeout_seconds:
+            return target
+        return replace(target, connect_timeout_seconds=connect_timeout_seconds)
 
     def _vps_target(self, address: str, host_id: HostId | None) -> SshTarget:
         return SshTarget(

@@ -38,10 +38,10 @@ from imbue.mngr_vps_docker.lifecycle.listing import LiveAgent
 from imbue.mngr_vps_docker.lifecycle.listing import read_listing
 from imbue.mngr_vps_docker.lifecycle.sighting import NO_COMMAND
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+from imbue.mngr_vps_docker.lifecycle.sighting import usable
 from imbue.mngr_vps_docker.lifecycle.snapshot import list_snapshots
 from imbue.mngr_vps_docker.outer_host import SeenAgents
 from imbue.mngr_vps_docker.outer_host import VpsDockerHost
-from imbue.mngr_vps_docker.terminal import printable
 from imbue.mngr_vps_docker.terminal import printable_data
 
 _UNKNOWN: Final = "unknown"
@@ -66,8 +66,14 @@ def describe(
     """
     if host is not None:
         try:
+            # The same machine as ``host.ssh``, waited for as briefly as in any listing.
+            patience = context.timings.listing
             listing = read_listing(
-                host.ssh, host_dir=str(context.host_dir), prefix=context.prefix, container=sighting.container
+                context.container(usable(sighting)[0], sighting.host_id, patience.connect_seconds),
+                host_dir=str(context.host_dir),
+                prefix=context.prefix,
+                container=sighting.container,
+                timeout_seconds=patience.answer_seconds,
             )
             row = host_details(context, sighting, listing)
             agents = _RunningAgents(host, row, listing, config, field_generators or {})
@@ -92,7 +98,7 @@ def host_details(context: ProviderContext, sighting: HostSighting, listing: List
         tags=printable_data(data.user_tags),
         snapshots=list_snapshots(sighting),
         plugin=printable_data(data.plugin),
-        failure_reason=data.failure_reason or (None if sighting.problem is None else printable(str(sighting.problem))),
+        failure_reason=data.failure_reason or sighting.problem_text,
     )
     if listing is None:
         return common

@@ -29,6 +29,8 @@ from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
 from imbue.mngr_vps_docker.lifecycle.ahead import AskedAhead
+from imbue.mngr_vps_docker.lifecycle.ahead import answer_in_time
+from imbue.mngr_vps_docker.lifecycle.ahead import looking_at_each
 from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_TAG
 from imbue.mngr_vps_docker.lifecycle.context import HOST_NAME_TAG
 from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_TAG
@@ -40,6 +42,7 @@ from imbue.mngr_vps_docker.lifecycle.observe import named
 from imbue.mngr_vps_docker.lifecycle.observe import noted
 from imbue.mngr_vps_docker.lifecycle.observe import observe
 from imbue.mngr_vps_docker.lifecycle.observe import unless_destroyed
+from imbue.mngr_vps_docker.lifecycle.patience import Patience
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.lifecycle.uploaded_keys import UploadedKey
@@ -60,12 +63,18 @@ class Findings:
 
 
 def discover(
-    context: ProviderContext, findings: Findings, just_seen: Mapping[HostId, HostSighting]
+    context: ProviderContext,
+    findings: Findings,
+    just_seen: Mapping[HostId, HostSighting],
+    *,
+    is_silent_awaited: bool = True,
 ) -> dict[HostId, HostSighting]:
     """Find every host of the provider, by id.
 
-    The VPSes of ``just_seen`` hosts are asked again only if the cloud says that they are at another address. Raises
-    ProviderUnavailableError if the cloud cannot be asked.
+    The VPSes of ``just_seen`` hosts are asked again only if the cloud says that they are at another address. A VPS
+    that was silent when it was last asked is waited for briefly, or with ``is_silent_awaited=False`` no longer than
+    the others take: its host is as last seen then, with its late answer. Raises ProviderUnavailableError if the cloud
+    cannot be asked.
     """
     with _readers() as pool:
         asked_for_keys = pool.submit(uploaded_keys, context)
@@ -115,24 +124,31 @@ def discover(
             return _look(context, sighting, just_seen.get(sighting.host_id), is_listed=is_listed, ask=ahead.answer)
 
         # Whoever has yet to log in does not wait for those that have not.
-        looking = {
-            number: pool.submit(look, sightings[number])
-            for number in sorted(range(len(sightings)), key=lambda number: ahead.has(sightings[number]))
-        }
         # While they answer: what their hosts are shown by takes a tenth of a second and more to import.
-        operations.load("views", "details")
-        return _settled(context, [looking[number].result() for number in range(len(sightings))])
+        with looking_at_each(look, sorted(sightings, key=ahead.has)) as looking:
+            operations.load("views", "details")
+            # Those that may be silent come last.
+            seen = {
+                id(sighting): answer_in_time(context, sighting, task, is_silent_awaited=is_silent_awaited)
+                for sighting, task in sorted(looking, key=lambda each: each[0].entry.is_silent)
+            }
+        return _settled(context, [seen[id(sighting)] for sighting in sightings])
 
 
-def look_at(context: ProviderContext, host_id: HostId) -> HostSighting | None:
+def look_at(context: ProviderContext, host_id: HostId, patience: Patience | None = None) -> HostSighting | None:
     """One host as it is now, asked for alone; None if neither this machine nor the cloud has anything of it.
 
     The cloud is asked only if the VPS does not answer where it was last; if neither does, the host is as last seen.
+    The VPS is waited for with ``patience``, or as long as a listing waits.
     """
+
+    def asked(context: ProviderContext, sighting: HostSighting) -> VpsState:
+        return ask(context, sighting, patience)
+
     entry = context.journal.read(host_id)
     seen = None
     if entry is not None and entry.phase is HostPhase.READY and entry.vps_ip is not None and entry.gone_since is None:
-        seen = observe(context, HostSighting(entry))
+        seen = observe(context, HostSighting(entry), asked)
     if seen is None or seen.reading is None:
         instances = _instances_of(context, host_id)
         if entry is not None:
@@ -141,8 +157,14 @@ def look_at(context: ProviderContext, host_id: HostId) -> HostSighting | None:
             sightings = _sightings_of_unknown_alone(context, host_id, instances)
         if not sightings:
             return None
-        seen = _best([_look(context, sighting, seen, is_listed=instances is not None) for sighting in sightings])
-    return _finished(context, seen, {entry.host_name for entry in context.journal.read_all()})
+        is_listed = instances is not None
+        seen = _best([_look(context, sighting, seen, is_listed=is_listed, ask=asked) for sighting in sightings])
+    return finished(context, seen)
+
+
+def finished(context: ProviderContext, sighting: HostSighting) -> HostSighting:
+    """A host that was seen alone, by the name that it can have."""
+    return _finished(context, sighting, {entry.host_name for entry in context.journal.read_all()})
 
 
 @contextmanager
@@ -354,7 +376,8 @@ def _look(
     is_seen = seen is not None and seen.entry.vps_ip == sighting.entry.vps_ip
     if seen is not None and is_seen and sighting.entry.phase is HostPhase.READY and not sighting.is_gone:
         problem = seen.problem if seen.reading is not None else seen.problem or sighting.problem
-        looked = replace(sighting, reading=seen.reading, problem=problem)
+        entry = sighting.entry.model_copy(update={"unreachable": seen.entry.unreachable})
+        looked = replace(sighting, entry=entry, reading=seen.reading, problem=problem)
     else:
         looked = observe(context, sighting, ask)
     if is_listed or looked.reading is not None or not isinstance(looked.problem, VpsConnectionError):
@@ -362,7 +385,8 @@ def _look(
     address = _address_by_id(context, sighting.entry)
     if address is None or address == sighting.entry.vps_ip:
         return looked
-    return observe(context, replace(sighting, entry=sighting.entry.model_copy(update={"vps_ip": address})))
+    moved = replace(looked, entry=looked.entry.model_copy(update={"vps_ip": address}))
+    return observe(context, moved, ask)
 
 
 def _address_by_id(context: ProviderContext, entry: JournalEntry) -> str | None:
@@ -397,5 +421,5 @@ def _best(sightings: Sequence[HostSighting]) -> HostSighting:
 def _finished(context: ProviderContext, sighting: HostSighting, names: Collection[str]) -> HostSighting:
     sighting = unless_destroyed(context, attended(context, named(context, sighting, names)))
     if sighting.problem is not None and sighting.reading is None and sighting.entry.phase is HostPhase.READY:
-        logger.warning("Host {} as last seen: {}", sighting.name, sighting.problem)
+        logger.warning("Host {} is shown as last seen: {}", sighting.name, sighting.problem_text)
     return sighting

@@ -75,7 +75,14 @@ class Listing:
     agents: Mapping[str, LiveAgent] = field(default_factory=dict)
 
 
-def read_listing(connection: SshConnection, *, host_dir: str, prefix: str, container: ContainerInfo | None) -> Listing:
+def read_listing(
+    connection: SshConnection,
+    *,
+    host_dir: str,
+    prefix: str,
+    container: ContainerInfo | None,
+    timeout_seconds: float = LISTING_TIMEOUT_SECONDS,
+) -> Listing:
     """Ask a running container, once; raises VpsConnectionError if it cannot be reached.
 
     Raises RemoteCommandTimeoutError or RemoteOutputError if it does not come to an end.
@@ -83,7 +90,7 @@ def read_listing(connection: SshConnection, *, host_dir: str, prefix: str, conta
     outcome = connection.run(
         _RESOURCES_SCRIPT + build_listing_collection_script(host_dir, prefix),
         purpose="list agents",
-        timeout_seconds=LISTING_TIMEOUT_SECONDS,
+        timeout_seconds=timeout_seconds,
         effect=Effect.READS,
     )
     return parse_listing(_ended(outcome).text, container)

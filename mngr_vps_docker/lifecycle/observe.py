@@ -5,17 +5,27 @@ of that decides which VPS is destroyed or what another host is called.
 """
 
 import re
+import time
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC
+from datetime import datetime
 from typing import Final
 
+from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
+from imbue.mngr_vps_docker.errors import RemoteOutputError
+from imbue.mngr_vps_docker.errors import SshdDownError
+from imbue.mngr_vps_docker.errors import VpsAuthenticationError
+from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
+from imbue.mngr_vps_docker.journal import Unreachable
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.patience import Patience
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.terminal import logger
@@ -35,13 +45,23 @@ def can_be_asked(sighting: HostSighting) -> bool:
     return is_made and sighting.entry.vps_ip is not None
 
 
-def ask(context: ProviderContext, sighting: HostSighting) -> VpsState:
-    """Have the host's VPS say what it knows; raises VpsDockerError. Nothing of it is remembered yet."""
+def listing_patience(context: ProviderContext, entry: JournalEntry) -> Patience:
+    """How long a listing waits for the VPS of a host."""
+    return context.timings.listing_of_silent if entry.is_silent else context.timings.listing
+
+
+def ask(context: ProviderContext, sighting: HostSighting, patience: Patience | None = None) -> VpsState:
+    """Ask the host's VPS what it knows; raises VpsDockerError. Nothing of it is remembered yet.
+
+    It is waited for with ``patience``, or as long as a listing waits.
+    """
+    patience = patience or listing_patience(context, sighting.entry)
     with _files_of_this_machine():
         return read_vps_state(
-            _connection(context, sighting),
+            _connection(context, sighting, patience.connect_seconds),
             state_volume=context.state_volume_name,
             container=_container_name(context, sighting),
+            timeout_seconds=patience.answer_seconds,
         )
 
 
@@ -59,11 +79,13 @@ def observe(
     """Ask the host's VPS, and remember what it says."""
     if not can_be_asked(sighting):
         return sighting
-    entry = sighting.entry
+    began = time.monotonic()
     try:
         state = ask(context, sighting)
     except VpsDockerError as error:
-        return replace(sighting, problem=error)
+        return unanswered(context, sighting, error, time.monotonic() - began)
+    sighting = _answered(context, sighting)
+    entry = sighting.entry
     reading = state.hosts.get(entry.host_id)
     if reading is None:
         return sighting
@@ -78,6 +100,36 @@ def observe(
     except VpsDockerError as error:
         return replace(found, problem=error)
     return found
+
+
+def unanswered(
+    context: ProviderContext, sighting: HostSighting, problem: VpsDockerError, waited_seconds: float
+) -> HostSighting:
+    """The same host, now that its VPS has not answered within ``waited_seconds``; since when is noted, on disk too."""
+    found = replace(sighting, problem=problem)
+    if not is_unreachable(problem):
+        return found
+    context.waited_seconds[sighting.host_id] = context.waited_seconds.get(sighting.host_id, 0.0) + waited_seconds
+    before = sighting.entry.unreachable
+    unreachable = Unreachable(
+        since=datetime.now(UTC) if before is None else before.since,
+        is_silent=not isinstance(problem, SshdDownError),
+    )
+    return replace(found, entry=noted(context, sighting.entry, unreachable=unreachable))
+
+
+def is_unreachable(problem: Exception | None) -> bool:
+    """Whether the problem with a VPS is that it does not answer, or not in time, or never stops to."""
+    if isinstance(problem, VpsAuthenticationError):
+        return False
+    return isinstance(problem, VpsConnectionError | RemoteCommandTimeoutError | RemoteOutputError)
+
+
+def _answered(context: ProviderContext, sighting: HostSighting) -> HostSighting:
+    context.waited_seconds.pop(sighting.host_id, None)
+    if sighting.entry.unreachable is None:
+        return sighting
+    return replace(sighting, entry=noted(context, sighting.entry, unreachable=None))
 
 
 @contextmanager
@@ -152,12 +204,14 @@ def attended(context: ProviderContext, sighting: HostSighting) -> HostSighting:
     return replace(sighting, entry=entry.model_copy(update=failure), is_abandoned=True)
 
 
-def _connection(context: ProviderContext, sighting: HostSighting) -> SshConnection:
+def _connection(
+    context: ProviderContext, sighting: HostSighting, connect_timeout_seconds: float | None = None
+) -> SshConnection:
     host_id, address = sighting.host_id, sighting.entry.vps_ip
     if address is None:
         raise VpsDockerError(f"The VPS of {sighting.name} has no address")
     context.recognize(host_id, address)
-    return context.vps(address, host_id)
+    return context.vps(address, host_id, connect_timeout_seconds)
 
 
 def _container_name(context: ProviderContext, sighting: HostSighting) -> str:
@@ -176,6 +230,7 @@ def _remember(context: ProviderContext, found: HostSighting) -> JournalEntry:
         is_new=not found.is_noted,
         record=found.record,
         agents=tuple(found.known_agents),
+        state=found.state,
         vps_instance_id=found.entry.vps_instance_id,
         vps_ip=found.entry.vps_ip,
         gone_since=None,

@@ -83,6 +83,7 @@ def stop_host(context: ProviderContext, sighting: HostSighting, *, timeout_secon
         update_certified_data(context, sighting, **stopped)
     else:
         settle(context, sighting, change, outcomes)
+    context.journal.update(sighting.host_id, state=HostState.STOPPED)
 
 
 def start_host(
@@ -142,6 +143,7 @@ def _bring_up(context: ProviderContext, sighting: HostSighting, address: str, co
         record = settle(context, sighting, change, outcomes)
     record = _with_container(context, sighting.with_record(record), found)
     enter_container(context, address=address, host_id=host_id)
+    context.journal.update(host_id, state=HostState.RUNNING)
     return sighting.started(record, found)
 
 

@@ -23,9 +23,13 @@ from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.discover import Findings
 from imbue.mngr_vps_docker.lifecycle.discover import asking_the_cloud
 from imbue.mngr_vps_docker.lifecycle.discover import discover
+from imbue.mngr_vps_docker.lifecycle.discover import finished
 from imbue.mngr_vps_docker.lifecycle.discover import look_at
 from imbue.mngr_vps_docker.lifecycle.observe import attended
+from imbue.mngr_vps_docker.lifecycle.observe import is_unreachable
 from imbue.mngr_vps_docker.lifecycle.observe import unless_destroyed
+from imbue.mngr_vps_docker.lifecycle.patience import ANSWER_SECONDS
+from imbue.mngr_vps_docker.lifecycle.patience import Patience
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.terminal import logger
 
@@ -57,10 +61,13 @@ class HostRegistry:
         self._destroyed: set[HostId] = set()
         self._changes = threading.RLock()
 
-    def discover(self) -> list[HostSighting]:
-        """Ask the cloud and every VPS now; raises ProviderUnavailableError if the cloud cannot be asked."""
+    def discover(self, *, is_silent_awaited: bool = True) -> list[HostSighting]:
+        """Ask the cloud and every VPS now; raises ProviderUnavailableError if the cloud cannot be asked.
+
+        See ``discover.discover`` for ``is_silent_awaited``.
+        """
         self._findings, just_seen = self._ask_package()
-        return self._take(discover(self._context, self._findings, just_seen))
+        return self._take(discover(self._context, self._findings, just_seen, is_silent_awaited=is_silent_awaited))
 
     def seen(self) -> list[HostSighting]:
         """What was seen last, by asking now if nothing was seen yet; a package that is asked itself may ask this."""
@@ -73,7 +80,7 @@ class HostRegistry:
         """One host as this process saw it before, or else asked for now; raises HostNotFoundError."""
         found = self._match(host)
         if found is not None:
-            return unless_destroyed(self._context, found)
+            return unless_destroyed(self._context, self._with_late_answer(found))
         if isinstance(host, HostId):
             if host in self._destroyed:
                 raise HostNotFoundError(host)
@@ -85,6 +92,32 @@ class HostRegistry:
             raise HostNotFoundError(host)
         return found
 
+    def awaited(self, host_id: HostId) -> HostSighting:
+        """One host as ``get`` has it, after a brief wait for its VPS if that is still being asked."""
+        return self._with_late_answer(self.get(host_id), self._context.timings.listing_of_silent.answer_seconds)
+
+    def reached(self, host_id: HostId) -> HostSighting:
+        """One host as ``get`` has it, its VPS waited for as long as the settings say, if it does not answer.
+
+        For a command on this host. What a listing has waited for it counts, so that nobody waits twice.
+        """
+        is_new = self._match(host_id) is None and host_id not in self._destroyed
+        if not (is_new and self._context.journal.read(host_id) is not None):
+            sighting = self.get(host_id)
+            if sighting.reading is not None or not is_unreachable(sighting.problem):
+                return sighting
+        seconds_left = self.connect_seconds_left(host_id)
+        looked = None if seconds_left < 1 else self._look_at(host_id, Patience(seconds_left, ANSWER_SECONDS))
+        if looked is None:
+            return self.get(host_id)
+        if looked.reading is None:
+            self._context.waited_seconds[host_id] = self._context.config.ssh_connect_timeout
+        return looked
+
+    def connect_seconds_left(self, host_id: HostId) -> float:
+        """How long a command may still wait for the VPS of a host, which this process may have waited for before."""
+        return self._context.config.ssh_connect_timeout - self._context.waited_seconds.get(host_id, 0.0)
+
     def fresh(self, host_id: HostId) -> HostSighting:
         """One host, asked for now; raises HostNotFoundError."""
         self.forget(host_id)
@@ -94,11 +127,11 @@ class HostRegistry:
     def alone(self, host_id: HostId, *, is_asked: bool = False) -> Iterator[HostSighting]:
         """One host, while no other process or thread of this machine starts, stops or snapshots it.
 
-        It is as last seen, or with ``is_asked`` as it is now; a VPS that did not answer this process is not asked
-        again. Raises HostNotFoundError.
+        It is as last seen, or with ``is_asked`` as it is now; a VPS that did not answer this process is waited for as
+        ``reached`` does, and no longer. Raises HostNotFoundError.
         """
         # Seeing a host is what makes this machine know it.
-        self.get(host_id)
+        self.reached(host_id)
         with self._context.journal.alone(host_id, "power") as is_known:
             sighting = self.get(host_id)
             is_silent = sighting.reading is None and sighting.problem is not None
@@ -176,10 +209,21 @@ class HostRegistry:
         with self._changes:
             self._known().clear()
             self._cache.clear()
+            self._context.waited_seconds.clear()
 
-    def _look_at(self, host_id: HostId) -> HostSighting | None:
-        looked = look_at(self._context, host_id)
+    def _look_at(self, host_id: HostId, patience: Patience | None = None) -> HostSighting | None:
+        looked = look_at(self._context, host_id, patience)
         return None if looked is None else self.note(looked)
+
+    def _with_late_answer(self, sighting: HostSighting, wait_seconds: float = 0.0) -> HostSighting:
+        """The host as its VPS says by now, if that was still being asked; raises what kept it from being looked at."""
+        if sighting.late_answer is None:
+            return sighting
+        try:
+            late = sighting.late_answer.result(wait_seconds)
+        except TimeoutError:
+            return sighting
+        return self.note(finished(self._context, late))
 
     def _ask_package(self) -> tuple[Findings, Mapping[HostId, HostSighting]]:
         """What the provider package finds, and what was seen of hosts because it asked for that itself."""

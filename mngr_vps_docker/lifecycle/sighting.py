@@ -1,6 +1,7 @@
 """One host as it was found: what the cloud, its VPS and this machine say of it, and what follows for mngr."""
 
 import re
+from concurrent.futures import Future
 from dataclasses import dataclass
 from dataclasses import replace
 from datetime import UTC
@@ -36,6 +37,7 @@ class HostSighting:
     ``reading`` is what its VPS said, ``problem`` why it said nothing, or else why this machine cannot log in to the
     container; ``is_gone`` is the cloud's word. ``is_noted`` is whether this machine has a note of it. It
     ``is_abandoned`` if the process that made it has ended without making an agent on it.
+    ``late_answer`` is the host as it will be seen once its VPS has answered, while that is still being asked.
     """
 
     entry: JournalEntry
@@ -45,6 +47,7 @@ class HostSighting:
     is_being_made: bool = False
     is_noted: bool = True
     is_abandoned: bool = False
+    late_answer: "Future[HostSighting] | None" = None
 
     @property
     def host_id(self) -> HostId:
@@ -164,7 +167,15 @@ class HostSighting:
             return HostState.FAILED
         if self.is_running:
             return HostState.RUNNING
+        if self.reading is None:
+            return self._last_seen_state
         return _STOP_REASONS.get(self.stop_reason or "", HostState.CRASHED)
+
+    @property
+    def _last_seen_state(self) -> HostState:
+        """The state that this machine noted; a host that was not looked at since it was made or started runs."""
+        recorded = None if self.record is None else self.record.certified_host_data.stop_reason
+        return self.entry.state or _STOP_REASONS.get(recorded or "", HostState.RUNNING)
 
     @property
     def stop_reason(self) -> str | None:
@@ -174,6 +185,13 @@ class HostSighting:
         if self.reading is not None and self.reading.stop_reason in _STOP_REASONS:
             return self.reading.stop_reason
         return None if self.record is None else self.record.certified_host_data.stop_reason
+
+    @property
+    def problem_text(self) -> str | None:
+        """Why the host is shown as it was last seen, and since when if its VPS does not answer; None if it is not."""
+        if self.problem is None or self.reading is not None or self.entry.unreachable is None:
+            return None if self.problem is None else printable(str(self.problem))
+        return printable(f"unreachable since {self.entry.unreachable.since:%Y-%m-%d %H:%M:%S} UTC: {self.problem}")
 
     @property
     def failure_reason(self) -> str | None:
@@ -232,8 +250,10 @@ class HostSighting:
     @property
     def certified_data(self) -> CertifiedHostData:
         """mngr's data of the host, with the state that was found; ``updated_at`` is how long it has been so."""
+        # mngr takes it for the state of a host that is offline.
+        stop_reason = self._last_seen_state.value if self.reading is None else self.stop_reason
         changes: dict[str, object] = {
-            "stop_reason": HostState.DESTROYED.value if self.is_gone else self.stop_reason,
+            "stop_reason": HostState.DESTROYED.value if self.is_gone else stop_reason,
             "failure_reason": None if self.is_gone else self.failure_reason,
             "updated_at": self.in_this_state_since or datetime.now(UTC),
             "host_name": self.name,

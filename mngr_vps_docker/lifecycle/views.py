@@ -1,5 +1,9 @@
 """mngr's objects for a host that was found: its place in a listing, its running and its offline form, its VPS."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from imbue.mngr.hosts.offline_host import OfflineHost
 from imbue.mngr.hosts.offline_host import validate_and_create_discovered_agent
 from imbue.mngr.interfaces.host import OuterHostInterface
@@ -10,9 +14,11 @@ from imbue.mngr.primitives import HostName
 from imbue.mngr.providers.base_provider import BaseProviderInstance
 from imbue.mngr_vps_docker.certified_changes import change_between
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.observe import unanswered
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.sighting import usable
 from imbue.mngr_vps_docker.outer_host import HostDataListener
@@ -96,10 +102,34 @@ def offline_host(
     )
 
 
-def outer_host(context: ProviderContext, address: str, host_id: HostId | None) -> VpsOuterHost:
-    """The VPS at ``address``; ``host_id`` is the host on it, if known."""
-    connection = context.vps(address, host_id)
+def outer_host(
+    context: ProviderContext, address: str, host_id: HostId | None, connect_timeout_seconds: float | None = None
+) -> VpsOuterHost:
+    """The VPS at ``address``; ``host_id`` is the host on it, if known. The time-out is that of ``context.vps``."""
+    connection = context.vps(address, host_id, connect_timeout_seconds)
     return VpsOuterHost(id=host_id or HostId.generate(), connector=SshConnector(connection.target), ssh=connection)
+
+
+@contextmanager
+def listed_vps(context: ProviderContext, address: str) -> Iterator[VpsOuterHost]:
+    """The VPS at ``address`` for a listing, which waits for it as briefly as all do; what keeps it silent is noted.
+
+    Raises VpsConnectionError for one that was silent when it was last asked.
+    """
+    # Clouds give the address of a VPS that is gone to another one.
+    newest_first = reversed(context.journal.read_all())
+    entry = next((one for one in newest_first if one.vps_ip == address and one.gone_since is None), None)
+    if entry is not None and entry.is_silent:
+        raise VpsConnectionError(f"VPS {address} did not answer when it was last asked")
+    began = time.monotonic()
+    try:
+        yield outer_host(
+            context, address, None if entry is None else entry.host_id, context.timings.listing.connect_seconds
+        )
+    except VpsDockerError as error:
+        if entry is not None:
+            unanswered(context, HostSighting(entry), error, time.monotonic() - began)
+        raise
 
 
 def existing_store(context: ProviderContext, outer: OuterHostInterface) -> VpsDockerHostStore | None:

@@ -20,9 +20,9 @@ CREATE_SECONDS = 300.0
 
 
 @pytest.fixture(scope="module")
-def mngr(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MngrCli]:
+def mngr(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MngrCli]:
     """mngr that does not wait long for machines that do not answer."""
-    cli = MngrCli(tmp_path_factory.mktemp("mngr"))
+    cli = MngrCli(tmp_path_factory.mktemp("mngr"), os_id)
     try:
         cli.set_up("ssh_connect_timeout = 10.0")
         yield cli

@@ -19,9 +19,9 @@ LIST = ("list",)
 
 
 @pytest.fixture(scope="module")
-def mngr(vps_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MngrCli]:
+def mngr(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MngrCli]:
     """mngr whose gc removes at once what has no agent."""
-    cli = MngrCli(tmp_path_factory.mktemp("mngr"))
+    cli = MngrCli(tmp_path_factory.mktemp("mngr"), os_id)
     try:
         cli.set_up("min_online_host_age_seconds = 0.0")
         yield cli

@@ -19,6 +19,8 @@ from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.host_record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_record import VpsHostConfig
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.lifecycle.patience import Patience
+from imbue.mngr_vps_docker.lifecycle.patience import Timings
 from imbue.mngr_vps_docker.lifecycle.uploaded_keys import key_name
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
@@ -104,11 +106,16 @@ class MemoryCloud(LocalVpsClient):
             raise VpsApiError(404, "no such key")
 
 
+# Machines that run here take their time on a busy machine. How long a login may take stays as it is.
+PATIENT = Timings(listing=Patience(3.0, 60.0), listing_of_silent=Patience(2.0, 60.0))
+
+
 @dataclasses.dataclass
 class Network:
     """What is at each address: a machine that answers, or ssh's words about one that does not let us in.
 
-    ``containers`` are the containers that answer, by the address of their VPS.
+    ``containers`` are the containers that answer, by the address of their VPS. ``logins`` are the addresses of those
+    that were logged in to, ``connect_timeouts`` how long each was to be waited for, in seconds.
     """
 
     machines: dict[str, SshConnection] = dataclasses.field(default_factory=dict)
@@ -116,12 +123,16 @@ class Network:
     refusals: dict[str, str] = dataclasses.field(default_factory=dict)
     before_login: Callable[[], object] = lambda: None
     logins: list[str] = dataclasses.field(default_factory=list)
+    connect_timeouts: list[int] = dataclasses.field(default_factory=list)
+    timings: Timings = PATIENT
 
     def run_ssh(self, argv: Sequence[str], **_options: Any) -> ProcessResult:
         """In the place of ssh: nothing is ever connected."""
         address = argv[argv.index("--") + 1]
         if "-M" in argv:
             self.logins.append(address)
+            (timeout,) = (word.partition("=")[2] for word in argv if word.startswith("ConnectTimeout="))
+            self.connect_timeouts.append(int(timeout))
             self.before_login()
         return ProcessResult(255, b"", self.refusals.get(address, SILENT).encode())
 
@@ -132,11 +143,15 @@ class MemoryContext(ProviderContext):
 
     network: Network = dataclasses.field(default_factory=Network)
 
-    def vps(self, address: str, host_id: HostId | None = None) -> SshConnection:
-        return self.network.machines.get(address) or ProviderContext.vps(self, address, host_id)
+    def vps(
+        self, address: str, host_id: HostId | None = None, connect_timeout_seconds: float | None = None
+    ) -> SshConnection:
+        found = self.network.machines.get(address)
+        return found or ProviderContext.vps(self, address, host_id, connect_timeout_seconds)
 
-    def container(self, address: str, host_id: HostId) -> SshConnection:
-        return self.network.containers.get(address) or ProviderContext.container(self, address, host_id)
+    def container(self, address: str, host_id: HostId, connect_timeout_seconds: float | None = None) -> SshConnection:
+        found = self.network.containers.get(address)
+        return found or ProviderContext.container(self, address, host_id, connect_timeout_seconds)
 
 
 class MemoryProvider(LocalVpsProvider):
@@ -153,7 +168,9 @@ class MemoryProvider(LocalVpsProvider):
     def _context(self) -> ProviderContext:
         usual = LocalVpsProvider._context.__get__(self)  # type: ignore[attr-defined]
         values = {part.name: getattr(usual, part.name) for part in dataclasses.fields(usual) if part.init}
-        return MemoryContext(**(values | {"runner": self._network.run_ssh, "network": self._network}))
+        network = self._network
+        values |= {"runner": network.run_ssh, "timings": network.timings, "network": network}
+        return MemoryContext(**values)
 
 
 def record_of(host_id: HostId, **certified: object) -> VpsDockerHostRecord:

@@ -28,13 +28,15 @@ COMMAND_TIMEOUT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class MngrCli:
-    """``mngr`` run in ``project`` (a git checkout with a Dockerfile); hosts are made as ``<name>.local-vps``.
+    """``mngr`` run in ``project`` (a git checkout with a Dockerfile); hosts are made as ``<name>.<backend>``.
 
-    Their VPSes have the operating system ``os_id``.
+    Their VPSes have the operating system ``os_id``. ``packages`` is a folder of further packages that are installed.
     """
 
     folder: Path
     os_id: str
+    backend: str = "local-vps"
+    packages: Path | None = None
     account: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
 
     @property
@@ -82,9 +84,9 @@ class MngrCli:
         # The first command makes the profile, into which the settings go before any backend is asked.
         self("config", "list")
         (self.profile / "settings.toml").write_text(
-            'enabled_backends = ["local", "local-vps"]\n'
-            "[providers.local-vps]\n"
-            'backend = "local-vps"\n'
+            f'enabled_backends = ["local", "{self.backend}"]\n'
+            f"[providers.{self.backend}]\n"
+            f'backend = "{self.backend}"\n'
             f'account = "{self.account}"\n'
             f"{settings}\n{provider_settings}\n"
         )
@@ -123,11 +125,12 @@ class MngrCli:
             "MNGR_HOST_DIR": str(self.host_dir),
             "MNGR_PREFIX": self.prefix,
             "MNGR_HEADLESS": "1",
+            **({} if self.packages is None else {"PYTHONPATH": str(self.packages)}),
         }
 
     def leftovers(self) -> list[str]:
         """What is left of hosts: at the cloud, on the engine, and in mngr's state on this machine."""
-        provider = self.profile / "providers" / "local-vps" / "local-vps"
+        provider = self.profile / "providers" / self.backend / self.backend
         account = f"--filter=label={ACCOUNT_LABEL}={self.account}"
         listings = (("ps", "--all"), ("volume", "ls"), ("network", "ls"))
         engine = (lines_of(run_docker(*listing, "--quiet", account)) for listing in listings)

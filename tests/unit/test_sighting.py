@@ -104,9 +104,9 @@ CASES = {
         agents=("a1",),
     ),
     "has lost its container": Case(HostSighting(entry(), reading(None)), HostState.CRASHED),
-    "does not answer": Case(HostSighting(entry(), problem=UNREACHABLE), HostState.CRASHED),
+    "does not answer": Case(HostSighting(entry(), problem=UNREACHABLE), HostState.RUNNING),
     "does not answer, with an agent": Case(
-        HostSighting(entry(agents=(AGENT,)), problem=UNREACHABLE), HostState.CRASHED, agents=("a1",)
+        HostSighting(entry(agents=(AGENT,)), problem=UNREACHABLE), HostState.RUNNING, agents=("a1",)
     ),
     "was stopped and does not answer": Case(
         HostSighting(entry(record=record("STOPPED")), problem=UNREACHABLE), HostState.STOPPED

@@ -213,7 +213,10 @@ class DockerOverSsh:
         purpose = f"build image {tag}"
         if depot_token is not None:
             line = ShellScript(f"export DEPOT_TOKEN\nexec {line}", {"DEPOT_TOKEN": depot_token})
-        outcome = self._run(line, purpose=purpose, timeout_seconds=timeout_seconds, on_line=on_line)
+        # A second run finds in Docker's cache what a first one, whose connection was lost, has built.
+        outcome = self._run(
+            line, purpose=purpose, timeout_seconds=timeout_seconds, on_line=on_line, effect=Effect.REPEATABLE
+        )
         if not outcome.is_success:
             raise _build_error(outcome)
 

@@ -204,6 +204,7 @@ class VpsDockerHostStore:
             encode_agent_data(agent_data),
             condition=only_with_record + _unless_whole(path, _keep_beside(path)),
             purpose=f"keep the data of agent {agent_id}",
+            effect=Effect.REPEATABLE,
         )
         if outcome.exit_code == ABSENT:
             logger.debug("Data of agent {} is not kept: there is no record of host {}", agent_id, host_id)
@@ -282,10 +283,12 @@ class VpsDockerHostStore:
             self._cache[host_id] = found
         return found
 
-    def _replace(self, path: str, content: bytes, *, condition: str, purpose: str) -> CommandOutcome:
+    def _replace(
+        self, path: str, content: bytes, *, condition: str, purpose: str, effect: Effect = Effect.ONCE
+    ) -> CommandOutcome:
         """Put ``content`` at ``path``, unless the script ``condition`` ends the whole; it runs under the lock."""
         arrive = receive(len(content), hashlib.sha256(content).hexdigest(), '"$new"')
-        return self._run(self._replace_script(path, arrive, condition), purpose=purpose, stdin=content)
+        return self._run(self._replace_script(path, arrive, condition), purpose=purpose, stdin=content, effect=effect)
 
     def _replace_script(self, path: str, arrive: str, condition: str) -> str:
         """Shell text that puts at ``path`` what ``arrive`` writes to ``$new``."""

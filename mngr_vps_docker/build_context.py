@@ -265,7 +265,7 @@ def _walk(source: _Source, directory: str, prefix: str, state: MatchState) -> It
     # Of plain strings, each looked at once: there may be very many.
     for name, path in sorted(_children(source, directory, prefix, is_ignored=state.is_ignored).items()):
         child = f"{prefix}{name}"
-        child_state = source.patterns.match(child, state)
+        child_state = source.patterns.match(name, state)
         is_sent = not child_state.is_ignored or child in source.forced
         status = _status(path, is_missing_ok=not is_sent)
         if status is None:

@@ -6,35 +6,80 @@ case, and loses files below ``!**/name``): https://docs.docker.com/build/concept
 
 import posixpath
 import re
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
+from typing import Final
 from typing import Self
 
 from imbue.mngr_vps_docker.errors import BuildContextError
 
 DOCKERIGNORE = ".dockerignore"
 
+# A few megabytes. An ordinary ignore file needs some hundreds.
+_MAX_KEPT_STEPS: Final = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a pattern: one character of a path, or any number of them.
+
+    With ``may_skip_next`` it may be left out together with the next part, as in ``(?:.*/)?``.
+    """
+
+    character: re.Pattern[str]
+    is_repeated: bool = False
+    may_skip_next: bool = False
+
+
+# What one character of a path may be: any, one of a name, a slash; and for the end of a pattern, no character.
+_ANY: Final = re.compile(".", re.DOTALL)
+_IN_NAME: Final = re.compile("[^/]")
+_SLASH: Final = re.compile("/")
+_END: Final = _Part(re.compile("(?!)"))
+
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
-    regex: re.Pattern[str]
+    parts: tuple[_Part, ...]
     is_exception: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Position:
+    """Where the matcher may be in the patterns after some characters of a path.
+
+    ``last_match`` is the last pattern that matches these characters, or -1; ``steps`` leads to the position after one
+    more character, as far as such a step was taken before.
+    """
+
+    places: frozenset[int]
+    last_match: int
+    steps: dict[str, "_Position"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class MatchState:
-    """What is known of one path, for the paths below it: which patterns match it, and whether it is left out."""
+    """What is known of one path, for the paths below it.
 
-    matched: tuple[bool, ...]
+    ``last_match`` is the last pattern that matches it or a directory above it, or -1. ``start_of_names`` is the
+    position at which a name in it begins.
+    """
+
+    last_match: int
     is_ignored: bool
+    start_of_names: _Position
 
 
-@dataclass(frozen=True, slots=True)
 class IgnorePatterns:
     """The patterns of one ignore file, in order."""
 
-    patterns: tuple[_Pattern, ...] = ()
+    def __init__(self, patterns: Sequence[_Pattern] = ()) -> None:
+        self._patterns = tuple(patterns)
+        self._matcher = _Matcher(self._patterns)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -53,32 +98,97 @@ class IgnorePatterns:
     @property
     def has_exceptions(self) -> bool:
         """Whether something below an ignored directory may be taken all the same."""
-        return any(pattern.is_exception for pattern in self.patterns)
+        return any(pattern.is_exception for pattern in self._patterns)
 
     @property
     def root(self) -> MatchState:
         """The state of the directory itself, which is never left out."""
-        return MatchState(matched=(False,) * len(self.patterns), is_ignored=False)
+        return MatchState(last_match=-1, is_ignored=False, start_of_names=self._matcher.start)
 
-    def match(self, path: str, parent: MatchState) -> MatchState:
-        """The state of ``path`` (relative, with ``/``), given that of the directory it lies in.
+    def match(self, name: str, parent: MatchState) -> MatchState:
+        """The state of what is called ``name`` in a directory that has the state ``parent``.
 
         A pattern that matches a directory matches all that is in it; the last pattern that matches decides.
         """
-        matched = tuple(
-            above or pattern.regex.fullmatch(path) is not None
-            for above, pattern in zip(parent.matched, self.patterns, strict=True)
+        position = parent.start_of_names
+        for character in name:
+            position = self._matcher.step(position, character)
+        last_match = max(parent.last_match, position.last_match)
+        return MatchState(
+            last_match,
+            is_ignored=last_match >= 0 and not self._patterns[last_match].is_exception,
+            start_of_names=self._matcher.step(position, "/"),
         )
-        deciding = next((p for hit, p in zip(reversed(matched), reversed(self.patterns), strict=True) if hit), None)
-        return MatchState(matched, is_ignored=deciding is not None and not deciding.is_exception)
 
     def ignores(self, path: str) -> bool:
-        """Whether ``path`` is left out."""
+        """Whether ``path`` (relative, with ``/``) is left out."""
         state = self.root
-        parts = path.split("/")
-        for length in range(1, len(parts) + 1):
-            state = self.match("/".join(parts[:length]), state)
+        for name in path.split("/"):
+            state = self.match(name, state)
         return state.is_ignored
+
+
+class _Matcher:
+    """Matches a path against all patterns at once, in one step for each of its characters.
+
+    Python's ``re`` backtracks, which takes exponential time for some patterns, and a repository may come with one.
+    This follows all places in the patterns at the same time, as Docker's own regular expressions (RE2) do.
+    """
+
+    def __init__(self, patterns: Sequence[_Pattern]) -> None:
+        # Places are numbered across all patterns: one for each part, and one for the end of each pattern.
+        self._parts: list[_Part] = []
+        self._pattern_by_end: dict[int, int] = {}
+        self._positions: dict[frozenset[int], _Position] = {}
+        self._kept_steps = 0
+        first_places: list[int] = []
+        for number, pattern in enumerate(patterns):
+            first_places.append(len(self._parts))
+            self._parts += [*pattern.parts, _END]
+            self._pattern_by_end[len(self._parts) - 1] = number
+        self.start = self._position(self._entered(first_places))
+
+    def step(self, position: _Position, character: str) -> _Position:
+        """The position after one more character."""
+        found = position.steps.get(character)
+        if found is not None:
+            return found
+        taken = [place for place in position.places if self._parts[place].character.fullmatch(character)]
+        repeated = {place for place in taken if self._parts[place].is_repeated}
+        if self._kept_steps >= _MAX_KEPT_STEPS:
+            self._forget_steps()
+        found = position.steps[character] = self._position(repeated | self._entered(place + 1 for place in taken))
+        self._kept_steps += 1
+        return found
+
+    def _entered(self, places: Iterable[int]) -> set[int]:
+        """These places, and those behind parts that may match nothing."""
+        entered: set[int] = set()
+        waiting = list(places)
+        while waiting:
+            place = waiting.pop()
+            if place in entered:
+                continue
+            entered.add(place)
+            if self._parts[place].is_repeated:
+                waiting.append(place + 1)
+            if self._parts[place].may_skip_next:
+                waiting.append(place + 2)
+        return entered
+
+    def _position(self, places: set[int]) -> _Position:
+        kept = frozenset(places)
+        found = self._positions.get(kept)
+        if found is None:
+            last_match = max((self._pattern_by_end.get(place, -1) for place in kept), default=-1)
+            found = self._positions[kept] = _Position(kept, last_match)
+        return found
+
+    def _forget_steps(self) -> None:
+        for position in self._positions.values():
+            position.steps.clear()
+        self._positions.clear()
+        self._kept_steps = 0
 
 
 def ignore_file_for(context_dir: Path, dockerfile: Path) -> Path | None:
@@ -102,14 +212,13 @@ def _parse_line(text: str, source: str) -> _Pattern:
     if len(cleaned) > 1:
         cleaned = cleaned.removeprefix("/")
     try:
-        return _Pattern(re.compile(_to_regex(cleaned), re.DOTALL), is_exception)
+        return _Pattern(tuple(_parts(cleaned)), is_exception)
     except (ValueError, re.error) as error:
         raise BuildContextError(f"{source} has a pattern that Docker cannot read: {text}") from error
 
 
-def _to_regex(pattern: str) -> str:
-    """Translate a pattern as moby/patternmatcher does; ValueError or re.error if it is malformed."""
-    regex: list[str] = []
+def _parts(pattern: str) -> Iterator[_Part]:
+    """The parts of a pattern, as moby/patternmatcher reads them; ValueError or re.error if it is malformed."""
     at = 0
     while at < len(pattern):
         character = pattern[at]
@@ -118,22 +227,25 @@ def _to_regex(pattern: str) -> str:
             at += 1
             if pattern[at : at + 1] == "/":
                 at += 1
-            regex.append(".*" if at == len(pattern) else "(?:.*/)?")
+            if at == len(pattern):
+                yield _Part(_ANY, is_repeated=True)
+            else:
+                yield _Part(_ANY, is_repeated=True, may_skip_next=True)
+                yield _Part(_SLASH)
         elif character == "*":
-            regex.append("[^/]*")
+            yield _Part(_IN_NAME, is_repeated=True)
         elif character == "?":
-            regex.append("[^/]")
+            yield _Part(_IN_NAME)
         elif character == "[":
             text, at = _character_class(pattern, at)
-            regex.append(text)
+            yield _Part(re.compile(text))
         elif character == "\\":
             if at == len(pattern):
                 raise ValueError("nothing to escape")
-            regex.append(re.escape(pattern[at]))
+            yield _Part(re.compile(re.escape(pattern[at])))
             at += 1
         else:
-            regex.append(re.escape(character))
-    return "".join(regex)
+            yield _Part(re.compile(re.escape(character)))
 
 
 def _character_class(pattern: str, at: int) -> tuple[str, int]:

@@ -1,6 +1,11 @@
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from imbue.mngr_vps_docker.dockerignore import IgnorePatterns
 from imbue.mngr_vps_docker.dockerignore import ignore_file_for
@@ -76,6 +81,46 @@ from imbue.mngr_vps_docker.errors import BuildContextError
 )
 def test_a_pattern_means_what_it_means_to_docker(patterns: list[str], path: str, is_ignored: bool) -> None:
     assert IgnorePatterns.parse(patterns).ignores(path.rstrip("/") if path != "temp/" else path) is is_ignored
+
+
+# Python's own syntax for what each part of a pattern means to moby, whose matcher is a regular expression, too.
+_REGEX_OF = {"/**/": "/(?:.*/)?", "**/": "(?:.*/)?", "/**": "/.*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+_PART = re.compile(r"/\*\*/|\*\*/|/\*\*$|\*\*$|\*|\?|\[[^\]]*\]|.")
+
+
+def regex_of(pattern: str) -> str:
+    return "".join(_REGEX_OF.get(part, part) for part in _PART.findall(pattern))
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "*", "?", "[^a]", "a*", "*b", "*a*b", "**"]), min_size=1, max_size=5),
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=5),
+)
+def test_a_pattern_matches_what_its_regular_expression_matches(pattern: list[str], path: list[str]) -> None:
+    expected = any(
+        re.fullmatch(regex_of("/".join(pattern)), "/".join(path[:length])) for length in range(1, len(path) + 1)
+    )
+    assert IgnorePatterns.parse(["/".join(pattern)]).ignores("/".join(path)) is expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [("**/a/" * 12 + "b", "a/" * 60 + "c"), ("*a" * 30 + "b", "a" * 250), ("**/*a*a*a*a/" * 12 + "b", "aaaaaa/" * 60)],
+)
+def test_no_pattern_makes_the_matcher_backtrack(pattern: str, path: str) -> None:
+    # In a process of its own, since a regular expression that backtracks would not end.
+    code = (
+        "import sys; from imbue.mngr_vps_docker.dockerignore import IgnorePatterns as I;"
+        "print(I.parse(sys.argv[1:2]).ignores(sys.argv[2]))"
+    )
+    done = subprocess.run((sys.executable, "-c", code, pattern, path), capture_output=True, timeout=60, check=True)
+    assert done.stdout == b"False\n"
+
+
+def test_steps_that_were_forgotten_are_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imbue.mngr_vps_docker.dockerignore._MAX_KEPT_STEPS", 2)
+    patterns = IgnorePatterns.parse(["**/a*/b", "!**/ab/b"])
+    assert [patterns.ignores(path) for path in ("x/ac/b", "x/ab/b", "x/ac/b", "x/ac/c")] == [True, False, True, False]
 
 
 @pytest.mark.parametrize("pattern", ["!", "!  ", "[", "a[b", "[]", "[a-]", "[-x]", "a\\", "[b-a]"])

@@ -1,6 +1,5 @@
 """Real checkouts, archived as a build context, unpacked elsewhere, and asked by git there, with the original gone."""
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -8,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.git_checkouts import commit
+from support.git_checkouts import git
+from support.git_checkouts import use_own_git_settings
+from support.git_checkouts import write
 
 from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
 from imbue.mngr_vps_docker.build_context import archive
@@ -19,37 +22,7 @@ ORIGIN = "https://example.com/project.git"
 
 @pytest.fixture(autouse=True)
 def git_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No settings but these, so that the tests mean the same everywhere."""
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)
-    settings = tmp_path / "gitconfig"
-    settings.write_text(
-        '[user]\nname=n\nemail=e@example.com\n[init]\ndefaultBranch=main\n[protocol "file"]\nallow=always\n'
-        "[advice]\ndetachedHead=false\n"
-    )
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    settings.rename(tmp_path / "home" / ".gitconfig")
-
-
-def git(directory: Path, *args: str) -> str:
-    done = subprocess.run(("git", *args), cwd=directory, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, f"git {args}: {done.stderr}"
-    return done.stdout.rstrip("\n")
-
-
-def write(directory: Path, name: str, content: str) -> None:
-    path = directory / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
-
-
-def commit(directory: Path, name: str, content: str) -> str:
-    write(directory, name, content)
-    git(directory, "add", name)
-    git(directory, "commit", "-q", "-m", f"change {name}")
-    return git(directory, "rev-parse", "HEAD")
+    use_own_git_settings(tmp_path / "home", monkeypatch)
 
 
 @pytest.fixture
@@ -240,13 +213,6 @@ def test_a_shallow_checkout_with_a_worktree_stays_as_shallow(checkout: Path, tmp
     assert git(arrive(tmp_path / "of shallow"), "rev-list", "--count", "HEAD") == "2"
 
 
-def test_a_clone_that_borrows_objects_arrives_whole(checkout: Path, tmp_path: Path, arrive: Arrive) -> None:
-    git(tmp_path, "clone", "-q", "--shared", str(checkout), str(tmp_path / "borrower"))
-    after = arrive(tmp_path / "borrower")
-    git(after, "fsck")
-    assert git(after, "rev-list", "--count", "HEAD") == "6"
-
-
 def test_a_split_index_arrives(worktree: Path, arrive: Arrive) -> None:
     git(worktree, "update-index", "--split-index")
     edit(worktree)
@@ -271,7 +237,7 @@ def test_an_ignored_git_directory_is_not_sent_in_any_form(worktree: Path, arrive
 
 def test_a_worktree_whose_checkout_is_gone_is_explained(worktree: Path, checkout: Path, arrive: Arrive) -> None:
     checkout.rename(checkout.with_name("moved"))
-    with pytest.raises(BuildContextError, match=r"cannot be sent: git \S+ says: .*not a git repository"):
+    with pytest.raises(BuildContextError, match="which is not a git repository"):
         arrive(worktree)
 
 

@@ -6,6 +6,7 @@ that ``git status`` there shows the same edits.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ _KEPT_SETTINGS: Final = (
     "core.precomposeunicode", "core.sparsecheckout", "core.sparsecheckoutcone", "index.sparse",
 )  # fmt: skip
 _KEPT_REMOTE_SETTINGS: Final = (".url", ".pushurl", ".fetch")
+# The name of a user of ssh is no secret, but that of one of https may be a token.
+_SSH_PASSWORD: Final = re.compile(r"(ssh://[^/:@]*):[^/]*@")
+_CREDENTIALS: Final = re.compile(r"(?<!ssh)://[^/]*@")
 _SUBMODULE_MODE: Final = "160000"
 
 
@@ -45,8 +49,9 @@ def check_checkout(context_dir: Path) -> None:
 def self_contained_git_dir(context_dir: Path, depth: int | None = None) -> Iterator[Path]:
     """Give a temporary git directory with all branches, or with ``depth`` commits of the current one.
 
-    No worktree is registered in it, and its remotes are those of the checkout. It is gone afterwards. Raises
-    BuildContextError for a checkout that git cannot use, that lacks objects, or that leads to files of something else.
+    No worktree is registered in it, and its remotes are those of the checkout, without passwords. It is gone
+    afterwards. Raises BuildContextError for a checkout that git cannot use, that lacks objects, or that leads to files
+    of something else.
     """
     checkout = read_checkout(context_dir)
     with TemporaryDirectory(prefix="mngr-git-") as folder:
@@ -130,4 +135,9 @@ def _copy_settings(checkout: Checkout, source: Repository, clone: Repository) ->
         if name.startswith("remote."):
             is_kept = name.endswith(_KEPT_REMOTE_SETTINGS)
         if is_kept:
-            clone.run("config", "--add", name, value)
+            clone.run("config", "--add", _without_password(name), _without_password(value))
+
+
+def _without_password(text: str) -> str:
+    """A setting without what URLs in it have before the ``@``, but for the name of a user of ssh."""
+    return _CREDENTIALS.sub("://", _SSH_PASSWORD.sub(r"\1@", text))

@@ -498,3 +498,29 @@ def test_a_path_of_any_name_is_sent(checkout: Path, tmp_path: Path, send: Send, 
     checkout.rename(tmp_path / name)
     move_git_dir(tmp_path / name)
     assert git(send(tmp_path / name), "status", "--porcelain") == "?? realgit/"
+
+
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("https://user:canary@example.com/p.git", "https://example.com/p.git"),
+        ("https://canary@example.com/p.git", "https://example.com/p.git"),
+        ("https://user:can@ry:canary@example.com/p.git", "https://example.com/p.git"),
+        ("HTTP://canary@example.com/p@x.git", "HTTP://example.com/p@x.git"),
+        ("ssh://git:canary@example.com/p.git", "ssh://git@example.com/p.git"),
+        ("ssh://git@example.com:22/p.git", "ssh://git@example.com:22/p.git"),
+        ("git@example.com:p.git", "git@example.com:p.git"),
+        ("file:///a@b/c", "file:///a@b/c"),
+        ("../other@x", "../other@x"),
+    ],
+)
+def test_no_password_in_a_url_is_sent(checkout: Path, send: Send, url: str, sent: str) -> None:
+    for name in ("remote.origin.url", "remote.origin.pushurl", "branch.main.remote"):
+        git(checkout, "config", name, url)
+    git_dir = move_git_dir(checkout)
+    git(git_dir, "config", "--file", "config", f"remote.{url}.fetch", "+refs/heads/*:refs/remotes/x/*")
+    write(checkout, ".dockerignore", "realgit\n")
+    arrived = send(checkout)
+    for name in ("remote.origin.url", "remote.origin.pushurl", "branch.main.remote"):
+        assert git(arrived, "config", name) == sent
+    assert "canary" not in (arrived / ".git/config").read_text()

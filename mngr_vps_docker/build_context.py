@@ -180,9 +180,18 @@ def _plan(build: ParsedBuildArgs) -> _Source:
 
 
 def _dockerfile_in_archive(context_dir: Path, dockerfile: Path) -> PurePosixPath:
-    """Where the archive has the Dockerfile: in the context, unless it (or what it links to) lies outside."""
+    """Where the archive has the Dockerfile: in the context, unless it is outside.
+
+    Raises BuildContextError if a link in the context leads to one outside.
+    """
     real_context, real_dockerfile = context_dir.resolve(), dockerfile.resolve()
     if not real_dockerfile.is_relative_to(real_context):
+        # The author of a context may name any file of this machine by a link; its user may name one by --file.
+        if Path(os.path.normpath(dockerfile)).is_relative_to(context_dir):
+            raise BuildContextError(
+                f"The Dockerfile {dockerfile} leads out of the build context, to {real_dockerfile}, which is not sent;"
+                f" if you want to build that file, name it with --file={real_dockerfile}"
+            )
         return PurePosixPath(_OUTSIDE, dockerfile.name)
     # By its own name where it has one in the context, since its own ignore file is named after that.
     name = dockerfile if dockerfile.is_relative_to(context_dir) else real_dockerfile

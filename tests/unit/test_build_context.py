@@ -195,11 +195,37 @@ def test_a_dockerfile_in_an_ignored_folder_arrives_with_its_own_ignore_file(
 
 def test_a_dockerfile_outside_the_context_arrives_beside_it(project: Path, unpack: Callable[..., Path]) -> None:
     write(project.parent, {"out/Dockerfile": "FROM outside\n", "out/Dockerfile.dockerignore": "sub\n"})
-    (project / "linked").symlink_to("../out/Dockerfile")
     unpacked = unpack(build_of(project, "../out/Dockerfile"))
     assert names_below(unpacked / "dockerfile") == {"Dockerfile", "Dockerfile.dockerignore"}
-    assert names_below(unpacked / "context") == {"Dockerfile", "a.txt", "linked"}
-    assert (unpack(build_of(project, "linked")) / "dockerfile/linked").read_text() == "FROM outside\n"
+    assert names_below(unpacked / "context") == {"Dockerfile", "a.txt"}
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "dockerfile"),
+    [
+        ("Dockerfile", "../out/Dockerfile", "Dockerfile"),
+        ("docker", "../out", "docker/Dockerfile"),
+        ("docker", "../out", "docker/deep/Dockerfile"),
+    ],
+)
+def test_no_link_in_a_context_has_a_dockerfile_sent_from_outside(
+    project: Path, link: str, target: str, dockerfile: str
+) -> None:
+    write(project.parent, {"out/Dockerfile": "secret\n", "out/deep/Dockerfile": "secret\n"})
+    (project / link).unlink(missing_ok=True)
+    (project / link).symlink_to(target)
+    with pytest.raises(BuildContextError, match=f"{project / dockerfile} leads out of the build context"):
+        check_build_context(build_of(project, dockerfile))
+
+
+def test_links_between_files_of_a_context_are_followed_for_docker(project: Path, unpack: Callable[..., Path]) -> None:
+    write(project, {"docker/app": "FROM app\n", "docker/ignore": "sub\n"})
+    (project / "Dockerfile").unlink()
+    (project / "Dockerfile").symlink_to("docker/app")
+    (project / ".dockerignore").symlink_to("docker/ignore")
+    context = unpack(build_of(project)) / "context"
+    assert (context / "Dockerfile").read_text() == "FROM app\n"
+    assert not (context / "sub").exists()
 
 
 def test_an_upload_lasts_as_long_as_its_block(

@@ -267,36 +267,54 @@ def _tar_entries(source: _Source) -> Iterator[bytes]:
 
 def _walk_context(source: _Source) -> Iterator[_Found]:
     """Every path to send, a directory before what is in it."""
-    return _walk(source, str(source.context_dir), "", source.patterns.root)
-
-
-def _walk(source: _Source, directory: str, prefix: str, state: MatchState) -> Iterator[_Found]:
-    # Of plain strings, each looked at once: there may be very many.
-    for name, path in sorted(_children(source, directory, prefix, is_ignored=state.is_ignored).items()):
-        child = f"{prefix}{name}"
-        child_state = source.patterns.match(name, state)
-        is_sent = not child_state.is_ignored or child in source.forced
+    # Of plain strings, each looked at once: there may be very many. Without recursion: they may be nested more deeply
+    # than Python functions can call each other.
+    open_folders = [_open_folder(source, None, source.patterns.root)]
+    # Ignored directories on the way to the current one. They come along as soon as something in them does.
+    not_sent: list[_Found] = []
+    while open_folders:
+        folder = open_folders[-1]
+        entry = next(folder.entries, None)
+        if entry is None:
+            open_folders.pop()
+            if not_sent and not_sent[-1] is folder.found:
+                not_sent.pop()
+            continue
+        name, path = entry
+        found_name = f"{folder.prefix}{name}"
+        state = source.patterns.match(name, folder.state)
+        is_sent = not state.is_ignored or found_name in source.forced
         status = _status(path, is_missing_ok=not is_sent)
         if status is None:
             continue
-        found = _Found(child, path, status)
-        if not stat.S_ISDIR(found.status.st_mode):
-            if is_sent and not stat.S_ISSOCK(found.status.st_mode):
-                yield found
-            continue
-        if is_sent:
+        found = _Found(found_name, path, status)
+        is_folder = stat.S_ISDIR(status.st_mode)
+        if is_sent and not stat.S_ISSOCK(status.st_mode):
+            yield from not_sent
+            not_sent.clear()
             yield found
-        elif not (source.patterns.has_exceptions or source.is_above_forced(child)):
-            continue
-        below = _walk(source, path, f"{child}/", child_state)
-        first = next(below, None)
-        if first is None:
-            continue
-        if not is_sent:
-            # An ignored directory comes along when something below it does.
-            yield found
-        yield first
-        yield from below
+        if is_folder and not is_sent:
+            if not (source.patterns.has_exceptions or source.is_above_forced(found_name)):
+                continue
+            not_sent.append(found)
+        if is_folder:
+            open_folders.append(_open_folder(source, found, state))
+
+
+class _OpenFolder(NamedTuple):
+    """A directory that is being walked; ``found`` is None for the context itself."""
+
+    found: _Found | None
+    prefix: str
+    state: MatchState
+    entries: Iterator[tuple[str, str]]
+
+
+def _open_folder(source: _Source, found: _Found | None, state: MatchState) -> _OpenFolder:
+    prefix = "" if found is None else f"{found.name}/"
+    path = str(source.context_dir) if found is None else found.path
+    children = _children(source, path, prefix, is_ignored=state.is_ignored)
+    return _OpenFolder(found, prefix, state, iter(sorted(children.items())))
 
 
 def _children(source: _Source, directory: str, prefix: str, *, is_ignored: bool) -> dict[str, str]:

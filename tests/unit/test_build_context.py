@@ -7,6 +7,7 @@ import stat
 import subprocess
 import tracemalloc
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -226,6 +227,25 @@ def test_links_between_files_of_a_context_are_followed_for_docker(project: Path,
     context = unpack(build_of(project)) / "context"
     assert (context / "Dockerfile").read_text() == "FROM app\n"
     assert not (context / "sub").exists()
+
+
+@pytest.fixture
+def deep_folder(project: Path) -> Iterator[str]:
+    """A folder with nearly the longest path that there can be."""
+    name = "d/" * 1800
+    subprocess.run(("mkdir", "-p", name), cwd=project, check=True, timeout=60)
+    yield name
+    # What pytest removes folders with cannot remove so deep ones.
+    subprocess.run(("rm", "-rf", "d"), cwd=project, check=True, timeout=60)
+
+
+def test_folders_may_be_nested_deeply(project: Path, deep_folder: str) -> None:
+    with archive(build_of(project)) as chunks:
+        listing = subprocess.run(("tar", "-t"), input=b"".join(chunks), capture_output=True, check=True, timeout=60)
+    assert f"context/{deep_folder}" in listing.stdout.decode().splitlines()
+    write(project, {".dockerignore": "d\n!nothing\n"})
+    with archive(build_of(project)) as chunks:
+        assert b"d/d" not in b"".join(chunks)
 
 
 def test_an_upload_lasts_as_long_as_its_block(

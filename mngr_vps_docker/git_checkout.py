@@ -22,9 +22,11 @@ _MAX_PATH_FILE_BYTES: Final = 16 * 1024
 # Extensions, and the values with which refs and objects can be read here. Others may say that they look different.
 _KNOWN_EXTENSIONS: Final = {"objectformat": ("sha1", "sha256"), "refstorage": ("files",)}
 _HARMLESS_EXTENSIONS: Final = ("noop", "noop-v1", "preciousobjects", "relativeworktrees", "worktreeconfig")
+# Names of branches have some slashes in them. Code that walks folders by recursion fails for much deeper ones.
+_DEEPEST: Final = 100
 _SENT_REFS: Final = ("refs/heads", "refs/remotes", "refs/tags")
 _FALSE: Final = ("", "0", "false", "no", "off")
-_OR_LEAVE_IT_OUT: Final = f"or name .git in {DOCKERIGNORE}"
+_LEAVE_IT_OUT: Final = f"name .git in {DOCKERIGNORE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def read_checkout(context_dir: Path) -> Checkout:
         if not (os.path.lexists(git_dir / "HEAD") and (common_dir / "objects").is_dir()):
             raise BuildContextError(
                 f"{context_dir / '.git'} leads to {git_dir}, which is not a git repository; repair it,"
-                f" {_OR_LEAVE_IT_OUT}"
+                f" or {_LEAVE_IT_OUT}"
             )
         checkout = Checkout(context_dir, git_dir, common_dir, _settings(context_dir, git_dir, common_dir))
         _check_ownership(checkout)
@@ -88,7 +90,7 @@ def read_checkout(context_dir: Path) -> Checkout:
     except OSError as error:
         raise BuildContextError(
             f"The git directory of {context_dir} cannot be read: {error.filename}: {error.strerror}; repair it,"
-            f" {_OR_LEAVE_IT_OUT}"
+            f" or {_LEAVE_IT_OUT}"
         ) from error
     return checkout
 
@@ -121,6 +123,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
         with os.scandir(waiting.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
+                    if entry.path.count("/") - str(folder).count("/") > _DEEPEST:
+                        raise BuildContextError(f"{folder} has folders that are nested too deeply; {_LEAVE_IT_OUT}")
                     waiting.append(entry.path)
                 elif entry.is_file(follow_symlinks=False):
                     yield Path(entry.path)
@@ -140,7 +144,7 @@ def _check_link(path: Path) -> None:
 def _leads_out(path: Path) -> BuildContextError:
     return BuildContextError(
         f"{path} of the git directory is a link or not an ordinary file, and is not followed; replace it by a copy,"
-        f" {_OR_LEAVE_IT_OUT}"
+        f" or {_LEAVE_IT_OUT}"
     )
 
 
@@ -150,7 +154,7 @@ def _find_git_dir(context_dir: Path) -> Path:
         return _real(git)
     path = _path_in(git)
     if not path.startswith("gitdir: "):
-        raise BuildContextError(f"{git} does not say where its git directory is; repair it, {_OR_LEAVE_IT_OUT}")
+        raise BuildContextError(f"{git} does not say where its git directory is; repair it, or {_LEAVE_IT_OUT}")
     return _real(context_dir / path.removeprefix("gitdir: "))
 
 
@@ -163,7 +167,7 @@ def _path_in(file: Path) -> str:
     with file.open("rb") as opened:
         content = opened.read(_MAX_PATH_FILE_BYTES + 1)
     if len(content) > _MAX_PATH_FILE_BYTES or b"\0" in content:
-        raise BuildContextError(f"{file} does not hold a path; repair it, {_OR_LEAVE_IT_OUT}")
+        raise BuildContextError(f"{file} does not hold a path; repair it, or {_LEAVE_IT_OUT}")
     return os.fsdecode(content).rstrip("\r\n")
 
 
@@ -204,7 +208,7 @@ def _check_ownership(checkout: Checkout) -> None:
     if not is_own:
         raise BuildContextError(
             f"{checkout.context_dir / '.git'} leads to {git_dir}, which does not name this directory as its checkout,"
-            f" so it is not sent; if both are yours, `{joined(command)}` adds that; {_OR_LEAVE_IT_OUT}"
+            f" so it is not sent; if both are yours, `{joined(command)}` adds that; or {_LEAVE_IT_OUT}"
         )
 
 
@@ -215,14 +219,14 @@ def _check_extensions(checkout: Checkout) -> None:
                 continue
             raise BuildContextError(
                 f"{checkout.context_dir} is a partial clone ({name}), and objects that it lacks are not fetched; use a"
-                f" full clone, {_OR_LEAVE_IT_OUT}"
+                f" full clone, or {_LEAVE_IT_OUT}"
             )
         extension = name.removeprefix("extensions.")
         is_known = extension in _HARMLESS_EXTENSIONS or value in _KNOWN_EXTENSIONS.get(extension, ())
         if extension != name and not is_known:
             raise BuildContextError(
                 f"The git directory of {checkout.context_dir} has the extension {extension}={value}, which cannot be"
-                f" sent; use a clone without it, {_OR_LEAVE_IT_OUT}"
+                f" sent; use a clone without it, or {_LEAVE_IT_OUT}"
             )
 
 
@@ -234,5 +238,5 @@ def _check_objects(checkout: Checkout) -> None:
         repack = joined(("git", "-C", str(checkout.context_dir), "repack", "-a", "-d"))
         raise BuildContextError(
             f"{checkout.context_dir} borrows objects of another repository, which is not read; if both are yours, run"
-            f" `{repack}` and remove {alternates}; {_OR_LEAVE_IT_OUT}"
+            f" `{repack}` and remove {alternates}; or {_LEAVE_IT_OUT}"
         )

@@ -28,7 +28,6 @@ _KEPT_REMOTE_SETTINGS: Final = (".url", ".pushurl", ".fetch")
 # The name of a user of ssh is no secret, but that of one of https may be a token.
 _SSH_PASSWORD: Final = re.compile(r"(ssh://[^/:@]*):[^/]*@")
 _CREDENTIALS: Final = re.compile(r"(?<!ssh)://[^/]*@")
-_SUBMODULE_MODE: Final = "160000"
 
 
 def needs_own_git_dir(context_dir: Path) -> bool:
@@ -79,8 +78,7 @@ def _copy_state(checkout: Checkout, source: Repository) -> None:
 
 def _as_alternate(path: Path) -> bytes:
     """A line of ``objects/info/alternates``: in quotes, since a path may begin with "#" or have a newline in it."""
-    text = str(path).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return os.fsencode(f'"{text}"\n')
+    return os.fsencode(f"{_in_quotes(str(path))}\n")
 
 
 def _copy_file(folder: Path, name: str, target: Path) -> None:
@@ -116,26 +114,36 @@ def _copy_index(source: Repository, clone: Repository) -> None:
     for pattern in ("index", "sharedindex.*", "info/exclude", "info/sparse-checkout"):
         for path in source.git_dir.glob(pattern):
             _copy_file(source.git_dir, str(path.relative_to(source.git_dir)), clone.git_dir)
-    staged = _object_ids(source.read("ls-files", "--stage", "-z"), id_column=1)
-    committed = _object_ids(source.read("ls-tree", "-r", "-z", "HEAD", is_failure_allowed=True), id_column=2)
-    if missing := sorted(staged - committed):
-        pack = source.run("pack-objects", "--quiet", "--stdout", stdin="".join(f"{i}\n" for i in missing).encode())
-        clone.run("unpack-objects", "-q", stdin=pack)
-
-
-def _object_ids(listing: str, id_column: int) -> set[str]:
-    entries = (entry.partition("\t")[0].split(" ") for entry in listing.split("\0") if entry)
-    return {entry[id_column] for entry in entries if entry[0] != _SUBMODULE_MODE}
+    # Each object once. A list of all paths would have no end for some trees, which hold the same tree again and again.
+    has_commit = clone.read("rev-parse", "--quiet", "--verify", "HEAD", is_failure_allowed=True)
+    known = b"^HEAD\n" if has_commit else b""
+    pack = source.run("pack-objects", "--quiet", "--stdout", "--revs", "--indexed-objects", stdin=known)
+    clone.run("unpack-objects", "-q", stdin=pack)
 
 
 def _copy_settings(checkout: Checkout, source: Repository, clone: Repository) -> None:
     branch = source.read("symbolic-ref", "--quiet", "--short", "HEAD", is_failure_allowed=True)
-    for name, value in checkout.settings:
-        is_kept = name.startswith((*_KEPT_SETTINGS, *((f"branch.{branch}.",) if branch else ())))
-        if name.startswith("remote."):
-            is_kept = name.endswith(_KEPT_REMOTE_SETTINGS)
-        if is_kept:
-            clone.run("config", "--add", _without_password(name), _without_password(value))
+    # As text, since there may be many, and the arguments of a command can be seen by other users of this machine.
+    with (clone.git_dir / "config").open("a", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        for name, value in checkout.settings:
+            is_kept = name.startswith((*_KEPT_SETTINGS, *((f"branch.{branch}.",) if branch else ())))
+            if name.startswith("remote."):
+                is_kept = name.endswith(_KEPT_REMOTE_SETTINGS)
+            if is_kept:
+                file.write(_setting_text(_without_password(name), _without_password(value)))
+
+
+def _setting_text(name: str, value: str) -> str:
+    """A setting as in a file: https://git-scm.com/docs/git-config#_syntax"""
+    section, _, rest = name.partition(".")
+    subsection, _, key = rest.rpartition(".")
+    heading = f"{section} {_in_quotes(subsection)}" if subsection else section
+    return f"[{heading}]\n\t{key} = {_in_quotes(value)}\n"
+
+
+def _in_quotes(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
 
 
 def _without_password(text: str) -> str:

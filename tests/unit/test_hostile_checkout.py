@@ -4,9 +4,11 @@ import os
 import shlex
 import shutil
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.git_checkouts import commit
@@ -18,6 +20,7 @@ from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
 from imbue.mngr_vps_docker.build_context import archive
 from imbue.mngr_vps_docker.build_context import check_build_context
 from imbue.mngr_vps_docker.errors import BuildContextError
+from imbue.mngr_vps_docker.git_command import Repository
 
 ABSENT_COMMIT = "1" * 40
 # Programs that git runs, by the setting that names them; "{}" is the program.
@@ -498,6 +501,54 @@ def test_a_path_of_any_name_is_sent(checkout: Path, tmp_path: Path, send: Send, 
     checkout.rename(tmp_path / name)
     move_git_dir(tmp_path / name)
     assert git(send(tmp_path / name), "status", "--porcelain") == "?? realgit/"
+
+
+def test_a_tree_that_holds_itself_many_times_is_walked_once(checkout: Path, send: Send) -> None:
+    tree = git(checkout, "rev-parse", "HEAD^{tree}")
+    for _ in range(5):
+        listing = "".join(f"040000 tree {tree}\t{number}\n" for number in range(10))
+        made = subprocess.run(
+            ("git", "mktree"), cwd=checkout, input=listing, capture_output=True, text=True, check=True, timeout=60
+        )
+        tree = made.stdout.strip()
+    git(checkout, "update-ref", "HEAD", git(checkout, "commit-tree", "-m", "100,000 folders", tree))
+    move_git_dir(checkout)
+    tracemalloc.start()
+    arrived = send(checkout)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 4_000_000
+    assert git(arrived, "rev-parse", "HEAD^{tree}") == tree
+
+
+def test_settings_of_any_number_and_text_are_copied_at_once(
+    checkout: Path, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = ["a b", "#;", 'quo"te', "back\\slash", "new\nline", "tab\t", " space ", "h\u00e4", "", "-e"]
+    git(checkout, "update-index", "--split-index")
+    config = move_git_dir(checkout) / "config"
+    for value in values:
+        git(checkout, "config", "--file", str(config), "--add", 'remote.a "b\\ c.d.url', value)
+    with config.open("a") as file:
+        file.writelines(f'[remote "{number}"]\nurl = x\n' for number in range(1000))
+    commands: list[str] = []
+    real_run = Repository.run
+
+    def counted(self: Repository, *args: str, **options: Any) -> bytes:
+        commands.append(args[0])
+        return real_run(self, *args, **options)
+
+    monkeypatch.setattr(Repository, "run", counted)
+    arrived = send(checkout)
+    assert len(commands) < 20
+    assert git(arrived, "config", "--null", "--get-all", 'remote.a "b\\ c.d.url').split("\0")[:-1] == values
+    assert git(arrived, "config", "remote.999.url") == "x"
+
+
+def test_a_ref_of_many_parts_is_refused(checkout: Path, send: Send) -> None:
+    write(move_git_dir(checkout), "refs/heads/" + "a/" * 400 + "a", f"{ABSENT_COMMIT}\n")
+    with pytest.raises(BuildContextError, match="nested too deeply"):
+        send(checkout)
 
 
 @pytest.mark.parametrize(

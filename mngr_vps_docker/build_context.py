@@ -200,7 +200,7 @@ def _dockerfile_in_archive(context_dir: Path, dockerfile: Path) -> PurePosixPath
 
 
 def _is_git_dir_replaced(source: _Source, git_depth: int | None) -> bool:
-    if source.patterns.ignores(".git") and not source.patterns.has_exceptions:
+    if source.patterns.ignores_all_of(".git"):
         return False
     return git_depth is not None or needs_own_git_dir(source.context_dir)
 

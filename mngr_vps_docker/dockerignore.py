@@ -122,10 +122,18 @@ class IgnorePatterns:
 
     def ignores(self, path: str) -> bool:
         """Whether ``path`` (relative, with ``/``) is left out."""
+        return self._state_of(path).is_ignored
+
+    def ignores_all_of(self, path: str) -> bool:
+        """Whether ``path`` is left out, and all that may be below it."""
+        state = self._state_of(path)
+        return state.is_ignored and not any(p.is_exception for p in self._patterns[state.last_match + 1 :])
+
+    def _state_of(self, path: str) -> MatchState:
         state = self.root
         for name in path.split("/"):
             state = self.match(name, state)
-        return state.is_ignored
+        return state
 
 
 class _Matcher:

@@ -26,7 +26,7 @@ _HARMLESS_EXTENSIONS: Final = ("noop", "noop-v1", "preciousobjects", "relativewo
 _DEEPEST: Final = 100
 _SENT_REFS: Final = ("refs/heads", "refs/remotes", "refs/tags")
 _FALSE: Final = ("", "0", "false", "no", "off")
-_LEAVE_IT_OUT: Final = f"name .git in {DOCKERIGNORE}"
+_LEAVE_IT_OUT: Final = f"add .git at the end of {DOCKERIGNORE}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,20 @@ def test_steps_that_were_forgotten_are_taken_again(monkeypatch: pytest.MonkeyPat
     assert [patterns.ignores(path) for path in ("x/ac/b", "x/ab/b", "x/ac/b", "x/ac/c")] == [True, False, True, False]
 
 
+@pytest.mark.parametrize(
+    ("patterns", "is_whole"),
+    [
+        ([".git"], True),
+        (["!a", ".git"], True),
+        ([".git", "!a"], False),
+        (["**", "!a", ".git/x"], False),
+        (["a"], False),
+    ],
+)
+def test_a_folder_is_left_out_whole_if_no_exception_comes_later(patterns: list[str], is_whole: bool) -> None:
+    assert IgnorePatterns.parse(patterns).ignores_all_of(".git") is is_whole
+
+
 @pytest.mark.parametrize("pattern", ["!", "!  ", "[", "a[b", "[]", "[a-]", "[-x]", "a\\", "[b-a]"])
 def test_a_pattern_that_docker_refuses_is_refused(pattern: str) -> None:
     with pytest.raises(BuildContextError, match=r"\.dockerignore has"):

@@ -230,6 +230,17 @@ def test_a_partial_clone_is_refused_before_its_remote_is_asked(
     assert len(str(refusal.value).splitlines()) == 1
 
 
+def test_what_is_refused_can_be_left_out(checkout: Path, send: Send) -> None:
+    git_dir = pretend_worktree(checkout)
+    (git_dir / "info").rename(git_dir / "elsewhere")
+    (git_dir / "info").symlink_to("elsewhere")
+    write(checkout, ".dockerignore", "*\n!Dockerfile\n!**/keep\n")
+    with pytest.raises(BuildContextError, match=r"or add \.git at the end of \.dockerignore"):
+        send(checkout)
+    write(checkout, ".dockerignore", "*\n!Dockerfile\n!**/keep\n.git\n")
+    assert not (send(checkout) / ".git").exists()
+
+
 @FORMS
 @pytest.mark.parametrize("is_included", [False, True])
 def test_no_program_of_a_checkout_s_settings_runs(
@@ -471,7 +482,7 @@ def test_a_git_directory_that_is_none_does_not_lead_to_one_above(
 def test_a_git_file_that_leads_nowhere_is_explained(checkout: Path, send: Send, content: bytes) -> None:
     move_git_dir(checkout)
     (checkout / ".git").write_bytes(content)
-    with pytest.raises(BuildContextError, match=r"name \.git in \.dockerignore") as refusal:
+    with pytest.raises(BuildContextError, match=r"add \.git at the end of \.dockerignore") as refusal:
         send(checkout)
     assert len(str(refusal.value).splitlines()) == 1
 

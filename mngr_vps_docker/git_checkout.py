@@ -19,7 +19,7 @@ from imbue.mngr_vps_docker.ssh.shell import joined
 
 # Longer than any path.
 _MAX_PATH_FILE_BYTES: Final = 16 * 1024
-# Extensions, and the values with which refs and objects can be read here. Others may say that they look different.
+# Extensions, and their values, with which refs and objects have the form that is read here.
 _KNOWN_EXTENSIONS: Final = {"objectformat": ("sha1", "sha256"), "refstorage": ("files",)}
 _HARMLESS_EXTENSIONS: Final = ("noop", "noop-v1", "preciousobjects", "relativeworktrees", "worktreeconfig")
 # Names of branches have some slashes in them. Code that walks folders by recursion fails for much deeper ones.
@@ -42,7 +42,7 @@ class Checkout:
     settings: tuple[tuple[str, str], ...]
 
     def state_files(self) -> Iterator[tuple[Path, str]]:
-        """The files that hold its refs and its index, and which files are not tracked: a folder, and a name below it.
+        """The files that hold its refs, its index and its lists of ignored files: a folder, and a name below it.
 
         Raises BuildContextError for a link.
         """
@@ -187,7 +187,7 @@ def _is_true(value: str) -> bool:
 def _check_ownership(checkout: Checkout) -> None:
     """Refuse a git directory outside of the context that does not name the context as its checkout.
 
-    An attacker controls the files of a context, but not those of the repository that they try to have sent.
+    The author of a context controls the files in it, but not those of another repository of this machine.
     """
     context_dir, git_dir, common_dir = _real(checkout.context_dir), checkout.git_dir, checkout.common_dir
     if git_dir.is_relative_to(context_dir) and common_dir.is_relative_to(context_dir):

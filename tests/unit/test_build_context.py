@@ -209,7 +209,7 @@ def test_a_dockerfile_outside_the_context_arrives_beside_it(project: Path, unpac
         ("docker", "../out", "docker/deep/Dockerfile"),
     ],
 )
-def test_no_link_in_a_context_has_a_dockerfile_sent_from_outside(
+def test_a_dockerfile_that_links_out_of_the_context_is_refused(
     project: Path, link: str, target: str, dockerfile: str
 ) -> None:
     write(project.parent, {"out/Dockerfile": "secret\n", "out/deep/Dockerfile": "secret\n"})

@@ -281,7 +281,7 @@ def test_no_program_runs_for_an_object_that_is_missing(
     assert programs_that_ran() == []
 
 
-def test_the_user_s_own_git_settings_have_no_say(
+def test_no_program_of_the_user_s_git_settings_runs(
     checkout: Path, tmp_path: Path, send: Send, programs_that_ran: Callable[[], list[str]]
 ) -> None:
     move_git_dir(checkout)
@@ -456,7 +456,7 @@ def test_no_setting_of_another_repository_is_sent(checkout: Path, private: Path,
     assert b"canary" not in (arrived / ".git/config").read_bytes()
 
 
-def test_where_git_should_work_is_not_up_to_the_checkout(checkout: Path, private: Path, send: Send) -> None:
+def test_the_worktree_that_a_checkout_names_is_not_used(checkout: Path, private: Path, send: Send) -> None:
     git_dir = move_git_dir(checkout)
     git(git_dir, "config", "--file", "config", "core.worktree", str(private))
     arrived = send(checkout)
@@ -465,7 +465,7 @@ def test_where_git_should_work_is_not_up_to_the_checkout(checkout: Path, private
 
 
 @pytest.mark.parametrize("git_depth", [None, 1])
-def test_a_git_directory_that_is_none_does_not_lead_to_one_above(
+def test_an_unusable_git_directory_does_not_lead_to_one_above(
     private: Path, send: Send, git_depth: int | None
 ) -> None:
     vendored = private / "vendored"

@@ -281,6 +281,21 @@ def test_no_program_runs_for_an_object_that_is_missing(
     assert programs_that_ran() == []
 
 
+def test_no_program_in_a_checkout_runs_by_its_name(
+    checkout: Path,
+    tmp_path: Path,
+    send: Send,
+    programs_that_ran: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    move_git_dir(checkout)
+    for name in ("git", "git-upload-pack"):
+        (checkout / name).symlink_to(program(tmp_path, name))
+    monkeypatch.setenv("PATH", f".:{os.environ['PATH']}")
+    send(checkout)
+    assert programs_that_ran() == []
+
+
 def test_no_program_of_the_user_s_git_settings_runs(
     checkout: Path, tmp_path: Path, send: Send, programs_that_ran: Callable[[], list[str]]
 ) -> None:

@@ -25,7 +25,7 @@ CONNECT_TIMEOUT_SECONDS = 15
 
 @dataclass(frozen=True)
 class Pair:
-    """Two hosts, each with an agent: ``well`` goes on answering, the VPS of ``silent`` freezes."""
+    """Two hosts, each with an agent: ``well`` keeps answering, the VPS of ``silent`` freezes."""
 
     mngr: MngrCli
     provider: str

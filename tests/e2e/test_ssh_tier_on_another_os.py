@@ -68,7 +68,7 @@ def python_packages(image: str) -> Path:
 
 
 def test_the_ssh_layer_works_with_a_newer_openssh_and_its_penalties(image: str, python_packages: Path) -> None:
-    defaults = run_docker("run", "--rm", "--entrypoint=sshd", image, "-G", "-f", "/dev/null")
+    defaults = run_docker("run", "--rm", "--entrypoint=sshd", image, "-G", "-f", "/dev/null").lower()
     assert "\npersourcepenalties crash:" in defaults
     name = f"mngr-test-{secrets.token_hex(4)}"
     try:

@@ -6,9 +6,12 @@ import shutil
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from support.operating_system import CORE_SYSTEMS
+from xdist.scheduler import LoadScopeScheduling
 
 # No test depends on how fast a machine is. `make test-fast` tries fewer examples of each property than `make test`.
 settings.register_profile("unhurried", deadline=None)
@@ -45,6 +48,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {item: number / len(tier) for tier in tiers for number, item in enumerate(tier)}
     # All others stay first, and as they are.
     items.sort(key=lambda item: places.get(item, -1.0))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """Let two processes run the tests of one module with VPSes of two operating systems."""
+    return _ByModuleAndSystem(config, log) if config.getoption("dist") == "loadscope" else None
+
+
+class _ByModuleAndSystem(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        module, _, test = nodeid.partition("::")
+        system = next((os_id for os_id in CORE_SYSTEMS if f"[{os_id}" in test), "")
+        return f"{module} {system}"
 
 
 def pytest_collection_finish() -> None:

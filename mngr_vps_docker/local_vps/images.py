@@ -9,6 +9,7 @@ stores that has loaded them, and lays it down at the birth of a VPS.
 
 import hashlib
 import os
+import secrets
 import shutil
 import subprocess
 import time
@@ -98,7 +99,8 @@ def _make_vps_image(system: OperatingSystem, report: Report) -> None:
             _pack_container_images(system.container_releases, context)
         packages = "with-docker" if system.has_docker else "without-docker"
         arguments = ("--build-arg", f"BASE={image_of_base(system.release)}", "--build-arg", f"PACKAGES={packages}")
-        engine = _named(f"engine-{system.release}", _digest_of_source())
+        # By a name of its own: another checkout of the same version may be building, too.
+        engine = f"{NAME_PREFIX}:engine-{secrets.token_hex(4)}"
         stage = ("--target", "machine")
         if system.has_docker:
             _build(f"an engine for {system.os_id}", engine, context, report, *arguments, *stage)

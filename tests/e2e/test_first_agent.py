@@ -13,6 +13,7 @@ from support.provider import freeze
 from support.remote import wait_for
 
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
+from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image_of_os
 
 CREATE = ("create", "a1@h1.local-vps", "--new-host", "--type", "command", "--no-connect")
 AGENT = ("--", "sleep", "100000")
@@ -101,9 +102,11 @@ def test_after_its_vps_hangs_it_can_be_destroyed(mngr: MngrCli) -> None:
     assert listed(mngr) == {}
 
 
-def test_after_mngr_s_own_part_of_create_fails_it_can_be_destroyed(mngr: MngrCli) -> None:
-    """git's push needs more memory than that."""
-    mngr(*CREATE, "-s", "--memory=6m", *AGENT, is_failure_expected=True)
+def test_after_mngr_s_own_part_of_create_fails_it_can_be_destroyed(mngr: MngrCli, tmp_path: Path) -> None:
+    """Its push of the checkout, which needs that program in the container."""
+    broken = "RUN receiver=$(command -v git-receive-pack) && ln -sf /bin/false $receiver"
+    (tmp_path / "Dockerfile").write_text(f"FROM {agent_image_of_os(mngr.os_id)}\n{broken}\n")
+    mngr(*CREATE, "-b", str(tmp_path), *AGENT, is_failure_expected=True)
     assert listed(mngr)["h1"].startswith("FAILED")
     mngr("destroy", "h1", "--force")
     assert listed(mngr) == {}

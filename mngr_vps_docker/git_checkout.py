@@ -96,7 +96,7 @@ def read_checkout(context_dir: Path) -> Checkout:
 
 
 def file_in(folder: Path, name: str) -> Path | None:
-    """The path of a file below ``folder`` (no link itself), or None if there is none.
+    """The path of a file below ``folder``, which is not a link itself; None where the file is missing.
 
     Raises BuildContextError for a link, also on the way to the file, and for what is not a file.
     """

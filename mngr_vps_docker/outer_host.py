@@ -328,8 +328,8 @@ class VpsDockerHost(_OverOpenSsh, Host):
     def read_file(self, path: Path) -> bytes:
         """Return the content of a file; raise FileNotFoundError where there is none.
 
-        On a host that another process of this machine is destroying there is none. Raises RemoteOutputError for more
-        than anybody wants, which is less of what mngr notes there.
+        A host that another process of this machine is destroying has no files. Raises RemoteOutputError for a file
+        that is too large, which is less for what mngr notes there.
         """
         at_hand = self._at_hand.pop(path, None)
         if at_hand is not None:

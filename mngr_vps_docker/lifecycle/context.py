@@ -18,8 +18,6 @@ from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.journal import HostJournal
 from imbue.mngr_vps_docker.keys import ProviderKeys
-from imbue.mngr_vps_docker.lifecycle.patience import ANSWER_SECONDS
-from imbue.mngr_vps_docker.lifecycle.patience import Patience
 from imbue.mngr_vps_docker.lifecycle.patience import Timings
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
@@ -130,11 +128,6 @@ class ProviderContext:
         self.vps_known_hosts.unpin(host_id, address, known[0])
         container_name = address_name(address, self.config.container_ssh_port) if address else None
         self.container_known_hosts.unpin(host_id, container_name, known[1])
-
-    @property
-    def patience(self) -> Patience:
-        """How long the VPS of a host is waited for by a command on that host."""
-        return Patience(self.config.ssh_connect_timeout, ANSWER_SECONDS)
 
     def vps(
         self, address: str, host_id: HostId | None = None, connect_timeout_seconds: float | None = None

@@ -115,8 +115,13 @@ class HostRegistry:
         return looked
 
     def connect_seconds_left(self, host_id: HostId) -> float:
-        """How long a command may still wait for the VPS of a host, which this process may have waited for before."""
-        return self._context.config.ssh_connect_timeout - self._context.waited_seconds.get(host_id, 0.0)
+        """How long a command may still wait for the VPS of a host, which this process may have waited for before.
+
+        In whole seconds, as ssh counts them: connections are kept by their time-out, too.
+        """
+        waited_seconds = self._context.waited_seconds.get(host_id)
+        timeout_seconds = self._context.config.ssh_connect_timeout
+        return timeout_seconds if waited_seconds is None else float(round(timeout_seconds - waited_seconds))
 
     def fresh(self, host_id: HostId) -> HostSighting:
         """One host, asked for now; raises HostNotFoundError."""

@@ -61,6 +61,8 @@ _USUAL_CAPABILITIES: Final = _words("""
     AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID SETPCAP SETUID
     SYS_CHROOT
 """)
+# Of https://docs.docker.com/engine/logging/configure/#supported-logging-drivers, those that only write on the VPS.
+_LOCAL_LOG_DRIVERS: Final = _words("json-file local journald none")
 _SAFE_SECURITY_OPTIONS: Final = frozenset({"no-new-privileges", "no-new-privileges=true", "no-new-privileges:true"})
 _VOLUME_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]+", re.ASCII)
 _HOST_VOLUMES: Final = "mngr-host-vol-"
@@ -202,6 +204,11 @@ _DANGERS: Final = {
     "--mount": Rule(_FILES_OF_VPS, lambda value: _of_mount(value).is_of_vps),
     "--volume-driver": Rule("it could make a volume of anything", lambda value: value != "local"),
     "--volumes-from": Rule("the container would see another container's files", always),
+    "--log-driver": Rule(
+        "Docker on the VPS would send the container's output to an address of its choice; use json-file, local,"
+        " journald or none",
+        lambda value: value not in _LOCAL_LOG_DRIVERS,
+    ),
     "--oom-kill-disable": Rule("the VPS would run out of memory instead of the container", is_on),
     "--oom-score-adj": Rule("the VPS's own services would be killed first", lambda value: value.startswith("-")),
 }
@@ -227,6 +234,7 @@ _RUN: Final = DockerOptions(
     aliases={"--net": "--network", "--net-alias": "--network-alias", "--dns-opt": "--dns-option"},
     forbidden=_FORBIDDEN,
     dangers=_DANGERS,
+    unknown=Rule("what it opens to the container is not known here", always),
 )
 
 

@@ -16,7 +16,7 @@ HARMLESS = [
     ["--mount", "type=volume,src=data,dst=/data", "--mount=type=tmpfs,dst=/scratch"],
     ["--privileged=false", "--rm=false", "--network", "bridge", "--net=mine", "--restart=no"],
     ["--cap-add", "net_raw", "--cap-add=CAP_KILL", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"],
-    ["--runtime=runsc", "--oom-score-adj=900", "--label", "team=a", "--new-option=of-docker", "--new-switch=true"],
+    ["--runtime=runsc", "--oom-score-adj=900", "--label", "team=a", "--log-driver=journald"],
     ["--network=name=mine,alias=web", "--network", "none", "--net", "default", "--volume-driver=local"],
     ["-p", "2222:22/udp", "-p=127.0.0.1::22", "-p2220-2221:80-81", "--publish=published=8022,target=22"],
     ["-v", "data:/mngr-volume", "--tmpfs=/mngr.d", "--mount=src=mngr-host,dst=/data,readonly", "--env=A=b\n\tc"],
@@ -73,6 +73,10 @@ DANGEROUS = [
     ["--oom-kill-disable"],
     ["--oom-score-adj=-1000"],
     ["--use-api-socket"],
+    ["--log-driver=gelf", "--log-opt", "gelf-address=udp://169.254.169.254:53"],
+    ["--log-driver", "plugin-of-theirs"],
+    ["--new-option=of-docker"],
+    ["--new-switch=true"],
 ]
 OURS = [
     ["--name=mine"],

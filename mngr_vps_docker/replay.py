@@ -158,13 +158,14 @@ def _run(command: LoggedCommand) -> str:
     """Run the command line by a login of its own, and return how it ended, told as for the first time."""
     *login, remote = command.argv
     framing = Framing(secrets.token_hex(8))
+    script = framing.script(remote if command.script is None else command.script)
     reader = OutputReader()
     reader.begin(framing)
     try:
         stop = run_process(
-            (*login, framing.wrap(remote, _RUN_TIMEOUT_SECONDS)),
+            (*login, framing.wrap(len(script), _RUN_TIMEOUT_SECONDS)),
             timeout_seconds=_RUN_TIMEOUT_SECONDS,
-            stdin=None if command.script is None else command.script.encode("utf-8", "surrogateescape"),
+            stdin=script,
             on_chunk=reader,
         ).stop
     except BinaryNotInstalledError as error:

@@ -18,7 +18,6 @@ from imbue.mngr_vps_docker.ssh.file_scripts import NO_SUCH_FILE
 from imbue.mngr_vps_docker.ssh.file_scripts import read_script
 from imbue.mngr_vps_docker.ssh.file_scripts import replace_script
 from imbue.mngr_vps_docker.ssh.file_scripts import write_script
-from imbue.mngr_vps_docker.ssh.framing import Framing
 from imbue.mngr_vps_docker.ssh.framing import LineSplitter
 from imbue.mngr_vps_docker.ssh.framing import OutputReader
 from imbue.mngr_vps_docker.ssh.master import LoginFailure
@@ -39,16 +38,12 @@ from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.ssh.readiness import wait_until_ready
 from imbue.mngr_vps_docker.ssh.session import run_in_session
 from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
-from imbue.mngr_vps_docker.ssh.shell import ShellScript
-from imbue.mngr_vps_docker.ssh.shell import for_stdin
 from imbue.mngr_vps_docker.ssh.shell import joined
-from imbue.mngr_vps_docker.ssh.shell import run_from_stdin
 from imbue.mngr_vps_docker.ssh.shell import secret_names
 from imbue.mngr_vps_docker.ssh.shell import shell_argv
 from imbue.mngr_vps_docker.ssh.shell import shown
 from imbue.mngr_vps_docker.ssh.span import current_span
 from imbue.mngr_vps_docker.ssh.standard_input import MeteredInput
-from imbue.mngr_vps_docker.ssh.standard_input import PrecededInput
 from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
 from imbue.mngr_vps_docker.ssh.standard_input import is_repeatable
 from imbue.mngr_vps_docker.ssh.target import SshTarget
@@ -60,7 +55,7 @@ type OnLine = Callable[[str, bool], None]
 
 # Below sshd's MaxSessions (10 by default): past it the server refuses sessions.
 _MAX_SESSIONS: Final = 8
-# A command line that would be longer than this travels on stdin: one argument holds 128 KiB, with a byte for its end.
+# A command that is longer than this cannot be pasted as an argument, which holds 128 KiB with a byte for its end.
 _LONGEST_ARGUMENT_BYTES: Final = 120_000
 # What an infinite deadline means: some threads cannot wait for longer.
 _LONGEST_SECONDS: Final = 30 * 24 * 3600.0
@@ -368,7 +363,8 @@ class SshConnection:
             session = run_in_session(
                 self._master,
                 self._runner,
-                *_as_sent(call.command, metered),
+                call.command,
+                metered,
                 reader,
                 timeout_seconds=call.seconds_left,
                 idle_timeout_seconds=call.idle_timeout_seconds,
@@ -421,16 +417,6 @@ class _Call:
     @property
     def seconds_left(self) -> float:
         return self.deadline - time.monotonic()
-
-
-def _as_sent(command: str, stdin: StandardInput) -> tuple[str, StandardInput]:
-    """The command line and the input that make a machine run ``command`` with ``stdin``."""
-    if not isinstance(command, ShellScript) and not _is_too_long(Framing("0" * 16).wrap(command, 1)):
-        return command, stdin
-    script = for_stdin(command)
-    if stdin is None:
-        return RUN_STDIN, script
-    return run_from_stdin(len(script)), PrecededInput(script, stdin)
 
 
 def _is_too_long(text: str) -> bool:

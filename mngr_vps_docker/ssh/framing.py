@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Final
 from typing import NoReturn
 
+from imbue.mngr_vps_docker.ssh.shell import for_stdin
 from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.ssh.shell import run_from_stdin
 
 # ASCII's record separator: hardly ever printed, so that a stream is hardly ever held back to see what follows.
 _RECORD_SEPARATOR: Final = b"\x1e"
@@ -54,25 +56,34 @@ class Framing:
         """The line that says how and when the command ended, by the machine's clock."""
         return f"{self.marker.decode()} {exit_code} {began_at} {ended_at}\n".encode()
 
-    def wrap(self, command: str, timeout_seconds: float, *, is_watched: bool = False) -> str:
-        """Shell text that runs ``command`` between its markers, ended by the machine itself at its deadline.
+    def script(self, command: str, *, is_watched: bool = False) -> bytes:
+        """What stdin begins with, so that the text of ``wrap`` runs ``command``.
 
         If it ``is_watched``, it has an empty stdin, and the end of ours ends it: that comes when we are killed, or the
         connection is lost.
         """
+        if not is_watched:
+            return for_stdin(command)
+        # In the background, and a child of none of the command's shells, whose `wait` does not wait for it. What it
+        # ends is timeout(1), which ends all that it runs; once that is gone, its pid may be somebody else's.
+        end = f"read -r _ <&3; trap '' TERM; grep -q {self.nonce} /proc/$PPID/cmdline && kill -TERM $PPID $$"
+        return f"exec 3<&0 </dev/null; ({{ {end}; }} >/dev/null 2>&1 &); exec 3<&-; ".encode() + for_stdin(command)
+
+    def wrap(self, script_bytes: int, timeout_seconds: float) -> str:
+        """Shell text that runs a ``script`` of that size between its markers, ended by the machine at its deadline.
+
+        It is the same for all commands, since everybody on this machine can see it in a list of processes, and one
+        word that every login shell reads alike.
+        """
         start = f"printf '\\036%s:%d\\n' {self.nonce} $$"
         end = f"printf '\\036%s %d %s %s\\n' {self.nonce} $rc ${{began:-0}} ${{ended:-0}}"
-        watch, unwatch = "", ""
-        if is_watched:
-            # A shell in the background, itself one of the children; neither read nor kill is a program of its own.
-            end_all = "read -r _ <&3; trap '' TERM; kill -TERM $(cat /proc/$$/task/$$/children)"
-            watch = f" exec 3<&0 </dev/null; {{ {end_all}; }} >/dev/null 2>&1 & exec 3<&-;"
-            unwatch = " kill $!;"
+        # The nonce tells whose processes these are.
+        run = f"{run_from_stdin(script_bytes)} # {self.nonce}"
         script = (
-            f'command -v timeout >/dev/null || timeout() {{ shift 3; "$@"; }}; {start}; {start} >&2;{watch}'
+            f'command -v timeout >/dev/null || timeout() {{ shift 3; "$@"; }}; {start}; {start} >&2;'
             " read -r began _ 2>/dev/null </proc/uptime;"
-            f" timeout -k {_KILL_AFTER_SECONDS} {timeout_seconds:g} sh -c {quoted(command)}; rc=$?;"
-            f" read -r ended _ 2>/dev/null </proc/uptime;{unwatch} {end}; {end} >&2; exit $rc"
+            f" timeout -k {_KILL_AFTER_SECONDS} {timeout_seconds:g} sh -c {quoted(run)}; rc=$?;"
+            f" read -r ended _ 2>/dev/null </proc/uptime; {end}; {end} >&2; exit $rc"
         )
         return f"sh -c {quoted(script)}"
 

@@ -11,7 +11,7 @@ from imbue.mngr_vps_docker.ssh.shell import quoted
 PROBE_PURPOSE: Final = "check that commands give their exact output"
 PROBE_TIMEOUT_SECONDS: Final = 20.0
 
-# Within quotes, csh reads "!" and the end of a line otherwise than sh, and fish a double backslash.
+# What shells, terminals and encodings are most likely to change.
 _TEXT: Final = "\\\\ \\n !x ' \" $HOME `id` * ~ #\n."
 PROBE_COMMAND: Final = f"printf %s {quoted(_TEXT)}"
 

@@ -19,6 +19,7 @@ from imbue.mngr_vps_docker.ssh.process import ProcessRunner
 from imbue.mngr_vps_docker.ssh.process import Stop
 from imbue.mngr_vps_docker.ssh.process import Watch
 from imbue.mngr_vps_docker.ssh.standard_input import Gate
+from imbue.mngr_vps_docker.ssh.standard_input import PrecededInput
 from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
 from imbue.mngr_vps_docker.ssh.standard_input import chunks_of
 from imbue.mngr_vps_docker.ssh.standard_input import is_repeatable
@@ -91,7 +92,11 @@ def run_in_session(
         return silences == 0 and time.monotonic() - began < target.connect_timeout_seconds
 
     gate, lifeline = Gate(), Gate()
-    sent = stdin if is_repeatable(stdin) else gate.behind(chunks_of(stdin))
+    script = framing.script(command, is_watched=stdin is None)
+    if stdin is None:
+        rest: StandardInput = lifeline.behind(())
+    else:
+        rest = stdin if is_repeatable(stdin) else gate.behind(chunks_of(stdin))
 
     def on_chunk(chunk: bytes, is_stdout: bool) -> None:
         reader(chunk, is_stdout)
@@ -115,9 +120,9 @@ def run_in_session(
         result: ProcessResult | None = None
         try:
             result = runner(
-                shared_argv(target, control_path, framing.wrap(command, seconds, is_watched=stdin is None), log_path),
+                shared_argv(target, control_path, framing.wrap(len(script), seconds), log_path),
                 timeout_seconds=seconds + _GRACE_SECONDS,
-                stdin=lifeline.behind(()) if stdin is None else sent,
+                stdin=PrecededInput(script, rest),
                 on_chunk=on_chunk,
                 watch=Watch(
                     every_seconds=min(_STALL_SECONDS, target.connect_timeout_seconds),

@@ -135,8 +135,11 @@ RUN_STDIN: Final = ShellText('eval "$(cat)"')
 
 
 def run_from_stdin(size_bytes: int) -> ShellText:
-    """Runs what ``for_stdin`` made, of that size; what follows on stdin is that of the text."""
-    return ShellText(f'eval "$(head -c {size_bytes})"')
+    """Runs what ``for_stdin`` made, of that size; what follows on stdin is that of the text.
+
+    Unlike head(1), which may read ahead, dd takes exactly that.
+    """
+    return ShellText(f'eval "$(dd bs={size_bytes} count=1 iflag=fullblock 2>/dev/null || echo exit 125)"')
 
 
 def for_stdin(text: str) -> bytes:
@@ -147,7 +150,7 @@ def for_stdin(text: str) -> bytes:
     """
     values = text.secrets if isinstance(text, ShellScript) else {}
     assigned = "".join(f"{name}={quoted(value.revealed)}\n" for name, value in values.items())
-    return f"{{\n{assigned}{text}\n}}".encode("utf-8", "surrogateescape")
+    return f"{{ {assigned}{text}\n}}".encode("utf-8", "surrogateescape")
 
 
 _ESCAPED: Final = {"\n": "\\n", "\t": "\\t", "\\": "\\\\"}

@@ -37,7 +37,7 @@ def test_a_command_that_heeds_no_signal_is_killed(
 
 
 def test_a_machine_without_timeout_is_told_to_end_a_command_at_its_deadline(tmp_path: Path) -> None:
-    for tool in ("sh", "sleep", "cat", "grep"):
+    for tool in ("sh", "sleep", "cat", "dd", "grep"):
         (tmp_path / tool).symlink_to(shutil.which(tool) or "")
     plain = f'ForceCommand export PATH={tmp_path}; eval "$SSH_ORIGINAL_COMMAND"'
     with LoopbackSshd(tmp_path, options=(plain,)) as sshd:
@@ -69,14 +69,17 @@ def test_a_master_that_freezes_during_a_command_means_lost(
 
 
 def test_a_client_that_is_slow_to_start_costs_nobody_else_the_shared_login(sshd: LoopbackSshd, tmp_path: Path) -> None:
+    is_slow = False
+
     def sluggish(argv: Sequence[str], **options: Any) -> ProcessResult:
-        return run_process(("sleep", "9") if "late" in argv[-1] else argv, **options)
+        return run_process(("sleep", "9") if is_slow else argv, **options)
 
     connection = SshConnection(sshd.target(), runner=sluggish)
     with closing(connection), ThreadPoolExecutor(1) as pool:
         other = pool.submit(run, connection, f"touch {tmp_path}/begun; until [ -e {tmp_path}/go ]; do sleep 0.1; done")
         wait_for((tmp_path / "begun").exists)
-        assert run(connection, "late", timeout_seconds=0.1).status is OutcomeStatus.TIMED_OUT
+        is_slow = True
+        assert run(connection, "true", timeout_seconds=0.1).status is OutcomeStatus.TIMED_OUT
         (tmp_path / "go").touch()
         assert other.result(20).is_success
     assert sshd.login_count == 1

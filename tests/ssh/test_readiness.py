@@ -17,7 +17,10 @@ from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
 
 PATIENCE_SECONDS = 30.0
 # What stands for other login shells: they get the command line as one word of the variable.
-CSH = 'case "$SSH_ORIGINAL_COMMAND" in *"!"*) echo "!: Event not found." >&2; exit 1 ;; esac'
+CSH = (
+    'case "$SSH_ORIGINAL_COMMAND" in *"!"*) echo "!: Event not found." >&2; exit 1 ;; esac;'
+    ' eval "$SSH_ORIGINAL_COMMAND"'
+)
 FISH = r'sh -c "$(printf %s "$SSH_ORIGINAL_COMMAND" | sed "s/\\\\\\\\/\\\\/g")"'
 
 
@@ -57,18 +60,25 @@ def test_what_is_printed_before_every_command_is_told(tmp_path: Path) -> None:
     [
         ("exit 0", "ended with exit code 0 and ran nothing"),
         ("echo This account is not available >&2; exit 1", "This account is not available"),
-        (CSH, "Event not found"),
-        (FISH, "does not run commands as sh does"),
     ],
-    ids=["exit 0", "nologin", "csh", "fish"],
+    ids=["exit 0", "nologin"],
 )
-def test_a_shell_that_runs_no_command_as_it_is_is_named_at_once(tmp_path: Path, start_up: str, words: str) -> None:
+def test_a_shell_that_runs_no_command_is_named_at_once(tmp_path: Path, start_up: str, words: str) -> None:
     (tmp_path / "shell").write_text(f"{start_up}\n")
     options = (f"ForceCommand . {tmp_path}/shell",)
     with LoopbackSshd(tmp_path, options=options) as sshd, closing(SshConnection(sshd.target())) as connection:
         with pytest.raises(VpsAuthenticationError, match=words):
             connection.wait_until_ready(PATIENCE_SECONDS)
         assert sshd.login_count == 1
+
+
+@pytest.mark.parametrize("start_up", [CSH, FISH], ids=["csh", "fish"])
+def test_a_command_runs_as_it_is_whatever_the_login_shell_makes_of_quotes(tmp_path: Path, start_up: str) -> None:
+    (tmp_path / "shell").write_text(f"{start_up}\n")
+    options = (f"ForceCommand . {tmp_path}/shell",)
+    with LoopbackSshd(tmp_path, options=options) as sshd, closing(SshConnection(sshd.target())) as connection:
+        connection.wait_until_ready(PATIENCE_SECONDS)
+        assert run(connection, "printf '%s' 'a\\\\b !x\n'").stdout == b"a\\\\b !x\n"
 
 
 def test_an_account_that_is_opened_meanwhile_is_logged_in_to_again(tmp_path: Path) -> None:

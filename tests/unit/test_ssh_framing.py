@@ -124,7 +124,9 @@ def test_output_is_handed_on_as_it_comes_and_only_its_end_is_kept() -> None:
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 @pytest.mark.parametrize(("command", "code"), [("exit 255", 255), ("kill -9 $$", 137), ("it's(a", 2), ("true", 0)])
 def test_a_real_shell_frames_a_command(shell: str, command: str, code: int) -> None:
-    done = subprocess.run([shell, "-c", FRAMING.wrap(command, 20)], capture_output=True, check=False, timeout=20)
+    script = FRAMING.script(command)
+    argv = [shell, "-c", FRAMING.wrap(len(script), 20)]
+    done = subprocess.run(argv, input=script, capture_output=True, check=False, timeout=20)
     reader = OutputReader()
     reader.begin(FRAMING)
     reader(b"noise of a login shell" + done.stdout, True)

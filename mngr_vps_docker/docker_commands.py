@@ -3,15 +3,23 @@
 Every function returns an argument vector. Names of things come after ``--``, so that no name is taken for an option.
 """
 
+import re
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
+from typing import Final
 
 from imbue.mngr.primitives import DockerBuilder
 from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.ssh.shell import ShellScript
+from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.terminal import MASK
 
 type Argv = tuple[str, ...]
+
+_WORD_WITH_SECRET: Final = re.compile(r"(--(?:env|build-arg)=([^=]*)=)(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,32 @@ class BuildSpec:
     dockerfile: str | None = None
     build_args: Sequence[str] = ()
     builder: DockerBuilder = DockerBuilder.DOCKER
+
+
+def as_script(argv: Argv) -> ShellScript:
+    """The command as shell text, in which the values of ``--env=`` and ``--build-arg=`` are secrets."""
+    words: list[str] = []
+    values: dict[str, Secret] = {}
+    for word in argv:
+        found = _WORD_WITH_SECRET.fullmatch(word)
+        if found is None:
+            words.append(quoted(word))
+        else:
+            name = f"mngr_value_{len(values)}"
+            values[name] = Secret(found[3])
+            words.append(f'{quoted(found[1])}"${name}"')
+    return ShellScript(" ".join(words), values)
+
+
+def without_value(word: str) -> str:
+    """An option of `docker run` or `docker build` with MASK in the place of a value that may be secret."""
+    return _WORD_WITH_SECRET.sub(rf"\g<1>{MASK}", word)
+
+
+def variable_of(word: str) -> str | None:
+    """The name of the variable to which an option of `docker run` or `docker build` gives a value, if it does."""
+    found = _WORD_WITH_SECRET.fullmatch(word)
+    return None if found is None else found[2]
 
 
 def run_argv(spec: ContainerSpec) -> Argv:

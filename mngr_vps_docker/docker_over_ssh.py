@@ -75,7 +75,8 @@ class DockerOverSsh:
         a missing runtime) is removed again.
         """
         step = run_step(spec)
-        return new_container_id(self._run(step.command, purpose=step.purpose, timeout_seconds=timeout_seconds))
+        script = ShellScript(step.command, step.secrets)
+        return new_container_id(self._run(script, purpose=step.purpose, timeout_seconds=timeout_seconds))
 
     def exec(
         self,
@@ -209,10 +210,10 @@ class DockerOverSsh:
         Output goes to ``on_line`` as it comes. A failed build raises DockerError (DiskFullError, NoSuchImageError…
         where the cause is one of those) with the exit code and the end of both streams.
         """
-        line = joined(commands.build_argv(BuildSpec(tag, context_dir, dockerfile, build_args, builder)))
+        line = commands.as_script(commands.build_argv(BuildSpec(tag, context_dir, dockerfile, build_args, builder)))
         purpose = f"build image {tag}"
         if depot_token is not None:
-            line = ShellScript(f"export DEPOT_TOKEN\nexec {line}", {"DEPOT_TOKEN": depot_token})
+            line = ShellScript(f"export DEPOT_TOKEN\nexec {line}", {**line.secrets, "DEPOT_TOKEN": depot_token})
         # A second run finds in Docker's cache what a first one, whose connection was lost, has built.
         outcome = self._run(
             line, purpose=purpose, timeout_seconds=timeout_seconds, on_line=on_line, effect=Effect.REPEATABLE
@@ -331,12 +332,13 @@ def run_step(spec: ContainerSpec) -> ChainStep:
     """What ``DockerOverSsh.run_container`` runs, as a step of a chain; see ``new_container_id``."""
     # Docker prints the new container's id even where starting it fails: by it, nobody else's is removed.
     remove = joined(commands.remove_container_argv("$id")).replace("'$id'", '"$id"')
+    run = commands.as_script(commands.run_argv(spec))
     script = (
-        f"id=$({joined(commands.run_argv(spec))}); rc=$?\n"
+        f"id=$({run}); rc=$?\n"
         f'if [ $rc -ne 0 ] && [ -n "$id" ]; then {remove} >/dev/null 2>&1; fi\n'
         "printf '%s\\n' \"$id\"; exit $rc"
     )
-    return ChainStep(script, f"start container {spec.name}")
+    return ChainStep(script, f"start container {spec.name}", run.secrets)
 
 
 def new_container_id(outcome: CommandOutcome) -> str:

@@ -32,16 +32,17 @@ from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import UserInputError
 from imbue.mngr_vps_docker.terminal import printable
 from imbue.mngr_vps_docker.terminal import shortened
+from imbue.mngr_vps_docker.terminal import without_passwords
 
 
 class VpsDockerError(MngrError):
     """Base of all errors of this package.
 
-    What its message quotes of other machines cannot act upon a terminal, nor fill it.
+    What its message quotes of other machines cannot act upon a terminal, nor fill it; passwords in URLs are masked.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(shortened(message), kept="\n\t"))
+        super().__init__(printable(shortened(without_passwords(message)), kept="\n\t"))
 
 
 class VpsProvisioningError(VpsDockerError):

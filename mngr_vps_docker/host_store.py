@@ -36,6 +36,7 @@ from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.stored_state import EVERY_STATE_FILE
 from imbue.mngr_vps_docker.stored_state import STATE_OUTPUT_BYTES
 from imbue.mngr_vps_docker.stored_state import StoredState
@@ -57,6 +58,8 @@ __all__ = ["VpsDockerHostRecord", "VpsDockerHostStore", "VpsHostConfig"]
 
 _TIMEOUT_SECONDS: Final = 120.0
 _MAX_UPDATE_ATTEMPTS: Final = 100
+# The variable of a step that holds the content to write.
+_NEW_RECORD: Final = "mngr_record"
 # What a writer that was killed has left; no writer takes as long.
 _REMOVE_ABANDONED: Final = "find host_state -maxdepth 1 -name '.new.*' -mmin +60 -exec rm -f {} +\n"
 
@@ -150,8 +153,8 @@ class VpsDockerHostStore:
         if content == encode_record(seen):
             script = enter_volume(self.volume_name) + condition
         else:
-            script = self._replace_script(path, given(content, '"$new"'), condition)
-        return ChainStep(script, f"write the record of {seen.host_id}")
+            script = self._replace_script(path, given(_NEW_RECORD, '"$new"'), condition)
+        return ChainStep(script, f"write the record of {seen.host_id}", {_NEW_RECORD: Secret(content.decode())})
 
     def is_changed_meanwhile(self, outcome: CommandOutcome) -> bool:
         """Whether the step of ``change_step`` found another record than was seen; raises if it failed otherwise."""

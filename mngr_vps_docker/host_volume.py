@@ -29,6 +29,7 @@ from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.volume_scripts import ABSENT
@@ -43,6 +44,8 @@ from imbue.mngr_vps_docker.volume_scripts import receive
 
 _TIMEOUT_SECONDS: Final = 600.0
 _FILE_MODE: Final = 0o644
+# The variable of a step that holds the content to write.
+_NEW_CONTENT: Final = "mngr_content"
 _LISTING_BYTES: Final = 16 << 20
 # What is compared with what it was; no file of mngr's is as large.
 COMPARED_BYTES: Final = 8 << 20
@@ -158,9 +161,10 @@ class HostVolumeOverSsh(BaseVolume):
 
     def replace_step(self, path: str, content: bytes, *, expected_sha256: str) -> ChainStep:
         """A step of a chain that does what ``replace_file`` does; ``is_changed_meanwhile`` tells if it did not."""
-        arrive = given(content, '"$stage/0"') + f'chmod {_FILE_MODE:o} "$stage/0" && sync "$stage/0" || exit 1\n'
+        arrive = given(_NEW_CONTENT, '"$stage/0"') + f'chmod {_FILE_MODE:o} "$stage/0" && sync "$stage/0" || exit 1\n'
         script = _write_script(self.volume_name, [path], arrive, _unless_changed(path, expected_sha256))
-        return ChainStep(script, f"write {path} of volume {self.volume_name}")
+        purpose = f"write {path} of volume {self.volume_name}"
+        return ChainStep(script, purpose, {_NEW_CONTENT: Secret(content.decode())})
 
     @staticmethod
     def is_changed_meanwhile(outcome: CommandOutcome) -> bool:

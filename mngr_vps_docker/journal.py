@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated
 from typing import Any
 from typing import Final
+from typing import Self
 
 from pydantic import AfterValidator
 from pydantic import Field
@@ -34,6 +35,8 @@ from imbue.mngr_vps_docker.files import write_atomically
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.primitives import UtcDatetime
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.start_args import without_values
+from imbue.mngr_vps_docker.terminal import data_without_passwords
 from imbue.mngr_vps_docker.terminal import logger
 
 # How long a cloud may take until it shows what it was asked to make, also if the answer was lost on the way.
@@ -97,6 +100,15 @@ class JournalEntry(FrozenModel):
         if not self.is_vps_ordered or self.vps_ordered_at is None or self.vps_ip is not None:
             return False
         return datetime.now(UTC) - self.vps_ordered_at < timedelta(seconds=APPEARING_SECONDS)
+
+    @property
+    def on_disk(self) -> Self:
+        """The entry as it is written: without passwords in URLs and values of ``--env``, which the VPS keeps."""
+        shown = self.model_copy(update={"agents": tuple(data_without_passwords(self.agents))})
+        if self.record is None or self.record.config is None:
+            return shown
+        config = self.record.config.model_copy(update={"start_args": without_values(self.record.config.start_args)})
+        return shown.model_copy(update={"record": self.record.model_copy(update={"config": config})})
 
     @property
     def is_silent(self) -> bool:
@@ -266,7 +278,7 @@ class HostJournal:
         unreadable = self._unreadable_content(entry.host_id)
         if unreadable is not None:
             write_atomically(self._path(entry.host_id).with_suffix(".unreadable"), unreadable)
-        write_atomically(self._path(entry.host_id), entry.model_dump_json(indent=2).encode())
+        write_atomically(self._path(entry.host_id), entry.on_disk.model_dump_json(indent=2).encode())
         return entry
 
     def _unreadable_content(self, host_id: HostId) -> bytes | None:

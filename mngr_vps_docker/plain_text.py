@@ -1,5 +1,6 @@
 """Text of a user's: what of it can travel to a VPS and into its records, and how a message shows it."""
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Final
@@ -12,6 +13,10 @@ MAX_TEXT_BYTES: Final = 64 * 1024
 
 _LONGEST_SHOWN: Final = 200
 _LINES: Final = "\n\t"
+# A word of a name: GITHUB_TOKEN, but not MONKEY.
+_SECRET_NAME: Final = re.compile(
+    r"(?:^|_|-)(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(?:API)?KEY)S?(?:$|_|-)", re.IGNORECASE
+)
 
 
 def check_texts(kind: str, texts: Iterable[str], *, may_have_lines: bool = False) -> None:
@@ -37,3 +42,8 @@ def shown(text: str) -> str:
     """``text`` as a part of one line of a message: printable, and cut where it is long."""
     cut = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
     return printable(cut)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable of this name probably holds a secret: one of its words is TOKEN, SECRET, PASSWORD, KEY, …"""
+    return _SECRET_NAME.search(name) is not None

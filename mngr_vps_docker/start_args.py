@@ -13,6 +13,7 @@ from typing import Final
 from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
 from imbue.mngr_vps_docker.config import VPS_SSH_PORT
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
+from imbue.mngr_vps_docker.docker_commands import without_value
 from imbue.mngr_vps_docker.docker_options import DockerOptions
 from imbue.mngr_vps_docker.docker_options import Rule
 from imbue.mngr_vps_docker.docker_options import always
@@ -23,6 +24,7 @@ from imbue.mngr_vps_docker.docker_options import settings_of
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.plain_text import check_texts
 from imbue.mngr_vps_docker.plain_text import shown
+from imbue.mngr_vps_docker.terminal import MASK
 
 _KIND: Final = "Start argument"
 
@@ -95,7 +97,7 @@ def checked_start_args(
     ssh_port: int | None = None,
     state_volume: str | None = None,
 ) -> tuple[str, ...]:
-    """Return ``args`` if `docker run` can be given them.
+    """Return ``args`` if `docker run` can be given them, each option as one word in its long form.
 
     Raises BuildArgumentError for what would let the agent in the container at the VPS itself, unless it is among
     ``allowed`` (``--option`` or ``--option=value``); for what would keep mngr from finding its container or from its
@@ -103,13 +105,24 @@ def checked_start_args(
     """
     check_texts(_KIND, args, may_have_lines=True)
     options = _options_of(host_dir, ssh_port, state_volume)
+    words: list[str] = []
     for option in options.parsed(args):
         if isinstance(option, str):
             raise BuildArgumentError(
                 f"{_KIND} '{shown(option)}' is no option of `docker run`; write --option=value in one word"
             )
         options.check(option, allowed)
-    return tuple(args)
+        words.append(option.word)
+    return tuple(words)
+
+
+def without_values(args: Sequence[str]) -> tuple[str, ...]:
+    """Start arguments of a host with MASK in the place of each value that may be secret."""
+    try:
+        return tuple(MASK if isinstance(option, str) else without_value(option.word) for option in _RUN.parsed(args))
+    except BuildArgumentError:
+        # Docker could not read them either.
+        return (MASK,)
 
 
 def _is_foreign_namespace(value: str) -> bool:
@@ -213,6 +226,10 @@ _DANGERS: Final = {
     "--oom-score-adj": Rule("the VPS's own services would be killed first", lambda value: value.startswith("-")),
 }
 _FORBIDDEN: Final = {
+    "--env": Rule(
+        "the record of the host is lost, and this machine keeps no values of --env; make a new host",
+        lambda value: value.endswith(f"={MASK}"),
+    ),
     "--name": Rule("mngr names the container itself", always),
     "--entrypoint": Rule("mngr keeps the container running by an entry point of its own", always),
     "--rm": Rule("a stopped host must not vanish", is_on),

@@ -1,8 +1,10 @@
-"""Text from other machines, made fit to be shown: nothing in it does anything to a terminal, or looks like more lines.
+"""Text made fit to be shown: nothing in it does anything to a terminal, looks like more lines, or holds a password.
 
 Whatever this package logs goes through ``logger``, and whatever it raises through ``VpsDockerError``; both make it so.
 """
 
+import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from typing import Any
 from typing import Final
@@ -12,7 +14,14 @@ import loguru
 if TYPE_CHECKING:
     from loguru import Record
 
-__all__ = ["logger", "printable", "printable_data", "shortened"]
+__all__ = ["MASK", "data_without_passwords", "logger", "printable", "printable_data", "shortened", "without_passwords"]
+
+# What stands in the place of a secret.
+MASK: Final = "***"
+# https://user:token@host and https://token@host; with other schemes, what has no colon is the name of a user.
+_URL_PASSWORD: Final = re.compile(
+    r"(https?://|[a-z][a-z0-9+.-]{0,20}://[^\s/:@]{0,256}:)[^\s/@]{1,4096}@", re.IGNORECASE
+)
 
 # The end of a failed build's output, and more than anybody reads of anything else.
 _LONGEST_MESSAGE: Final = 16 << 10
@@ -28,6 +37,11 @@ def printable(text: str, *, kept: str = "") -> str:
     )
 
 
+def without_passwords(text: str) -> str:
+    """``text`` with MASK in the place of the password or token of each URL."""
+    return _URL_PASSWORD.sub(rf"\g<1>{MASK}@", text)
+
+
 def shortened(text: str) -> str:
     """``text``, without its middle where it is longer than a message may be."""
     half = _LONGEST_MESSAGE // 2
@@ -37,19 +51,28 @@ def shortened(text: str) -> str:
 
 def printable_data(data: Any) -> Any:
     """JSON ``data`` with all text in it ``printable``, names of fields too."""
+    return _with_texts(data, printable)
+
+
+def data_without_passwords(data: Any) -> Any:
+    """JSON ``data`` with all text in it ``without_passwords``."""
+    return _with_texts(data, without_passwords)
+
+
+def _with_texts(data: Any, change: Callable[[str], str]) -> Any:
     match data:
         case str():
-            return printable(data)
+            return change(data)
         case dict():
-            return {printable(str(name)): printable_data(value) for name, value in data.items()}
+            return {change(str(name)): _with_texts(value, change) for name, value in data.items()}
         case list() | tuple():
-            return [printable_data(value) for value in data]
+            return [_with_texts(value, change) for value in data]
         case _:
             return data
 
 
 def _make_printable(record: "Record") -> None:
-    record["message"] = printable(shortened(record["message"]))
+    record["message"] = printable(shortened(without_passwords(record["message"])))
 
 
 # loguru's logger, of which each message is one line of plain text.

@@ -14,7 +14,6 @@ from typing import Final
 from imbue.mngr_vps_docker.docker_commands import volume_mountpoint_argv
 from imbue.mngr_vps_docker.ssh.file_scripts import CUT_OFF
 from imbue.mngr_vps_docker.ssh.shell import joined
-from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.untrusted import check_count
 
 # Exit codes of our own scripts, apart from those of the tools that they run and from CUT_OFF (83).
@@ -52,9 +51,12 @@ def receive(content_bytes: int, sha256: str, path: str) -> str:
     )
 
 
-def given(content: bytes, path: str) -> str:
-    """Write ``content``, which is text and comes with the script, to the new file ``path`` (shell text)."""
-    return f"printf %s {quoted(content.decode())} >{path} || exit 1\n"
+def given(variable: str, path: str) -> str:
+    """Write the value of ``variable``, a secret of the script, to the new file ``path`` (shell text).
+
+    So it is in no log: the values of ``--env`` are in a record, for one.
+    """
+    return f'printf %s "${{{variable}?}}" >{path} || exit 1\n'
 
 
 def lock(directory: str) -> str:

@@ -12,6 +12,8 @@ from imbue.mngr_vps_docker.build_args import parse_build_args
 from imbue.mngr_vps_docker.build_context import check_build_context
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
+from imbue.mngr_vps_docker.docker_commands import variable_of
+from imbue.mngr_vps_docker.docker_commands import without_value
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
@@ -22,8 +24,10 @@ from imbue.mngr_vps_docker.lifecycle.image import check_tools
 from imbue.mngr_vps_docker.lifecycle.names import check_host_name
 from imbue.mngr_vps_docker.plain_text import MAX_TEXT_BYTES
 from imbue.mngr_vps_docker.plain_text import check_texts
+from imbue.mngr_vps_docker.plain_text import is_secret_name
 from imbue.mngr_vps_docker.plain_text import shown
 from imbue.mngr_vps_docker.start_args import start_args_of
+from imbue.mngr_vps_docker.terminal import logger
 
 # Of containers and volumes. A volume's is the name of a folder, too.
 _DOCKER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{1,254}", re.ASCII)
@@ -80,13 +84,23 @@ def checked_build_args(parsed: object, reader: str) -> ParsedBuildArgs:
 
 def checked_run_args(context: ProviderContext, args: Sequence[str]) -> tuple[str, ...]:
     """The arguments of `docker run` for a host: the settings' own and ``args``; raises BuildArgumentError."""
-    return start_args_of(context.config, args, state_volume=context.state_volume_name)
+    run_args = start_args_of(context.config, args, state_volume=context.state_volume_name)
+    _warn_of_secrets(run_args, "is kept in the host's record, in `docker inspect` and in every snapshot")
+    return run_args
 
 
 def check_build(context: ProviderContext, build: ParsedBuildArgs) -> None:
     """Refuse what this machine has not got, or what of the build context cannot be sent."""
+    _warn_of_secrets(build.docker_build_args, "stays in the image (`docker history`), and in every snapshot")
     check_tools(context, build)
     check_build_context(build)
+
+
+def _warn_of_secrets(args: Sequence[str], where: str) -> None:
+    for word in args:
+        name = variable_of(word)
+        if name is not None and is_secret_name(name):
+            logger.warning("The value of {} {}: if it is a secret, give it by --host-env", without_value(word), where)
 
 
 def _check_user_data(context: ProviderContext) -> None:

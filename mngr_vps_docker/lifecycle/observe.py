@@ -152,7 +152,7 @@ def noted(context: ProviderContext, entry: JournalEntry, *, is_new: bool = False
         before = context.journal.read(entry.host_id)
         if before is None and is_new:
             context.journal.write(changed)
-        elif before is not None and before.model_copy(update=found) != before:
+        elif before is not None and before.model_copy(update=found).on_disk != before:
             context.journal.update(entry.host_id, **found)
     except OSError as error:
         logger.warning("What was seen of host {} is not noted on this machine: {}", entry.host_name, error)

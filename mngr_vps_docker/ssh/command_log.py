@@ -20,8 +20,10 @@ from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.files import make_private_folder
 from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.terminal import data_without_passwords
 from imbue.mngr_vps_docker.terminal import logger
 from imbue.mngr_vps_docker.terminal import printable
+from imbue.mngr_vps_docker.terminal import without_passwords
 
 TRACE_VARIABLE: Final = "MNGR_VPS_TRACE"
 _ROTATE_AT_BYTES: Final = 10 << 20
@@ -82,8 +84,8 @@ class LoggedCommand:
         return cls(**{**known, **words})
 
     def to_json(self) -> str:
-        """One line of a log, all of it ASCII."""
-        return json.dumps(dataclasses.asdict(self))
+        """One line of a log, all of it ASCII; passwords in URLs are masked."""
+        return json.dumps(data_without_passwords(dataclasses.asdict(self)))
 
 
 _FIELDS: Final = tuple(field.name for field in dataclasses.fields(LoggedCommand))
@@ -188,4 +190,4 @@ def _commands(lines: BinaryIO, begun: bytearray) -> Iterator[LoggedCommand]:
 def trace(text: str) -> None:
     """With MNGR_VPS_TRACE=1, show a line on stderr."""
     if os.environ.get(TRACE_VARIABLE) == "1":
-        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+        print(printable(without_passwords(text)), file=sys.stderr, flush=True)  # noqa: T201

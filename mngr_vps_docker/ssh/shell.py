@@ -18,6 +18,9 @@ from pathlib import PurePath
 from typing import Final
 from typing import Self
 
+from imbue.mngr_vps_docker.terminal import MASK
+from imbue.mngr_vps_docker.terminal import without_passwords
+
 __all__ = [
     "RUN_STDIN",
     "Secret",
@@ -56,10 +59,10 @@ class Secret:
         return self._value
 
     def __repr__(self) -> str:
-        return "Secret(***)"
+        return f"Secret({MASK})"
 
     def __str__(self) -> str:
-        return "***"
+        return MASK
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Secret) and other._value == self._value
@@ -97,13 +100,15 @@ class ShellScript(ShellText):
 
 
 def secret_names(text: str) -> tuple[str, ...]:
-    """The variables of a text that are secret."""
-    return tuple(text.secrets) if isinstance(text, ShellScript) else ()
+    """What ``shown`` masks: variables of the text, by name, and passwords of URLs."""
+    variables = tuple(text.secrets) if isinstance(text, ShellScript) else ()
+    return variables if without_passwords(text) == text else (*variables, "the password of a URL")
 
 
 def shown(text: str) -> ShellText:
     """``text`` as one line, for showing and logging: its secrets are there, but not their values."""
-    return one_line("".join(f"{name}='***'\n" for name in secret_names(text)) + text)
+    variables = text.secrets if isinstance(text, ShellScript) else ()
+    return one_line(without_passwords("".join(f"{name}='{MASK}'\n" for name in variables) + text))
 
 
 def quoted(argument: str | PurePath) -> ShellText:

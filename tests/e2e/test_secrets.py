@@ -1,8 +1,10 @@
 """A secret that goes through create, build and failure is seen by nobody on the way."""
 
+import re
 import secrets
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,25 +16,36 @@ from imbue.mngr_vps_docker.local_vps.engine import run_docker
 
 @contextmanager
 def command_lines_seen() -> Iterator[set[bytes]]:
-    """The command lines of all processes of this machine while the block runs, those in its containers included."""
+    """The command lines of all processes of this machine while the block runs, as every user of it can read them.
+
+    Those of its containers are left out: a VPS is another machine.
+    """
     seen: set[bytes] = set()
     is_over = threading.Event()
+    depth = len(_pids_by_namespace(Path("/proc/self")))
 
     def watch() -> None:
         while not is_over.wait(0.01):
-            for process in Path("/proc").glob("[0-9]*/cmdline"):
+            for process in Path("/proc").glob("[0-9]*"):
                 try:
-                    seen.add(process.read_bytes())
+                    if len(_pids_by_namespace(process)) == depth:
+                        seen.add((process / "cmdline").read_bytes())
                 except (FileNotFoundError, ProcessLookupError):
                     continue
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield seen
-    finally:
-        is_over.set()
-        watcher.join()
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        try:
+            yield seen
+        finally:
+            is_over.set()
+            watching.result()
+
+
+def _pids_by_namespace(process: Path) -> list[str]:
+    """A process's pid in each of the namespaces that see it, from this machine's inwards."""
+    status = (process / "status").read_text()
+    return next(line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:"))
 
 
 def files_with(folder: Path, texts: list[str]) -> list[Path]:
@@ -78,3 +91,42 @@ def test_a_secret_is_in_no_log_argument_or_message(mngr: MngrCli, monkeypatch: p
     logs = [path for path in mngr.host_dir.rglob("*") if path.is_file() and path.suffix in {".jsonl", ".log", ".json"}]
     assert [path for path in logs if b"PRIVATE KEY" in path.read_bytes()] == []
     assert [line for line in seen if b"PRIVATE KEY" in line] == []
+
+
+def test_secrets_of_a_remote_of_commands_and_of_arguments_are_where_docker_and_the_agent_keep_them_alone(
+    mngr: MngrCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote, typed, started, built = (f"canary-{secrets.token_hex(8)}" for _ in range(4))
+    canaries = [remote, typed, started, built]
+    monkeypatch.setenv("MNGR_VPS_TRACE", "1")
+    mngr("config", "set", "--scope", "user", "providers.local-vps.builder", "DOCKER")
+    mngr.git("remote", "add", "origin", f"https://user:{remote}@localhost/x.git")
+    with command_lines_seen() as seen:
+        made = mngr.run(
+            *("create", "b1@g1.local-vps", "--type", "command", "--no-connect", "--new-host"),
+            *("-s", f"-eTOKEN={started}", "-b", f"--build-arg=TOKEN={built}", "-b", ".", "--", "sleep", "100000"),
+        )
+        assert made.returncode == 0, made.stderr
+        done = mngr.run("exec", "b1", f"git remote -v; git ls-remote https://user:{typed}@localhost/x.git")
+        mngr.run("exec", "b1", "--outer", f"curl -s https://{typed}@localhost/")
+        snapshot = mngr.run("snapshot", "create", "b1")
+    assert snapshot.returncode == 0, snapshot.stderr
+    # The agent has its remote as it was, and git's own words are the agent's.
+    assert remote in done.stdout
+    # Each is warned of.
+    assert "TOKEN=***" in made.stderr
+    for said in (made.stdout, made.stderr, done.stderr, snapshot.stdout, snapshot.stderr):
+        assert [canary for canary in canaries if canary in said] == []
+    # What the user typed is the user's own doing, and so is what git says to itself on this machine.
+    foreign = [line for line in seen if not line.startswith((b"git\0", b"/usr/lib/git-core/"))]
+    foreign = [line for line in foreign if not re.search(rb"mngr[ \0](create|exec)", line)]
+    assert [line for line in foreign if any(canary.encode() in line for canary in canaries)] == []
+    # mngr notes the remote's URL as a label of the agent, and all labels in its log of events.
+    ours = mngr.profile / "providers"
+    assert files_with(ours, canaries) == []
+    assert files_with(mngr.host_dir, [typed, started, built]) == []
+    # Docker keeps what it was told: SECURITY.md says so.
+    (vps,) = (instance.id for instance in mngr.cloud.find_instances({"mngr-host-name": "g1"}))
+    kept = run_docker("exec", vps, "sh", "-c", "docker inspect $(docker ps -aq) $(docker image ls -q)")
+    assert started in kept
+    assert remote not in kept and typed not in kept

@@ -27,6 +27,7 @@ from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.lifecycle import checks
 from imbue.mngr_vps_docker.lifecycle import create
 from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
 from imbue.mngr_vps_docker.lifecycle.container import host_container
@@ -289,7 +290,7 @@ def test_arguments_are_refused_or_arrive_as_they_are(
     request = desk.ask(start_args=start_args)
     if request is not None:
         run, _ = desk.given_to_docker(request)
-        assert run[len(run) - 3 - len(start_args) : -3] == start_args
+        assert run[len(run) - 3 - len(request.start_args) : -3] == list(request.start_args)
     request = desk.ask(build_args=[*build_args, "."])
     if request is not None:
         _, build = desk.given_to_docker(request)
@@ -309,3 +310,18 @@ def test_tags_in_a_record_run_nothing_where_it_is_written(desk: Desk, store: Vps
     record = store.read_host_record(host_id)
     assert record is not None and record.certified_host_data.user_tags == tags
     assert not CANARY.exists()
+
+
+def test_a_value_that_is_probably_a_secret_is_warned_of_before_anything_is_paid_for(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings = list[str]()
+    monkeypatch.setattr(checks.logger, "warning", lambda text, *words: warnings.append(text.format(*words)))
+    (tmp_path / "Dockerfile").touch()
+    build_args = ["--build-arg=NPM_TOKEN=hunter2", "--build-arg=VERSION=1", str(tmp_path)]
+    assert desk.ask(start_args=["-eDB_PASSWORD=hunter2", "-eMONKEY=1", "-eKEYBOARD=us"], build_args=build_args)
+    assert [warning.partition(":")[0] for warning in warnings] == [
+        "The value of --env=DB_PASSWORD=*** is kept in the host's record, in `docker inspect` and in every snapshot",
+        "The value of --build-arg=NPM_TOKEN=*** stays in the image (`docker history`), and in every snapshot",
+    ]
+    assert all("--host-env" in warning for warning in warnings)

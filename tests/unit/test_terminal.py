@@ -18,6 +18,7 @@ from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.terminal import logger
 from imbue.mngr_vps_docker.terminal import printable
 from imbue.mngr_vps_docker.terminal import printable_data
+from imbue.mngr_vps_docker.terminal import without_passwords
 from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
 
 NASTY = "\x1b]0;owned\x07\x1b[2J\x9b31m\b\u202e\udcff"
@@ -102,3 +103,18 @@ def test_no_line_of_the_log_carries_an_escape_sequence_or_passes_for_two(logged:
     check_setup(outcome(stdout=f"{NASTY}\n{NASTY}", stderr="mngr-exec-started\n", exit_code=0))
     assert len(logged) == 4
     assert all(line.removesuffix("\n").isprintable() for line in logged)
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("https://user:hunter2@example.org/x.git", "https://***@example.org/x.git"),
+        ("git clone HTTPS://hunter2@example.org:8080/x", "git clone HTTPS://***@example.org:8080/x"),
+        ("ssh://git:hunter2@example.org/x and http://a:hunter2@b", "ssh://git:***@example.org/x and http://***@b"),
+        ("ssh://git@example.org/x, git@example.org:x, https://example.org/a@b", None),
+    ],
+)
+def test_no_password_of_a_url_is_in_a_message_or_the_log(url: str, masked: str | None, logged: list[str]) -> None:
+    logger.info("{}", url)
+    expected = masked or url
+    assert (without_passwords(url), str(VpsDockerError(url)), logged) == (expected, expected, [f"{expected}\n"])

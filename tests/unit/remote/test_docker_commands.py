@@ -1,10 +1,15 @@
+import subprocess
+
 import pytest
 
 from imbue.mngr.primitives import DockerBuilder
 from imbue.mngr_vps_docker import docker_commands as commands
 from imbue.mngr_vps_docker.docker_commands import BuildSpec
 from imbue.mngr_vps_docker.docker_commands import ContainerSpec
+from imbue.mngr_vps_docker.docker_over_ssh import run_step
 from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
+from imbue.mngr_vps_docker.ssh.shell import for_stdin
 
 
 def test_run_argv_of_a_bare_container() -> None:
@@ -105,3 +110,21 @@ def test_argvs_of_the_other_verbs() -> None:
 def test_commit_labels_are_quoted_as_a_dockerfile_wants_it() -> None:
     argv = commands.commit_argv("c", "i", {"k": 'a "b" $c\\'})
     assert argv[2:4] == ("--change", 'LABEL "k"="a \\"b\\" \\$c\\\\"')
+
+
+def test_values_of_variables_reach_docker_word_for_word_and_are_in_no_text() -> None:
+    values = ["a b", "it's\n$HOME `id`", "x=y", ""]
+    script = commands.as_script(("printf", "[%s]", *(f"--env=A={value}" for value in values), "--label=c"))
+    assert not any(value in script for value in values[:3])
+    done = subprocess.run(
+        ["sh", "-c", RUN_STDIN], input=for_stdin(script), capture_output=True, timeout=10, check=True
+    )
+    assert done.stdout.decode() == "".join(f"[--env=A={value}]" for value in values) + "[--label=c]"
+
+
+def test_the_values_of_a_container_and_a_build_are_secrets_of_their_commands() -> None:
+    step = run_step(ContainerSpec("c", "i", extra_args=("--env=A=hunter2",)))
+    assert [secret.revealed for secret in step.secrets.values()] == ["hunter2"]
+    assert "hunter2" not in step.command
+    assert commands.without_value("--build-arg=A=hunter2") == "--build-arg=A=***"
+    assert commands.without_value("--env=A") == "--env=A"

@@ -27,13 +27,17 @@ KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 AllowAgentForwarding no
 X11Forwarding no
-LoginGraceTime 30
+LoginGraceTime 20
 MaxAuthTries 3
 MaxSessions 100
 MaxStartups 100:30:200
 KexAlgorithms -ecdh-sha2-nistp*,diffie-hellman-group14-*,diffie-hellman-group-exchange-*
 MACs -hmac-sha1*,umac-64*
 SETTINGS
+    # Idle connections from one address (of IPv6: one network) must not keep others out. OpenSSH before 8.5 knows neither.
+    if sshd -T -f "$1" | grep -qi '^persourcemaxstartups '; then
+        printf '%s\n' 'PerSourceMaxStartups 10' 'PerSourceNetBlockSize 32:64' >>"$1"
+    fi
 }
 
 # What sshd would do for root in all that is set here, all files and Match blocks read, or with FILE alone.

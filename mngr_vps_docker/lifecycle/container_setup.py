@@ -34,6 +34,8 @@ HOST_CONTAINER_SCRIPT = (
     f"trap '[ -e {_STOP_REASON_PATH} ] || echo STOPPED >{_STOP_REASON_PATH}; exit 0' TERM INT; {_IDLE_LOOP}"
 )
 
+# mngr's own ssh offers every key of the user's agent before the host's key. Fewer tries would lock out who has as many
+# keys, and protect nothing: no key can be guessed, and LoginGraceTime ends what takes long.
 _SSHD_CONFIG = f"""\
 Port 22
 HostKey {SSHD_FOLDER}/host_key
@@ -49,10 +51,18 @@ X11Forwarding no
 PrintMotd no
 MaxSessions 100
 MaxStartups 100:30:200
+LoginGraceTime 20
+MaxAuthTries 20
 KexAlgorithms -ecdh-sha2-nistp*,diffie-hellman-group14-*,diffie-hellman-group-exchange-*
 MACs -hmac-sha1*,umac-64*
 AcceptEnv LANG LC_*
 Subsystem sftp internal-sftp
+"""
+
+# Idle connections from one address (of IPv6: one network) must not keep others out. OpenSSH before 8.5 knows neither.
+_SSHD_LIMITS_PER_SOURCE = """\
+PerSourceMaxStartups 10
+PerSourceNetBlockSize 32:64
 """
 
 _SHUTDOWN_SCRIPT = f"""\
@@ -148,7 +158,11 @@ def _configure_sshd(setup: ContainerSetup) -> str:
     steps = [
         f"mkdir -p {SSHD_FOLDER} && chmod 700 {SSHD_FOLDER}",
         _write_file(SSHD_FOLDER / "host_key", setup.host_private_key.revealed, mode="600"),
+        "mkdir -p /run/sshd",
         _write_file(SSHD_FOLDER / "sshd_config", _SSHD_CONFIG),
+        f"if /usr/sbin/sshd -T -f {SSHD_FOLDER}/sshd_config | grep -qi '^persourcemaxstartups '; then",
+        _write_file(SSHD_FOLDER / "sshd_config", _SSHD_CONFIG + _SSHD_LIMITS_PER_SOURCE),
+        "fi",
         _write_file(SSHD_FOLDER / "authorized_keys", _lines([setup.client_public_key]), mode="600"),
     ]
     if setup.extra_authorized_keys:
@@ -192,7 +206,6 @@ is_running() {{ # PATTERN: does any process other than this shell have it in its
   done
   return 1
 }}
-mkdir -p /run/sshd
 if ! is_running '^sshd: /usr/sbin/sshd .*{SSHD_FOLDER}\\|^/usr/sbin/sshd .*{SSHD_FOLDER}'; then
   /usr/sbin/sshd -t -f {SSHD_FOLDER}/sshd_config
   /usr/sbin/sshd -f {SSHD_FOLDER}/sshd_config -E {SSHD_FOLDER}/log

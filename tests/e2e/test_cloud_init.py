@@ -97,7 +97,9 @@ def test_a_vps_with_docker_gets_ready_and_is_locked_down(vps: Vps) -> None:
         "hostkey /etc/ssh/ssh_host_ed25519_key",
         "x11forwarding no",
         "maxauthtries 3",
-        "logingracetime 30",
+        "logingracetime 20",
+        "persourcemaxstartups 10",
+        "persourcenetblocksize 32:64",
     } <= vps.sshd_settings()
     assert len([line for line in vps.sshd_settings() if line.startswith("hostkey ")]) == 1
     assert vps.run("ls /etc/ssh/ssh_host_*_key").text.split() == ["/etc/ssh/ssh_host_ed25519_key"]

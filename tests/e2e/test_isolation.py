@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -9,11 +10,14 @@ import tarfile
 import time
 from base64 import b64encode
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support.provider import ProviderLab
 from support.provider import states
+from support.remote import wait_for
 
+from imbue.mngr.api.connect import build_ssh_base_args
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
@@ -21,7 +25,9 @@ from imbue.mngr.primitives import SnapshotName
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.keys import KeyPair
+from imbue.mngr_vps_docker.keys import load_or_create_key_pair
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
+from imbue.mngr_vps_docker.local_vps.images import require_image
 from imbue.mngr_vps_docker.vps_identity import take_host_key
 
 pytestmark = pytest.mark.core
@@ -190,6 +196,48 @@ def test_an_audit_finds_nothing_wrong_with_sshd(lab: ProviderLab, host: Host, po
     assert [key["algorithm"] for key in report["key"]] == ["ssh-ed25519"]
 
 
+@pytest.mark.parametrize("port", [22, 2222], ids=["VPS", "container"])
+def test_idle_connections_from_another_address_keep_nobody_out(
+    lab: ProviderLab, host: Host, os_id: str, port: int
+) -> None:
+    context, address = lab.process()._context, lab.cloud.get_instance_ip(lab.instance_of(host.id))
+    machine = context.vps(address, host.id) if port == 22 else context.container(address, host.id)
+    login = shlex.split(machine.ssh_command("true"))
+    hold = f"held = [socket.create_connection(('{address}', {port})) for _ in range(260)]"
+    script = f"import socket, time\n{hold}\nprint('held', flush=True)\ntime.sleep(600)"
+    (network,) = json.loads(run_docker("inspect", lab.instance_of(host.id)))[0]["NetworkSettings"]["Networks"]
+    options = ("--detach", f"--network={network}", "--entrypoint=python3")
+    neighbour = run_docker("run", *options, require_image(os_id), "-c", script).strip()
+    try:
+        wait_for(lambda: run_docker("logs", neighbour) == "held\n", 60)
+        refused = [done.stderr for _ in range(10) if (done := _run(login)).returncode != 0]
+    finally:
+        run_docker("rm", "--force", neighbour)
+    assert refused == []
+
+
+def _run(argv: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        argv, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_user_with_many_keys_gets_in_by_mngr_s_own_ssh(host: Host, tmp_path: Path) -> None:
+    """OpenSSH offers all keys of an agent before the one that mngr names."""
+    socket = tmp_path / "agent"
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
+    try:
+        wait_for(socket.exists)
+        for number in range(10):
+            key = load_or_create_key_pair(tmp_path / f"key{number}").private_key_path
+            assert _run(["ssh-add", str(key)], SSH_AUTH_SOCK=str(socket)).returncode == 0
+        done = _run([*build_ssh_base_args(host), "echo in"], SSH_AUTH_SOCK=str(socket))
+    finally:
+        agent.terminate()
+        agent.wait(10)
+    assert done.stdout == "in\n", done.stderr
+
+
 def test_the_sshd_of_a_container_lets_in_by_key_only_and_forwards_nothing(lab: ProviderLab, host: Host) -> None:
     settings = host.execute_idempotent_command(
         "/usr/sbin/sshd -T -f /mngr-vol/.sshd/sshd_config -C user=root,host=h,addr=192.0.2.1"
@@ -203,6 +251,9 @@ def test_the_sshd_of_a_container_lets_in_by_key_only_and_forwards_nothing(lab: P
         "permitemptypasswords no",
         "allowagentforwarding no",
         "x11forwarding no",
+        "logingracetime 20",
+        "persourcemaxstartups 10",
+        "persourcenetblocksize 32:64",
     } <= set(settings.stdout.lower().splitlines())
 
 

@@ -264,9 +264,19 @@ def test_settings_of_docker_that_cannot_be_read_are_left_alone_and_named(machine
     assert machine.status.startswith("failed: docker: ")
 
 
+@pytest.mark.parametrize(("known", "expected"), [("PerSourceMaxStartups none", True), ("MaxSessions 10", False)])
+def test_connections_are_limited_per_address_where_sshd_can(
+    machine: StandInMachine, known: str, expected: bool
+) -> None:
+    machine.put("sshd", f'echo "{known}"; echo "MaxSessions 100"')
+    assert machine.set_up() == 0
+    drop_in = (machine.root / "etc/ssh/sshd_config.d/00-mngr.conf").read_text()
+    assert ("PerSourceMaxStartups 10\nPerSourceNetBlockSize 32:64\n" in drop_in) == expected
+
+
 def test_sshd_is_reloaded_after_the_check_and_not_restarted(machine: StandInMachine) -> None:
     machine.set_up()
-    assert machine.calls("sshd")[0] == "sshd -t"
+    assert "sshd -t" in machine.calls("sshd")
     assert "systemctl reload ssh" in machine.calls("systemctl")
     assert not [call for call in machine.calls("systemctl") if "restart" in call]
 

@@ -205,12 +205,22 @@ stage_docker() {
     wait_for_docker
 }
 
+add_rule() { # IPTABLES TABLE CHAIN MATCH...
+    iptables=$1
+    table=$2
+    shift 2
+    "$iptables" -w -t "$table" -C "$@" 2>/dev/null || "$iptables" -w -t "$table" -A "$@"
+}
+
 # Drop what comes for ADDRESS from anywhere but the VPS itself: from containers, that is. The raw table comes before
-# routing and before all of Docker's rules, which leave it alone. Name service stays: some clouds have it there too.
-drop_from_containers() { # IPTABLES ADDRESS
+# routing and before all of Docker's rules, which leave it alone. Name service stays, as some clouds have it there too;
+# by TCP as well, which long answers need (RFC 7766).
+drop_from_containers() { # IPTABLES ADDRESS [MATCH...]
+    program=$1
+    address=$2
+    shift 2
     for protocol in tcp udp; do
-        "$1" -w -t raw -C PREROUTING -d "$2" -p $protocol ! --dport 53 -j DROP 2>/dev/null ||
-            "$1" -w -t raw -A PREROUTING -d "$2" -p $protocol ! --dport 53 -j DROP
+        add_rule "$program" raw PREROUTING -d "$address" -p $protocol ! --dport 53 "$@" -j DROP
     done
 }
 
@@ -218,8 +228,10 @@ drop_from_containers() { # IPTABLES ADDRESS
 stage_firewall() {
     PATH=$PATH:/usr/sbin:/sbin
     command -v iptables >/dev/null || { update_lists; install_packages iptables; }
-    # All link-local addresses; Alibaba's; Azure's.
-    for address in 169.254.0.0/16 100.100.100.200 168.63.129.16; do
+    # All link-local addresses but the VPS's own, at which answers to it arrive.
+    drop_from_containers iptables 169.254.0.0/16 -m addrtype ! --dst-type LOCAL
+    # That of most clouds, even if the VPS itself has it; Alibaba's; Azure's; Oracle's older one.
+    for address in 169.254.169.254 100.100.100.200 168.63.129.16 192.0.0.192; do
         drop_from_containers iptables "$address"
     done
     if [ -e /proc/net/if_inet6 ]; then

@@ -161,11 +161,15 @@ def test_a_root_that_may_not_log_in_may_after_the_next_boot(vps: Vps) -> None:
     assert vps.run("getent passwd root").text == "root:x:0:0:root:/root:/bin/bash\n"
 
 
+OWN_LINK_LOCAL_ADDRESS = "169.254.7.7"
+
+
 @pytest.fixture
 def metadata_service(vps: Vps, os_id: str) -> Iterator[None]:
     """What clouds have at this address, here on the VPS's own network: a port for user data, and one for names."""
     (network,) = json.loads(run_docker("inspect", vps.instance_id))[0]["NetworkSettings"]["Networks"]
-    serve = "ip address add 169.254.169.254/32 dev eth0; python3 -m http.server 53 & exec python3 -m http.server 80"
+    answer = f"ip address add 169.254.169.254/32 dev eth0; ip route add {OWN_LINK_LOCAL_ADDRESS} dev eth0"
+    serve = f"{answer}; python3 -m http.server 53 & exec python3 -m http.server 80"
     options = ("--detach", "--cap-add=NET_ADMIN", f"--network={network}", "--entrypoint=sh", "--workdir=/srv")
     server = run_docker("run", *options, require_image(os_id), "-c", serve).strip()
     try:
@@ -210,6 +214,14 @@ def test_only_the_vps_itself_reaches_its_metadata_service(
     wait_for(lambda: vps.run("docker info").is_success, 60)
     check()
     assert vps.run("iptables -t raw -S").text.count("169.254.0.0/16") == 2
+
+
+def test_a_vps_with_a_link_local_address_gets_answers_to_it(vps: Vps, metadata_service: None) -> None:
+    assert vps.wait().is_success
+    vps.run("ip route replace 169.254.169.254 dev eth0").checked()
+    vps.run(f"ip address replace {OWN_LINK_LOCAL_ADDRESS}/32 dev eth0").checked()
+    ask = f"curl --silent --max-time 3 --interface {OWN_LINK_LOCAL_ADDRESS} http://169.254.169.254"
+    wait_for(lambda: vps.run(ask).is_success)
 
 
 def test_containers_reach_no_metadata_service_by_ipv6(vps: Vps) -> None:

@@ -293,18 +293,20 @@ def test_containers_reach_no_metadata_service_of_any_cloud(machine: StandInMachi
     (machine.root / "proc/net/if_inet6").touch()
     assert machine.set_up() == 0
 
-    def dropped(program: str) -> set[tuple[str, str]]:
-        rule = re.compile(rf"{program} -w -t raw -A PREROUTING -d (\S+) -p (tcp|udp) ! --dport 53 -j DROP")
+    def dropped(program: str, match: str = "") -> set[tuple[str, str]]:
+        rule = re.compile(rf"{program} -w -t raw -A PREROUTING -d (\S+) -p (tcp|udp) ! --dport 53{match} -j DROP")
         return {found.groups() for call in machine.calls(program) if (found := rule.fullmatch(call))}
 
     # The addresses as the clouds' own documentation has them.
-    link_local_alibaba_azure = ("169.254.0.0/16", "100.100.100.200", "168.63.129.16")
+    most_alibaba_azure_oracle = ("169.254.169.254", "100.100.100.200", "168.63.129.16", "192.0.0.192")
     openstack_aws_google_scaleway = ("fe80::a9fe:a9fe", "fd00:ec2::/32", "fd20:ce::254", "fd00:42::42")
     akamai_oracle_alibaba = ("fd00:a9fe:a9fe::1", "fd00:c1::a9fe:a9fe", "fd00:100::100:200")
-    assert dropped("iptables") == set(product(link_local_alibaba_azure, ("tcp", "udp")))
+    assert dropped("iptables") == set(product(most_alibaba_azure_oracle, ("tcp", "udp")))
     assert dropped("ip6tables") == set(
         product((*openstack_aws_google_scaleway, *akamai_oracle_alibaba), ("tcp", "udp"))
     )
+    link_local = set(product(("169.254.0.0/16",), ("tcp", "udp")))
+    assert dropped("iptables", " -m addrtype ! --dst-type LOCAL") == link_local
 
 
 def test_a_second_run_and_a_reboot_change_nothing(machine: StandInMachine) -> None:

@@ -1,10 +1,12 @@
 """The user data itself; and its two scripts, run on a machine made of stand-ins for apt, docker, sshd and so on."""
 
+import gzip
 import json
 import re
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -35,10 +37,17 @@ def user_data(tmp_path: Path) -> str:
     return generate_cloud_init_user_data(pair.private_key_path.read_text(), pair.public_key)
 
 
+def setup_script_in(user_data: str) -> str:
+    """The script that cloud-init writes."""
+    file = yaml.safe_load(user_data)["write_files"][-1]
+    assert file["encoding"] == "gz+b64"
+    return gzip.decompress(b64decode(file["content"])).decode()
+
+
 def test_user_data_holds_the_host_key_once_and_fits_every_cloud(user_data: str, tmp_path: Path) -> None:
     config = yaml.safe_load(user_data)
     assert user_data.startswith("#cloud-config\n")
-    assert len(user_data.encode()) <= MAX_USER_DATA_BYTES
+    assert len(user_data.encode()) <= MAX_USER_DATA_BYTES * 3 / 4  # room for what is to come
     assert config["ssh_keys"]["ed25519_private"] == (tmp_path / "host_key").read_text()
     assert config["ssh_keys"]["ed25519_public"] == (tmp_path / "host_key.pub").read_text()
     assert user_data.count("PRIVATE KEY") == 2  # its first and its last line
@@ -49,10 +58,10 @@ def test_user_data_holds_the_host_key_once_and_fits_every_cloud(user_data: str, 
 
 def test_user_data_runs_the_script_that_it_writes(user_data: str) -> None:
     config = yaml.safe_load(user_data)
-    (file,) = config["write_files"]
+    file = config["write_files"][-1]
     assert config["runcmd"] == [[file["path"]]]
     assert file["permissions"] == "0755"
-    lines = file["content"].splitlines()
+    lines = setup_script_in(user_data).splitlines()
     # All of it but comments and empty lines, which are for those who read it here.
     assert lines[0] == "#!/bin/sh"
     assert [line for line in lines[1:] if not line.strip() or line.strip().startswith("#")] == []
@@ -64,7 +73,7 @@ def test_user_data_opens_roots_account_before_sshd_starts_and_at_the_end(user_da
     config = yaml.safe_load(user_data)
     (boot_command,) = config["bootcmd"]
     place = "/usr/local/sbin/mngr-root-account"
-    assert f"sh {place}" in config["write_files"][0]["content"]
+    assert f"sh {place}" in setup_script_in(user_data)
     script = tmp_path / "script"
     moved = boot_command.replace(f"\nsh {place}", "").replace(place, str(script))
     subprocess.run(["sh", "-eu", "-c", moved], check=True, timeout=60)
@@ -84,7 +93,7 @@ class StandInMachine:
             (root / folder).mkdir(parents=True)
         (root / "etc/os-release").write_text("ID=debian\nVERSION_CODENAME=bookworm\n")
         self.script = root / "setup"
-        self.script.write_text(self._moved(yaml.safe_load(user_data)["write_files"][0]["content"]))
+        self.script.write_text(self._moved(setup_script_in(user_data)))
         self.put("sync", "")
         self.put("sshd", 'echo "MaxSessions 100"; echo "PasswordAuthentication no"')
         self.put("systemctl", '[ "$*" != "enable --now docker" ] || : >"$root/docker-runs"')

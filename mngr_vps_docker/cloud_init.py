@@ -3,6 +3,7 @@
 import gzip
 from base64 import b64encode
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 
 import yaml
@@ -13,12 +14,14 @@ try:
 except ImportError:
     from yaml import SafeDumper  # type: ignore[assignment]
 
+from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.root_account import root_account_script
 from imbue.mngr_vps_docker.root_account import without_comments
 
 # Beside this module, so that it can be read, linted and run by itself.
 _SETUP_SCRIPT = Path(__file__).with_name("vps_setup.sh")
 _SETUP_PATH = "/usr/local/sbin/mngr-vps-setup"
+_SETTINGS_PATH = "/etc/default/mngr-vps"
 _ACCOUNT_PATH = "/usr/local/sbin/mngr-root-account"
 
 STATUS_PATH = "/var/lib/mngr-vps/status"
@@ -63,13 +66,16 @@ done
 """
 
 
-def generate_cloud_init_user_data(host_private_key: str, host_public_key: str) -> str:
-    """Return the user data for one VPS, a ``#cloud-config`` of at most ``MAX_USER_DATA_BYTES`` bytes.
+def generate_cloud_init_user_data(
+    host_private_key: str, host_public_key: str, config: VpsDockerProviderConfig | None = None
+) -> str:
+    """Return the user data for one VPS, a ``#cloud-config``; by default it fits ``MAX_USER_DATA_BYTES``.
 
     The VPS shows the given ed25519 host key and no other, lets root in by key only, and has Docker running when
     ``wait_for_ready_command`` says so. ``host_private_key`` is in OpenSSH's form, ``host_public_key`` one line of it.
+    Of ``config``, which settings hold on the VPS; None: the defaults.
     """
-    config = {
+    user_data = {
         "ssh_deletekeys": True,
         # Not used while keys are given, but the schema allows no empty list.
         "ssh_genkeytypes": ["ed25519"],
@@ -83,17 +89,27 @@ def generate_cloud_init_user_data(host_private_key: str, host_public_key: str) -
         "disable_root": False,
         "ssh_pwauth": False,
         "write_files": [
+            {"path": _SETTINGS_PATH, "content": _settings(config or VpsDockerProviderConfig())},
             {
                 "path": _SETUP_PATH,
                 "owner": "root:root",
                 "permissions": "0755",
                 "encoding": "gz+b64",
                 "content": _setup_script(),
-            }
+            },
         ],
         "runcmd": [[_SETUP_PATH]],
     }
-    return f"#cloud-config\n{_to_yaml(config)}"
+    return f"#cloud-config\n{_to_yaml(user_data)}"
+
+
+def _settings(config: VpsDockerProviderConfig) -> str:
+    """What the script reads, as shell variables."""
+    allowed = [ip_network(network) for network in config.allowed_private_networks]
+    return "".join(
+        f"allowed_ipv{version}='{' '.join(str(network) for network in allowed if network.version == version)}'\n"
+        for version in (4, 6)
+    )
 
 
 def _setup_script() -> str:

@@ -1,6 +1,7 @@
 """What a user can set for a provider, validated where it comes in."""
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -58,6 +59,17 @@ def _harmless(option: str) -> str:
     return option
 
 
+def _network(text: str) -> str:
+    try:
+        network = ip_network(text)
+    except ValueError:
+        network = None
+    # A scope (fe80::1%eth0) may be any text, and a shell on the VPS reads these.
+    if network is None or "%" in text:
+        raise ValueError(f"{text!r} is not a network like 10.0.5.0/24 or fd12:3456::/64")
+    return text
+
+
 class VpsDockerProviderConfig(ProviderInstanceConfig):
     """Settings that every VPS provider shares; a provider package adds its own (API token, …) in a subclass.
 
@@ -108,6 +120,10 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
     allowed_build_args: tuple[Annotated[str, Field(pattern=r"^--.")], ...] = Field(
         default=(),
         description="The same of `docker build`",
+    )
+    allowed_private_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
+        default=(),
+        description="Private networks, by CIDR, that containers and builds on new VPSes may reach all the same",
     )
     builder: Annotated[DockerBuilder, BeforeValidator(_upper)] = Field(
         default=DockerBuilder.DOCKER,

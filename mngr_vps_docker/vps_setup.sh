@@ -5,6 +5,8 @@
 set -eu
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
 
+# What the provider's settings say; cloud-init has put it there.
+settings_file=/etc/default/mngr-vps
 state=/var/lib/mngr-vps
 log=/var/log/mngr-vps-setup.log
 per_boot=/var/lib/cloud/scripts/per-boot/mngr-vps-setup
@@ -224,9 +226,30 @@ drop_from_containers() { # IPTABLES ADDRESS [MATCH...]
     done
 }
 
+# Drop connections that containers open to NETWORKs. The filter table is Docker's; here, before it, its work on addresses
+# is already done, so that what came to a published port (DNAT), and all answers, can be told from a new connection. What
+# stays on one bridge is between containers. Name service stays: the VPS's own name servers may be in such a network.
+close_networks() { # IPTABLES "ALLOWED..." NETWORK...
+    program=$1
+    allowed=$2
+    shift 2
+    {
+        printf '*mangle\n:MNGR-PRIVATE -\n'
+        printf -- '-A MNGR-PRIVATE -p %s --dport 53 -j RETURN\n' tcp udp
+        for network in $allowed; do echo "-A MNGR-PRIVATE -d $network -j RETURN"; done
+        printf -- '-A MNGR-PRIVATE -d %s -j DROP\n' "$@"
+        echo COMMIT
+    } | "$program-restore" -w --noflush
+    add_rule "$program" mangle FORWARD -m conntrack ! --ctstate ESTABLISHED,RELATED,DNAT \
+        -m physdev ! --physdev-is-bridged -j MNGR-PRIVATE
+}
+
 # Whoever reaches the cloud's metadata service can read the user data, and on some clouds gets credentials.
+# shellcheck disable=SC2154 # the settings' variables
 stage_firewall() {
     PATH=$PATH:/usr/sbin:/sbin
+    # shellcheck source=/dev/null
+    . "$settings_file"
     command -v iptables >/dev/null || { update_lists; install_packages iptables; }
     # All link-local addresses but the VPS's own, at which answers to it arrive.
     drop_from_containers iptables 169.254.0.0/16 -m addrtype ! --dst-type LOCAL
@@ -234,12 +257,16 @@ stage_firewall() {
     for address in 169.254.169.254 100.100.100.200 168.63.129.16 192.0.0.192; do
         drop_from_containers iptables "$address"
     done
+    # Private networks (RFC 1918), and those of carriers (RFC 6598).
+    close_networks iptables "$allowed_ipv4" 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10
     if [ -e /proc/net/if_inet6 ]; then
         # OpenStack's; all of AWS's; Google's, Scaleway's, Akamai's, Oracle's, Alibaba's.
         for address in fe80::a9fe:a9fe fd00:ec2::/32 fd20:ce::254 fd00:42::42 fd00:a9fe:a9fe::1 fd00:c1::a9fe:a9fe \
             fd00:100::100:200; do
             drop_from_containers ip6tables "$address"
         done
+        # RFC 4193.
+        close_networks ip6tables "$allowed_ipv6" fc00::/7
     fi
     # At every boot, before Docker, which does not start without.
     unit=/etc/systemd/system/mngr-vps-firewall.service

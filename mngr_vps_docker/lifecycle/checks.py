@@ -105,7 +105,7 @@ def _warn_of_secrets(args: Sequence[str], where: str) -> None:
 
 def _check_user_data(context: ProviderContext) -> None:
     """Make user data as create will, which is as long for any key, and compare it with what the client takes."""
-    size_bytes = len(generate_cloud_init_user_data(*new_key_pair()).encode())
+    size_bytes = len(generate_cloud_init_user_data(*new_key_pair(), context.config).encode())
     if size_bytes > context.client.max_user_data_bytes:
         raise VpsProvisioningError(
             f"A VPS needs {size_bytes} bytes of user data, but this cloud takes {context.client.max_user_data_bytes}"

@@ -163,7 +163,9 @@ def _order_instance(creation: Creation) -> None:
             region=request.build.region,
             plan=request.build.plan,
             os_id=request.build.os_id,
-            user_data=generate_cloud_init_user_data(host_key.private_key_path.read_text(), host_key.public_key),
+            user_data=generate_cloud_init_user_data(
+                host_key.private_key_path.read_text(), host_key.public_key, context.config
+            ),
             ssh_key_ids=[creation.entry.ssh_key_id or ""],
             tags=[f"{name}={value}" for name, value in tags.items()],
         )

@@ -10,60 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.booted_vps import Vps
 from support.remote import wait_for
 
-from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
-from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
-from imbue.mngr_vps_docker.keys import load_or_create_key_pair
 from imbue.mngr_vps_docker.local_vps.clean import clean
-from imbue.mngr_vps_docker.local_vps.client import DEFAULT_PLAN
-from imbue.mngr_vps_docker.local_vps.client import DEFAULT_REGION
 from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
 from imbue.mngr_vps_docker.local_vps.images import require_image
-from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image_of_os
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.target import SshTarget
 
 pytestmark = pytest.mark.core
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-READY_TIMEOUT_SECONDS = 300.0
 SETUP = "/usr/local/sbin/mngr-vps-setup"
-
-
-class Vps:
-    """One booted machine."""
-
-    def __init__(self, client: LocalVpsClient, folder: Path, os_id: str) -> None:
-        self.agent_image = agent_image_of_os(os_id)
-        host_key = load_or_create_key_pair(folder / "host")
-        login = load_or_create_key_pair(folder / "login")
-        key_id = client.upload_ssh_key(folder.name, login.public_key)
-        user_data = generate_cloud_init_user_data(host_key.private_key_path.read_text(), host_key.public_key)
-        self.instance_id = client.create_instance(
-            f"mngr-{folder.name}", DEFAULT_REGION, DEFAULT_PLAN, os_id, user_data, [key_id], ["mngr-provider=test"]
-        )
-        address = client.wait_for_instance_active(self.instance_id)
-        known_hosts = folder / "known_hosts"
-        known_hosts.write_text(f"vps {host_key.public_key}\n")
-        target = SshTarget(address, login.private_key_path, known_hosts, host_key_alias="vps", label="the VPS")
-        self.connection = SshConnection(target)
-        self.connection.wait_until_ready(60)
-
-    def run(self, command: str, timeout_seconds: float = 60) -> CommandOutcome:
-        """Run one command as root."""
-        return self.connection.run(command, purpose="test", timeout_seconds=timeout_seconds)
-
-    def wait(self) -> CommandOutcome:
-        """Wait as create does."""
-        return self.run(wait_for_ready_command(READY_TIMEOUT_SECONDS), READY_TIMEOUT_SECONDS + 30)
-
-    def sshd_settings(self) -> set[str]:
-        """What the running configuration makes of root's logins, in lower case, as OpenSSH up to 10.0 prints it."""
-        return set(self.run("sshd -T -C user=root,host=h,addr=192.0.2.1").checked().text.lower().splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -167,10 +126,9 @@ OWN_LINK_LOCAL_ADDRESS = "169.254.7.7"
 @pytest.fixture
 def metadata_service(vps: Vps, os_id: str) -> Iterator[None]:
     """What clouds have at this address, here on the VPS's own network: a port for user data, and one for names."""
-    (network,) = json.loads(run_docker("inspect", vps.instance_id))[0]["NetworkSettings"]["Networks"]
     answer = f"ip address add 169.254.169.254/32 dev eth0; ip route add {OWN_LINK_LOCAL_ADDRESS} dev eth0"
     serve = f"{answer}; python3 -m http.server 53 & exec python3 -m http.server 80"
-    options = ("--detach", "--cap-add=NET_ADMIN", f"--network={network}", "--entrypoint=sh", "--workdir=/srv")
+    options = ("--detach", "--cap-add=NET_ADMIN", f"--network={vps.network}", "--entrypoint=sh", "--workdir=/srv")
     server = run_docker("run", *options, require_image(os_id), "-c", serve).strip()
     try:
         yield
@@ -183,35 +141,22 @@ def test_only_the_vps_itself_reaches_its_metadata_service(
 ) -> None:
     assert vps.wait().is_success
     vps.run("docker network create other").checked()
-
-    def reaches(port: int, network: str | None = None) -> bool:
-        ask = f"timeout 2 bash -c '</dev/tcp/169.254.169.254/{port}'"
-        return vps.run(
-            ask if network is None else f'docker run --rm --network={network} {vps.agent_image} sh -c "{ask}"'
-        ).is_success
-
-    def is_reached_by_a_build(port: int) -> bool:
-        # Each attempt is another step, which no cache answers.
-        ask = f"timeout 2 bash -c '</dev/tcp/169.254.169.254/{port}' # {secrets.token_hex(4)}"
-        dockerfile = shlex.quote(f"FROM {vps.agent_image}\nRUN {ask}\n")
-        return vps.run(f"printf %s {dockerfile} | docker build --force-rm -").is_success
+    service = "169.254.169.254"
 
     def check() -> None:
         vps.run("ip route replace 169.254.169.254 dev eth0").checked()
-        wait_for(lambda: reaches(80))
-        assert (reaches(80, "bridge"), reaches(80, "other"), reaches(53, "bridge")) == (False, False, True)
-        assert (is_reached_by_a_build(80), is_reached_by_a_build(53)) == (False, True)
+        wait_for(lambda: vps.answers(service, 80))
+        assert not vps.answers_container(service, 80) and not vps.answers_container(service, 80, "other")
+        assert not vps.answers_build(service, 80)
+        assert vps.answers_container(service, 53) and vps.answers_build(service, 53)
 
     check()
     vps.run("iptables -t raw -F").checked()
-    assert reaches(80, "bridge") and is_reached_by_a_build(80)
+    assert vps.answers_container(service, 80) and vps.answers_build(service, 80)
     vps.run(f"{SETUP} firewall; {SETUP} firewall").checked()
     vps.run("systemctl restart docker").checked()
     check()
-    vps.connection.close()
-    run_docker("restart", vps.instance_id, timeout_seconds=120)
-    vps.connection.wait_until_ready(60)
-    wait_for(lambda: vps.run("docker info").is_success, 60)
+    vps.reboot()
     check()
     assert vps.run("iptables -t raw -S").text.count("169.254.0.0/16") == 2
 

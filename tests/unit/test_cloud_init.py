@@ -19,7 +19,9 @@ from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
 from imbue.mngr_vps_docker.cloud_init import TIMED_OUT_EXIT_CODE
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
+from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.keys import load_or_create_key_pair
+from imbue.mngr_vps_docker.keys import new_key_pair
 from imbue.mngr_vps_docker.root_account import root_account_script
 
 SETUP_SCRIPT = Path(cloud_init.__file__).with_name("vps_setup.sh")
@@ -93,6 +95,8 @@ class StandInMachine:
             (root / folder).mkdir(parents=True)
         (root / "etc/os-release").write_text("ID=debian\nVERSION_CODENAME=bookworm\n")
         self.script = root / "setup"
+        (root / "etc/default").mkdir()
+        (root / "etc/default/mngr-vps").write_text(yaml.safe_load(user_data)["write_files"][0]["content"])
         self.script.write_text(self._moved(setup_script_in(user_data)))
         self.put("sync", "")
         self.put("sshd", 'echo "MaxSessions 100"; echo "PasswordAuthentication no"')
@@ -107,6 +111,7 @@ class StandInMachine:
         self.put("python3", f'exec {sys.executable} -I "$@"')
         for program in ("iptables", "ip6tables"):
             self.put(program, 'case "$*" in *" -C "*) exit 1 ;; esac')
+            self.put(f"{program}-restore", f'cat >>"$root/{program}-restored"')
 
     def _moved(self, script: str) -> str:
         for folder in ("/var/lib/", "/var/log/", "/etc/", "/run/", "/proc/net/"):
@@ -316,6 +321,27 @@ def test_containers_reach_no_metadata_service_of_any_cloud(machine: StandInMachi
     )
     link_local = set(product(("169.254.0.0/16",), ("tcp", "udp")))
     assert dropped("iptables", " -m addrtype ! --dst-type LOCAL") == link_local
+
+
+def test_containers_reach_no_private_network_but_those_of_the_settings(tmp_path: Path) -> None:
+    config = VpsDockerProviderConfig(allowed_private_networks=("10.0.5.0/24", "fd12:3456::/64", "192.168.1.7"))
+    machine = StandInMachine(tmp_path / "machine", generate_cloud_init_user_data(*new_key_pair(), config))
+    (machine.root / "proc/net").mkdir(parents=True)
+    (machine.root / "proc/net/if_inet6").touch()
+    assert machine.set_up() == 0
+
+    def rules(program: str) -> list[str]:
+        lines = (machine.root / f"{program}-restored").read_text().splitlines()
+        return [line.removeprefix("-A MNGR-PRIVATE ") for line in lines if line.startswith("-A ")]
+
+    name_service = ["-p tcp --dport 53 -j RETURN", "-p udp --dport 53 -j RETURN"]
+    private = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
+    assert rules("iptables") == [
+        *name_service,
+        *("-d 10.0.5.0/24 -j RETURN", "-d 192.168.1.7/32 -j RETURN"),
+        *(f"-d {network} -j DROP" for network in private),
+    ]
+    assert rules("ip6tables") == [*name_service, "-d fd12:3456::/64 -j RETURN", "-d fc00::/7 -j DROP"]
 
 
 def test_a_second_run_and_a_reboot_change_nothing(machine: StandInMachine) -> None:

@@ -95,6 +95,7 @@ def setup_script(setup: ContainerSetup) -> Secret:
             "main() {",
             _open_roots_account(),
             _install_packages(),
+            _mend_ping(),
             _link_host_dir(setup.host_dir),
             _configure_sshd(setup),
             *(_write_file(HOST_VOLUME_PATH / path, content) for path, content in setup.files.items()),
@@ -137,6 +138,18 @@ if [ -n "$missing" ]; then
   export DEBIAN_FRONTEND=noninteractive
   apt-get -qq -o DPkg::Lock::Timeout=120 update
   apt-get -qq -o DPkg::Lock::Timeout=120 install --yes --no-install-recommends $missing >/dev/null
+fi"""
+
+
+def _mend_ping() -> str:
+    """Replace a ping that carries a capability, as Debian 12's does, by a copy without: containers do not have it.
+
+    It needs none: Docker lets every user of a container send echo requests (net.ipv4.ping_group_range).
+    """
+    return """\
+ping=$(command -v ping) || ping=
+if [ -n "$ping" ] && { "$ping" -V >/dev/null 2>&1; [ $? -eq 126 ]; }; then
+  cp -p "$ping" "$ping.new" && mv -f "$ping.new" "$ping"
 fi"""
 
 

@@ -56,6 +56,32 @@ def test_a_container_gets_no_new_privileges_and_bounded_logs_and_processes(lab: 
     assert said.stdout.split() == ["NoNewPrivs:", "1", "4096"]
 
 
+def test_a_container_has_neither_raw_sockets_nor_device_files(host: Host) -> None:
+    said = host.execute_idempotent_command("grep -E 'Cap(Eff|Bnd)' /proc/self/status; mknod /dev/null2 c 1 3")
+    effective, bounding = (int(said.stdout.split()[word], 16) for word in (1, 3))
+    # CAP_NET_RAW and CAP_MKNOD, by their numbers in linux/capability.h.
+    assert ((effective | bounding) & (1 << 13 | 1 << 27), said.success) == (0, False)
+
+
+def test_a_login_with_a_terminal_works(host: Host) -> None:
+    """sshd writes an audit record then, for which it needs CAP_AUDIT_WRITE."""
+    done = _run([*build_ssh_base_args(host), "-tt", "echo in"])
+    assert (done.returncode, done.stdout.strip()) == (0, "in"), done.stderr
+
+
+def test_ping_works_for_root_and_others(lab: ProviderLab, host: Host) -> None:
+    """Debian 12 gives ping a capability that the container has not, with which it does not even start."""
+    install = "apt-get -qq update && apt-get -qq install --yes --no-install-recommends iputils-ping libcap2-bin"
+    host.execute_stateful_command(f"DEBIAN_FRONTEND=noninteractive sh -c '{install}'", timeout_seconds=300)
+    # As in an image that brings it along.
+    lab.process().stop_host(host.id)
+    started = lab.process().start_host(host.id)
+    for address in ("127.0.0.1", "172.17.0.1"):
+        ping = f"ping -c 1 -W 5 {address}"
+        said = started.execute_idempotent_command(f"{ping} && setpriv --reuid=nobody --clear-groups {ping}")
+        assert said.success, said.stderr
+
+
 def test_the_state_container_can_do_nothing_but_look_at_the_records(lab: ProviderLab, host: Host) -> None:
     keeper = "$(docker ps -q --filter label=com.imbue.mngr.type=state-container)"
     (found,) = json.loads(lab.on_vps(host.id, f"docker inspect {keeper}"))

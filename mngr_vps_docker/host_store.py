@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 from typing import Final
@@ -308,8 +309,8 @@ class VpsDockerHostStore:
             + f'mkdir -p {directory} && mv -T "$new" {path} && sync {directory} host_state .'
         )
 
-    def _read_state(self, purpose: str, find_arguments: str) -> StoredState:
-        script = enter_volume(self.volume_name) + state_files_script(find_arguments)
+    def _read_state(self, purpose: str, patterns: Iterable[str]) -> StoredState:
+        script = enter_volume(self.volume_name) + state_files_script(patterns)
         result = self._ask(script, purpose=purpose)
         if not result.is_success:
             raise self._refused(result.error_text, purpose)

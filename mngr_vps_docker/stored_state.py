@@ -1,6 +1,7 @@
 """Where things are on a state volume, and reading all of it at once."""
 
 import re
+from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +29,8 @@ _TOTAL_LIMIT_BYTES: Final = 64 << 20
 _COUNT_LIMIT: Final = 20_000
 # What all of that may be when it arrives, as base64 and with what else is read of a VPS.
 STATE_OUTPUT_BYTES: Final = 128 << 20
-# find(1)'s arguments for every record and every agent's data.
-EVERY_STATE_FILE: Final = "-mindepth 2 -maxdepth 3 -path './host_state/*' -name '*.json'"
+# Patterns of every record and every agent's data.
+EVERY_STATE_FILE: Final = ("host_state/*.json", "host_state/*/*.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +64,15 @@ def agent_path(host_id: HostId, agent_id: AgentId) -> str:
     return f"{agents_path(host_id)}/{_safe(agent_id)}.json"
 
 
-def state_files_of_agents(host_id: HostId) -> str:
-    """find(1)'s arguments for the data of one host's agents."""
-    return f"-mindepth 3 -maxdepth 3 -path './{agents_path(host_id)}/*' -name '*.json'"
+def state_files_of_agents(host_id: HostId) -> tuple[str, ...]:
+    """The pattern of the data of one host's agents."""
+    return (f"{agents_path(host_id)}/*.json",)
 
 
-def state_files_script(find_arguments: str) -> str:
+def state_files_script(patterns: Iterable[str]) -> str:
     """Shell text that prints files of the volume in whose root it runs, for ``parse_state``."""
     return small_files(
-        find_arguments,
+        patterns,
         file_limit_bytes=_FILE_LIMIT_BYTES,
         total_limit_bytes=_TOTAL_LIMIT_BYTES,
         count_limit=_COUNT_LIMIT,
@@ -99,7 +100,7 @@ def parse_state(line: bytes, *, where: str) -> StoredState:
         host_id, agent_id = HostId(name[1]), name[2]
         try:
             if path in files.unread:
-                raise HostRecordError("it is no regular file, too large, or vanished while it was read")
+                raise HostRecordError("it is no regular file, or too large")
             if agent_id is None:
                 records[host_id] = decode_record(files.contents[path], host_id)
             else:

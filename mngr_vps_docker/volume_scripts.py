@@ -5,10 +5,10 @@ per file (73 ms against 1 ms), and it works while every container is stopped.
 """
 
 import base64
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from imbue.mngr_vps_docker.docker_commands import volume_mountpoint_argv
@@ -26,11 +26,13 @@ TOO_LARGE: Final = 88
 
 LOCK_TIMEOUT_SECONDS: Final = 30
 
-_FIND_TIMEOUT_SECONDS: Final = 10
-# Exit code of timeout(1).
-_TIMED_OUT: Final = 124
-# No path that find(1) prints looks so.
-_END_OF_NAMES: Final = "end"
+# Beside this module, so that it can be read, checked and run by itself.
+_READER: Final = Path(__file__).with_name("volume_reader.py").read_text()
+_READ_TIMEOUT_SECONDS: Final = 10
+# Of one volume, whoever wrote it or says so.
+_MOST_FILES: Final = 20_000
+# What the reader prints last. It is no base64 of whole bytes.
+_END_OF_FILES: Final = b"end"
 
 
 def enter_volume(volume: str) -> str:
@@ -67,23 +69,18 @@ def lock(directory: str) -> str:
     )
 
 
-def small_files(find_arguments: str, *, file_limit_bytes: int, total_limit_bytes: int, count_limit: int) -> str:
-    """Print one line with the regular files that find(1) finds from ``.`` by ``find_arguments``; see ``parse_files``.
+def small_files(patterns: Iterable[str], *, file_limit_bytes: int, total_limit_bytes: int, count_limit: int) -> str:
+    """Shell text that prints one line with the files that ``patterns`` stand for; see ``volume_reader``.
 
     Bounded in every direction, in time too, since a container may have written what is there. Symbolic links are not
-    followed.
+    followed, whatever takes the place of what meanwhile.
     """
-    find = f"timeout {_FIND_TIMEOUT_SECONDS} find . {find_arguments}"
+    limits = (str(file_limit_bytes), str(total_limit_bytes), str(min(count_limit, _MOST_FILES)))
+    # -I: no module is taken from the volume, where this runs. -S: nothing but the standard library is needed.
+    read = joined(["timeout", str(_READ_TIMEOUT_SECONDS), "python3", "-IS", "-c", _READER, *limits, *patterns])
     return f"""\
-{{ {find} ! -type d -print0 2>/dev/null; [ $? -eq {_TIMED_OUT} ] || printf '{_END_OF_NAMES}\\0'; }} |
-  head -z -n {count_limit + 1} | base64 -w 0
-printf ' '
-{find} -type f -size -{file_limit_bytes + 1}c -print0 2>/dev/null |
-  head -z -n {count_limit} |
-  tar --create --null --no-recursion --files-from=- --ignore-failed-read --hard-dereference \\
-    -b 1 --format=gnu --file=- 2>/dev/null |
-  head -c {total_limit_bytes} |
-  base64 -w 0
+command -v python3 >/dev/null || {{ echo 'python3 is missing on the VPS: install it' >&2; exit 1; }}
+{read} 2>/dev/null
 echo
 """
 
@@ -91,50 +88,31 @@ echo
 @dataclass(frozen=True, slots=True)
 class SmallFiles:
     """Files by path below where the search began. ``unread`` are those that were seen, but are no
-    regular file, too large, or gone since."""
+    regular file or too large."""
 
     contents: Mapping[str, bytes]
     unread: frozenset[str]
 
 
 def parse_files(line: bytes) -> SmallFiles:
-    """Read what ``small_files`` printed; nothing is written to disk.
+    """Read what ``small_files`` printed.
 
     Raises ValueError if it is damaged or cut off, or more JSON than can be held in memory.
     """
-    names, _, tar = line.strip(b"\n").partition(b" ")
-    # binascii.Error is a ValueError.
-    *listed, end, nothing = (b"", b"", *base64.b64decode(names, validate=True).split(b"\0"))
-    if (end, nothing) != (_END_OF_NAMES.encode(), b""):
-        raise ValueError("there are more files than can be listed")
-    seen = {name.decode("utf-8", "replace").removeprefix("./") for name in listed if name}
-    try:
-        contents = dict(_tar_members(base64.b64decode(tar, validate=True)))
-    except tarfile.TarError as error:
-        raise ValueError(f"more than can be read ({error})") from error
+    if line.count(b" ") > _MOST_FILES:
+        raise ValueError("there are more files than can be read")
+    *files, end = line.rstrip(b"\n").split(b" ")
+    if end != _END_OF_FILES:
+        raise ValueError("there is more than can be read, or it takes too long")
+    contents: dict[str, bytes] = {}
+    unread: set[str] = set()
+    for file in files:
+        # binascii.Error is a ValueError.
+        path, *content = (base64.b64decode(part, validate=True) for part in file.split(b":", 1))
+        name = path.decode("utf-8", "replace")
+        if content:
+            contents[name] = content[0]
+        else:
+            unread.add(name)
     check_count(*contents.values())
-    return SmallFiles(contents, frozenset(seen - contents.keys()))
-
-
-def _tar_members(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """The regular files of a tar of GNU's format as ``small_files`` has it made.
-
-    One header after the other: the standard library takes a chain of them by recursion, and a sparse file of any size
-    for the zeros that it stands for.
-    """
-    position = 0
-    long_name: str | None = None
-    # Empty blocks end an archive.
-    while any(header := content[position : position + tarfile.BLOCKSIZE]) or (content and not header):
-        member = tarfile.TarInfo.frombuf(header, "utf-8", "replace")
-        begin = position + tarfile.BLOCKSIZE
-        data = content[begin : begin + member.size] if member.size > 0 else b""
-        if len(data) != member.size:
-            raise tarfile.ReadError(f"{member.name!r} is cut off")
-        position = begin + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        if member.type == tarfile.GNUTYPE_LONGNAME:
-            long_name = data.rstrip(b"\0").decode("utf-8", "replace")
-            continue
-        if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            yield (long_name or member.name).removeprefix("./"), data
-        long_name = None
+    return SmallFiles(contents, frozenset(unread - contents.keys()))

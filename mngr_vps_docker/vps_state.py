@@ -46,7 +46,7 @@ _TIMEOUT_SECONDS: Final = 120.0
 # Below Docker's data-root, as it is by default.
 _USUAL_VOLUMES: Final = "/var/lib/docker/volumes"
 # What is read of a host's own volume, which untrusted code writes.
-_HOST_FILES: Final = "-maxdepth 3 \\( -path ./data.json -o -path ./stop_reason -o -path './agents/*/data.json' \\)"
+_HOST_FILES: Final = ("data.json", "stop_reason", "agents/*/data.json")
 _FILE_LIMIT_BYTES: Final = 8 << 20
 _TOTAL_LIMIT_BYTES: Final = 16 << 20
 _COUNT_LIMIT: Final = 2_000

@@ -14,7 +14,7 @@ LONGEST_MODULE_LINES = 450
 # A module may import from the lines above its own only; the modules of one line know nothing of each other. Inside a
 # folder, modules order themselves: there, only a circle is forbidden.
 LAYERS = (
-    ("terminal", "untrusted"),
+    ("terminal", "untrusted", "volume_reader"),
     ("primitives", "errors", "image_reference", "files"),
     ("config", "plain_text"),
     ("docker_options",),

@@ -1,10 +1,9 @@
 """What a script says of a volume's files is read whole or not at all, at little cost, whoever wrote them."""
 
-import base64
-import io
+import os
 import subprocess
-import tarfile
 import tracemalloc
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -17,27 +16,19 @@ from imbue.mngr_vps_docker.volume_scripts import parse_files
 from imbue.mngr_vps_docker.volume_scripts import small_files
 
 
-def said(tar: bytes, names: bytes = b"./f\0end\0") -> bytes:
-    return base64.b64encode(names) + b" " + base64.b64encode(tar) + b"\n"
+def said(contents: dict[str, bytes]) -> bytes:
+    files = b"".join(b"%s:%s " % (b64encode(name.encode()), b64encode(text)) for name, text in contents.items())
+    return files + b"end\n"
 
 
-def listed(folder: Path) -> SmallFiles:
-    script = small_files("-mindepth 1", file_limit_bytes=1000, total_limit_bytes=100_000, count_limit=10)
+def script_of(*patterns: str) -> str:
+    return small_files(patterns, file_limit_bytes=1000, total_limit_bytes=5000, count_limit=10)
+
+
+def listed(folder: Path, *patterns: str) -> SmallFiles:
+    script = script_of(*(patterns or "*"))
     done = subprocess.run(["sh", "-c", script], cwd=folder, capture_output=True, check=True, timeout=60)
     return parse_files(done.stdout)
-
-
-def header(name: str, kind: bytes, size: int) -> bytes:
-    member = tarfile.TarInfo(name)
-    member.type, member.size = kind, size
-    return member.tobuf(tarfile.GNU_FORMAT)
-
-
-def tar_of(content: bytes, name: str = "./f") -> bytes:
-    return header(name, tarfile.REGTYPE, len(content)) + content.ljust(-(-len(content) // 512) * 512, b"\0")
-
-
-END = bytes(1024)
 
 
 def test_files_of_any_name_and_content_are_read(tmp_path: Path) -> None:
@@ -46,7 +37,32 @@ def test_files_of_any_name_and_content_are_read(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
     (tmp_path / "large").write_bytes(bytes(1001))
     (tmp_path / "link").symlink_to("/etc/passwd")
-    assert listed(tmp_path) == SmallFiles(contents, frozenset({"large", "link"}))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    assert listed(tmp_path) == SmallFiles(contents, frozenset({"large", "link", "pipe"}))
+
+
+def test_names_are_followed_part_by_part_and_through_no_link(tmp_path: Path) -> None:
+    for name in ("d/a.json", "d/b.txt", "d/e/c.json", "x/a.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "l").symlink_to("d")
+    assert listed(tmp_path, "d/*.json").contents.keys() == {"d/a.json"}
+    assert listed(tmp_path, "*/a.json").contents.keys() == {"d/a.json", "x/a.json"}
+    assert listed(tmp_path, "*/*/*.json", "d/b.txt").contents.keys() == {"d/e/c.json", "d/b.txt"}
+    assert listed(tmp_path, "l/a.json", "none/a.json", "d/a.json/x") == SmallFiles({}, frozenset())
+
+
+def test_no_code_is_taken_from_the_volume(tmp_path: Path) -> None:
+    for module in ("binascii", "collections", "errno", "os", "stat", "sitecustomize"):
+        (tmp_path / f"{module}.py").write_text("raise SystemExit('this is the volume')")
+    assert "os.py" in listed(tmp_path).contents
+
+
+def test_a_vps_without_python_is_said_to_be_so(tmp_path: Path) -> None:
+    empty = {"PATH": str(tmp_path)}
+    done = subprocess.run(["/bin/sh", "-c", script_of("*")], env=empty, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, b"python3 is missing on the VPS: install it\n")
 
 
 def test_nothing_is_read_of_nothing(tmp_path: Path) -> None:
@@ -58,81 +74,66 @@ def test_more_files_than_are_counted_are_not_read(tmp_path: Path) -> None:
         (tmp_path / str(number)).touch()
     assert len(listed(tmp_path).contents) == 10
     (tmp_path / "one more").touch()
-    with pytest.raises(ValueError, match="more files than"):
+    with pytest.raises(ValueError, match="more than"):
         listed(tmp_path)
 
 
 def test_a_search_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = tmp_path / "bin" / "find"
+    slow = tmp_path / "bin" / "python3"
     slow.parent.mkdir()
-    slow.write_text("#!/bin/sh\nprintf './f\\0'; exec sleep 600\n")
+    slow.write_text("#!/bin/sh\nprintf 'Zg==:Zg== '; exec sleep 600\n")
     slow.chmod(0o755)
-    monkeypatch.setattr(volume_scripts, "_FIND_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(volume_scripts, "_READ_TIMEOUT_SECONDS", 1)
     monkeypatch.setenv("PATH", f"{slow.parent}:/usr/bin:/bin")
-    with pytest.raises(ValueError, match="more files than"):
+    with pytest.raises(ValueError, match="more than"):
         listed(tmp_path)
 
 
-CRAFTED = {
-    "a chain of long names": (header("././@LongLink", tarfile.GNUTYPE_LONGNAME, 2) + b"a".ljust(512, b"\0")) * 5000,
-    "a size beyond the end": header("./f", tarfile.REGTYPE, 1 << 40),
-    "a size beyond all": header("./f", tarfile.REGTYPE, 1 << 80),
-    "no end": tar_of(b"1"),
-    "a damaged header": tar_of(b"1").replace(b"ustar", b"xxxxx") + END,
-    "noise": b"\x01" * 5000,
-}
+def test_more_bytes_than_are_taken_are_not_read(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / str(number)).write_bytes(bytes(1000))
+    assert len(listed(tmp_path).contents) == 5
+    (tmp_path / "one more").write_bytes(b"1")
+    with pytest.raises(ValueError, match="more than"):
+        listed(tmp_path)
 
 
-@pytest.mark.parametrize("what", CRAFTED)
-def test_an_archive_that_no_tar_wrote(what: str) -> None:
-    with pytest.raises(ValueError):
-        parse_files(said(CRAFTED[what]))
-
-
-def test_a_sparse_file_is_not_taken_for_what_it_stands_for() -> None:
-    member = bytearray(header("./f", tarfile.GNUTYPE_SPARSE, 0))
-    # The old GNU form: an empty piece at the end of 6 GiB, and that as the real size.
-    member[386:410] = b"%011o\0%011o\0" % (6 << 30, 0)
-    member[483:495] = b"%011o\0" % (6 << 30)
-    member[148:156] = b"%06o\0 " % (sum(member[:148]) + sum(member[156:]) + 8 * 32)
+@pytest.mark.parametrize("line", [b" " * (1 << 20), b"Zg== " * 30_000 + b"end"])
+def test_more_files_than_any_volume_may_have_are_refused_at_no_cost(line: bytes) -> None:
     tracemalloc.start()
-    files = parse_files(said(bytes(member) + END))
+    with pytest.raises(ValueError, match="more files than"):
+        parse_files(line)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert files == SmallFiles({}, frozenset({"f"}))
     assert peak < 1 << 20
 
 
 @pytest.mark.parametrize("value", [b"{},", b"[],", b"1," * 5])
 def test_files_that_would_fill_the_memory_once_they_are_read_are_not(value: bytes) -> None:
     with pytest.raises(ValueError, match="more values"):
-        parse_files(said(tar_of(value * 150_000) + tar_of(value * 150_000, "./g") + END))
+        parse_files(said({"f": value * 150_000, "g": value * 150_000}))
 
 
 @pytest.mark.parametrize("text", [b'"%s"' % (b"{[," * 400_000), b'"' + b'\\"{' * 400_000])
 def test_what_stands_in_text_is_no_value(text: bytes) -> None:
-    assert parse_files(said(tar_of(text) + END)).contents == {"f": text}
+    assert parse_files(said({"f": text})).contents == {"f": text}
 
 
-@given(st.binary(max_size=600), st.data())
-def test_an_archive_that_is_cut_off_anywhere_is_an_error(content: bytes, data: st.DataObject) -> None:
-    archive = tar_of(content)
-    cut = data.draw(st.integers(1, len(archive)))
+@given(st.dictionaries(st.text(), st.binary(max_size=600)), st.data())
+def test_an_answer_that_is_cut_off_anywhere_is_an_error(contents: dict[str, bytes], data: st.DataObject) -> None:
+    line = said(contents).rstrip()
+    assert parse_files(line) == SmallFiles(contents, frozenset())
     with pytest.raises(ValueError):
-        parse_files(said(archive[:cut]))
+        parse_files(line[: data.draw(st.integers(0, len(line) - 1))])
 
 
 @given(st.lists(st.tuples(st.integers(0, 2047), st.integers(0, 255)), max_size=6), st.binary())
 def test_damage_of_any_kind_is_no_other_error(changes: list[tuple[int, int]], noise: bytes) -> None:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name in ("./f", "./" + "long" * 60):
-            tar.addfile(tarfile.TarInfo(name))
-    archive = bytearray(buffer.getvalue())
+    line = bytearray(said({"f": bytes(1600)}))
     for position, value in changes:
-        archive[position] = value
-    for line in (said(bytes(archive)), said(noise), noise, noise + b" " + noise):
+        line[position] = value
+    for damaged in (bytes(line), noise, noise + b" end", noise + b":" + noise + b" end"):
         try:
-            parse_files(line)
+            parse_files(damaged)
         except ValueError:
             continue

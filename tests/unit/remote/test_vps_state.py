@@ -1,9 +1,13 @@
+import ctypes
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC
 from datetime import datetime
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -21,6 +25,10 @@ from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
 from imbue.mngr_vps_docker.vps_state import HostReading
 from imbue.mngr_vps_docker.vps_state import read_vps_state
+
+# linux/fcntl.h, linux/fs.h
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 def _write_record(machine: LocalMachine, host_id: HostId, volume_name: str, container_id: str | None = None) -> None:
@@ -229,9 +237,48 @@ def test_a_volume_that_takes_too_long_to_search_costs_only_itself(
     machine.volume("state")
     _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}")
     _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [])
-    slow = machine.volumes.parent / "bin" / "find"
-    slow.write_text('#!/bin/sh\ncase $(pwd) in *mngr-host-vol-*) exec sleep 600;; esac\nexec /usr/bin/find "$@"\n')
+    slow = machine.volumes.parent / "bin" / "python3"
+    slow.write_text('#!/bin/sh\ncase $(pwd) in *mngr-host-vol-*) exec sleep 600;; esac\nexec /usr/bin/python3 "$@"\n')
     slow.chmod(0o755)
-    monkeypatch.setattr(volume_scripts, "_FIND_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(volume_scripts, "_READ_TIMEOUT_SECONDS", 1)
     reading = _read_only_host(machine)
     assert (reading.record is not None, reading.is_volume_read) == (True, False)
+
+
+@contextmanager
+def _exchanged_all_the_time(*pairs: tuple[Path, Path]) -> Iterator[None]:
+    """Exchange the names of each pair as fast as can be, as code in the container may."""
+    is_over = Event()
+
+    def exchange() -> None:
+        exchange_names = ctypes.CDLL(None, use_errno=True).renameat2
+        while not is_over.is_set():
+            for one, other in pairs:
+                assert exchange_names(_AT_FDCWD, bytes(one), _AT_FDCWD, bytes(other), _RENAME_EXCHANGE) == 0
+
+    with ThreadPoolExecutor(1) as pool:
+        exchanging = pool.submit(exchange)
+        try:
+            yield
+        finally:
+            is_over.set()
+        exchanging.result(timeout=30)
+
+
+def test_no_link_that_takes_the_place_of_a_folder_or_a_file_meanwhile_leads_out(
+    machine: LocalMachine, tmp_path: Path
+) -> None:
+    host_id = HostId()
+    agents = [{"id": AgentId(), "labels": {"from": "the volume"}} for _ in range(2)]
+    machine.volume("state")
+    _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}")
+    inside = _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", agents) / "agents"
+    folder, file = inside / str(agents[0]["id"]), inside / str(agents[1]["id"]) / "data.json"
+    for agent, link, is_folder in zip(agents, ("folder link", "file link"), (True, False), strict=True):
+        secret = tmp_path / link / "data.json"
+        secret.parent.mkdir()
+        secret.write_text(json.dumps(agent | {"labels": {"from": "outside"}}))
+        (inside / link).symlink_to(secret.parent if is_folder else secret)
+    with _exchanged_all_the_time((folder, inside / "folder link"), (file, inside / "file link")):
+        readings = [_read_only_host(machine) for _ in range(200)]
+    assert {found["labels"]["from"] for reading in readings for found in reading.live_agents} == {"the volume"}

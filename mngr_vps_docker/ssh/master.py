@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Final
 
 from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.files import PRIVATE_FOLDER_MODE
 from imbue.mngr_vps_docker.files import locked
+from imbue.mngr_vps_docker.files import make_private_folder
 from imbue.mngr_vps_docker.ssh.mux import master_process_id
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
@@ -34,6 +36,8 @@ from imbue.mngr_vps_docker.ssh.version import installed_openssh
 
 # sockaddr_un.sun_path less the suffix of 17 bytes that ssh adds while it binds (measured with OpenSSH 9.2).
 _LONGEST_CONTROL_PATH_BYTES: Final = 76 if sys.platform == "darwin" else 90
+# Where every user may make a folder, and nobody can remove that of another.
+_SHARED: Final = Path("/tmp")
 # A master answers in milliseconds. One that is stopped (SIGSTOP) or wedged accepts connections and answers nothing.
 _ANSWER_SECONDS: Final = 1.0
 _EXIT_TIMEOUT_SECONDS: Final = 2.0
@@ -211,23 +215,50 @@ class SshMaster:
 def socket_folder() -> Path:
     """The private folder of this user's sockets: short, because socket paths are limited, and nobody else's.
 
-    Raises VpsDockerError if something else is at its place.
+    It is where XDG_RUNTIME_DIR says, else in /tmp, or in the home where another user has taken the place in /tmp.
+    Raises VpsDockerError if none of them will do.
     """
     name = f"mngr-vps-{os.getuid()}"
-    folder = Path("/tmp") / name
-    if sys.platform != "darwin":
-        preferred = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / name
-        # Other places than /tmp may be unfit: missing, not writable, or too deep.
-        if preferred.is_absolute() and len(os.fsencode(preferred)) + 1 + 16 <= _LONGEST_CONTROL_PATH_BYTES:
-            with suppress(OSError):
-                preferred.mkdir(mode=0o700, exist_ok=True)
-            folder = preferred if os.path.lexists(preferred) else folder
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise VpsDockerError(f"{folder} must be a folder of yours that nobody else can enter (0700): remove it")
-    return folder
+    for parent in _possible_parents():
+        folder = parent / name
+        if len(os.fsencode(folder)) + 1 + 16 <= _LONGEST_CONTROL_PATH_BYTES and _is_made_private(folder):
+            return folder
+    raise VpsDockerError(
+        "There is no place for the sockets of ssh: set XDG_RUNTIME_DIR to a folder of yours that nobody else can write"
+        f" to and whose path is short, or remove {_SHARED / name}"
+    )
+
+
+def _possible_parents() -> Iterator[Path]:
+    """Folders in which nobody else can exchange what is this user's, best first."""
+    runtime_folder = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    if sys.platform != "darwin" and _is_mine_alone(runtime_folder):
+        yield runtime_folder
+    yield _SHARED
+    with suppress(OSError, RuntimeError):
+        cache = make_private_folder(Path.home() / ".cache")
+        if _is_mine_alone(cache):
+            yield cache
+
+
+def _is_mine_alone(folder: Path) -> bool:
+    """Whether only this user can put something into a folder; after ``sudo -E`` it may be another's."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return False
+    return folder.is_absolute() and status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+def _is_made_private(folder: Path) -> bool:
+    """Make a folder, if it is missing, and say whether it is this user's and nobody else can enter it."""
+    try:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=PRIVATE_FOLDER_MODE)
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
 
 
 def client_log_prefix() -> str:

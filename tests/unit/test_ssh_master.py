@@ -1,14 +1,20 @@
 """Why a login failed is told from ssh's words, and sockets lie only where nobody else can reach them."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.ssh import master
 from imbue.mngr_vps_docker.ssh.master import login_failure
 from imbue.mngr_vps_docker.ssh.master import socket_folder
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
+
+SOMEBODY_ELSE = 65534
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to somebody else")
 
 MESSAGES = {
     "ssh: connect to host 192.0.2.1 port 22: Connection refused": NotStartedReason.REFUSED,
@@ -50,65 +56,92 @@ def test_a_greeting_without_end_does_not_take_for_ever_to_judge() -> None:
     assert len(login_failure("x" * 300_000).detail) < 2000
 
 
-def test_sockets_have_a_private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A short folder with what stands for the runtime folder, /tmp and the home of this user."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        for place in ("run", "shared", "home"):
+            (folder / place).mkdir()
+        (folder / "shared").chmod(0o1777)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
+        monkeypatch.setattr(master, "_SHARED", folder / "shared")
+        monkeypatch.setenv("HOME", str(folder / "home"))
+        yield folder
+
+
+def test_sockets_have_a_private_folder(places: Path) -> None:
     folder = socket_folder()
-    assert folder.parent in (tmp_path, Path("/tmp"))
+    assert folder.parent == places / "run"
     assert folder.stat().st_mode & 0o777 == 0o700
+    assert socket_folder() == folder
 
 
-def test_a_folder_too_deep_for_sockets_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    deep = tmp_path / ("d" * 80)
-    deep.mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
-    assert socket_folder().parent == Path("/tmp")
-
-
-@pytest.mark.parametrize("place", ["/proc", "relative", "/nowhere", f"/tmp/{'é' * 34}"])
-def test_a_folder_where_no_socket_can_lie_is_passed_over(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = Path(place)
-    if place.startswith("/tmp"):
-        path.mkdir(exist_ok=True)
+@pytest.mark.parametrize("place", ["/proc", "relative", "/nowhere", "é" * 34, ""])
+def test_a_runtime_folder_where_no_socket_can_lie_is_passed_over(
+    places: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place.startswith("é"):
+        (places / place).mkdir()
+        place = str(places / place)
     monkeypatch.setenv("XDG_RUNTIME_DIR", place)
-    try:
-        assert socket_folder().parent == Path("/tmp")
-    finally:
-        if place.startswith("/tmp"):
-            path.rmdir()
+    assert socket_folder().parent == places / "shared"
 
 
-def test_a_folder_of_somebody_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    # Who it belongs to cannot be changed without being root; who asks can.
-    somebody_else = os.getuid() + 100_000
-    monkeypatch.setattr("os.getuid", lambda: somebody_else)
-    folder = Path(f"/tmp/mngr-vps-{somebody_else}")
-    folder.mkdir(mode=0o700)
-    try:
-        with pytest.raises(VpsDockerError, match="must be a folder of yours"):
-            socket_folder()
-    finally:
-        folder.rmdir()
-
-
-@pytest.mark.parametrize("kind", ["open to others", "link", "file"])
-def test_a_folder_that_is_not_private_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = Path("/tmp") / f"t{tmp_path.stat().st_ino}"
-    short.mkdir()
-    try:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
-        folder = socket_folder()
-        folder.rmdir()
-        if kind == "open to others":
+def spoil(folder: Path, how: str, elsewhere: Path) -> None:
+    """Have something else at the place of a private folder."""
+    match how:
+        case "open to others":
             folder.mkdir()
             folder.chmod(0o755)
-        elif kind == "link":
-            folder.symlink_to(tmp_path)
-        else:
+        case "link":
+            folder.symlink_to(elsewhere)
+        case "file":
             folder.touch()
-        with pytest.raises(VpsDockerError, match="must be a folder of yours"):
-            socket_folder()
-    finally:
-        folder.chmod(0o700) if folder.is_dir() and not folder.is_symlink() else None
-        folder.rmdir() if folder.is_dir() and not folder.is_symlink() else folder.unlink()
-        short.rmdir()
+        case "somebody else's":
+            folder.mkdir(mode=0o700)
+            os.chown(folder, SOMEBODY_ELSE, -1)
+
+
+WAYS = ["open to others", "link", "file", pytest.param("somebody else's", marks=as_root)]
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_nobody_who_takes_the_place_first_locks_this_user_out(
+    places: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    spoil(places / "shared" / f"mngr-vps-{os.getuid()}", how, places / "home")
+    assert socket_folder().is_relative_to(places / "home")
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_where_no_private_folder_can_be_is_said(places: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("run", "shared"):
+        spoil(places / place / f"mngr-vps-{os.getuid()}", how, places / "home")
+    (places / "home" / ".cache").touch()
+    with pytest.raises(VpsDockerError, match="set XDG_RUNTIME_DIR to a folder of yours"):
+        socket_folder()
+
+
+@pytest.mark.parametrize("how", ["writable by all", pytest.param("somebody else's", marks=as_root)])
+def test_a_runtime_folder_that_another_user_can_change_is_passed_over(places: Path, how: str) -> None:
+    """As root has it after ``sudo -E``: its owner could exchange what is in it."""
+    if how == "writable by all":
+        (places / "run").chmod(0o1777)
+    else:
+        os.chown(places / "run", SOMEBODY_ELSE, -1)
+    assert socket_folder().parent == places / "shared"
+
+
+@pytest.mark.parametrize("how", ["writable by all", pytest.param("somebody else's", marks=as_root)])
+def test_so_is_a_home(places: Path, how: str) -> None:
+    for place in ("run", "shared"):
+        spoil(places / place / f"mngr-vps-{os.getuid()}", "file", places)
+    (places / "home" / ".cache").mkdir()
+    if how == "writable by all":
+        (places / "home" / ".cache").chmod(0o777)
+    else:
+        os.chown(places / "home" / ".cache", SOMEBODY_ELSE, -1)
+    with pytest.raises(VpsDockerError, match="set XDG_RUNTIME_DIR to a folder of yours"):
+        socket_folder()

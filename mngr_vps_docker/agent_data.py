@@ -4,6 +4,7 @@ All that is known of an agent goes through here before anything is concluded fro
 mngr takes it for, or the agent is not believed at all.
 """
 
+import re
 from collections.abc import Iterable
 from collections.abc import Mapping
 from datetime import datetime
@@ -29,6 +30,14 @@ from imbue.mngr_vps_docker.untrusted import plain_json
 
 # mngr's ids accept all that Python's int() does, blanks and underscores included; a path shall not.
 AGENT_ID: Final = r"agent-[0-9a-fA-F]{32}"
+
+# What mngr decides as it makes, renames or updates an agent, and acts upon on this machine.
+_DECIDED_BY_MNGR: Final = ("name", "type", "command", "work_dir", "created_branch_name", "create_time")
+_BRANCH: Final = "created_branch_name"
+# As git-check-ref-format(1) has it, and not an option of git's.
+_BRANCH_NAME: Final = re.compile(
+    r"(?!.*(?:\.\.|//|@\{|/\.|\.lock/))[^-./\x00-\x20\x7f~^:?*\[\\][^\x00-\x20\x7f~^:?*\[\\]*(?<![./])(?<!\.lock)"
+)
 
 _LONGEST_NAME: Final = 255
 _LONGEST_PATH: Final = 4096
@@ -73,7 +82,24 @@ def checked_agent_data(data: object, *, expected_id: str | None = None) -> dict[
         raise UnusableDataError(f"{first['msg'][:_LONGEST_NAME]} at {where[:_LONGEST_NAME]}") from error
     if expected_id is not None and agent.id != expected_id:
         raise UnusableDataError(f"it is that of {agent.id}")
-    return dict(plain)
+    data_of_agent = dict(plain)
+    branch = data_of_agent.get(_BRANCH)
+    if branch is not None and not _BRANCH_NAME.fullmatch(branch):
+        logger.warning("Ignored the branch of agent {}, which cannot be called {!r}", agent.id, branch[:_LONGEST_NAME])
+        del data_of_agent[_BRANCH]
+    return data_of_agent
+
+
+def believed(live: Mapping[str, Any], kept: Mapping[str, Any] | None) -> dict[str, Any]:
+    """An agent's data as its container has it now, except for what mngr decided: that is as mngr ``kept`` it.
+
+    ``kept`` is the copy on the state volume, which no container can write; every change that mngr makes, from any
+    machine, is there. An agent without one was not made by mngr from outside: no branch was made for it.
+    """
+    kept = kept or {}
+    decided = {name: kept[name] for name in _DECIDED_BY_MNGR if kept.get(name) is not None}
+    undecided = {name: value for name, value in live.items() if name != _BRANCH or value is None}
+    return undecided | decided
 
 
 def decode_agent_data(content: bytes, *, expected_id: str) -> dict[str, Any]:

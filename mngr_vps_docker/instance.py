@@ -328,7 +328,12 @@ class VpsDockerProvider(PackageHooks):
 
     def _online_host(self, sighting: "HostSighting") -> "VpsDockerHost":
         return operations.views.online_host(
-            self, self._context, sighting, on_host_data=self._on_host_data, on_sshd_down=self._on_sshd_down
+            self,
+            self._context,
+            sighting,
+            on_host_data=self._on_host_data,
+            on_sshd_down=self._on_sshd_down,
+            kept_agent=self._registry.kept_agent,
         )
 
     def _offline_host(self, sighting: "HostSighting") -> OfflineHost:

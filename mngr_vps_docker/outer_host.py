@@ -30,6 +30,7 @@ from imbue.mngr.interfaces.host import OuterHostInterface
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.providers.ssh_utils import create_pyinfra_host
+from imbue.mngr_vps_docker.agent_data import believed
 from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
 from imbue.mngr_vps_docker.certified_changes import change_between
 from imbue.mngr_vps_docker.errors import HostGoneError
@@ -48,6 +49,8 @@ from imbue.mngr_vps_docker.ssh.shell import ShellScript
 from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 from imbue.mngr_vps_docker.terminal import logger
+from imbue.mngr_vps_docker.untrusted import UnusableDataError
+from imbue.mngr_vps_docker.untrusted import json_object
 
 # mngr gives no limit for most commands; a forgotten one must end all the same. No clone or install takes this long.
 DEFAULT_COMMAND_TIMEOUT_SECONDS = 6 * 3600.0
@@ -107,6 +110,7 @@ class SeenAgents:
 
 type SshdRepair = Callable[[HostId], None]
 type HostDataListener = Callable[[HostId, CertifiedDataChange], None]
+type KeptAgents = Callable[[HostId, str], Mapping[str, Any] | None]
 
 
 class _OverOpenSsh(OuterHostInterface):
@@ -265,6 +269,9 @@ class VpsDockerHost(_OverOpenSsh, Host):
     on_sshd_down: SshdRepair | None = Field(
         default=None, frozen=True, exclude=True, repr=False, description="Brings the container's sshd back"
     )
+    kept_agent: KeptAgents = Field(
+        frozen=True, exclude=True, repr=False, description="Gives the copy that mngr kept of an agent's data"
+    )
     journal: HostJournal = Field(frozen=True, exclude=True, repr=False, description="This machine's notes of hosts")
     seen_agents: SeenAgents | None = Field(
         default=None, exclude=True, repr=False, description="The agents' data, where that was just read"
@@ -329,15 +336,28 @@ class VpsDockerHost(_OverOpenSsh, Host):
         """Return the content of a file; raise FileNotFoundError where there is none.
 
         A host that another process of this machine is destroying has no files. Raises RemoteOutputError for a file
-        that is too large, which is less for what mngr notes there.
+        that is too large, which is less for what mngr notes there. Of an agent's data.json, what mngr decided is as
+        mngr kept it, whatever the agent made of it.
         """
-        at_hand = self._at_hand.pop(path, None)
-        if at_hand is not None:
-            return at_hand
+        content = self._at_hand.pop(path, None)
+        if content is None:
+            try:
+                content = self._repairing(lambda: _OverOpenSsh.read_file(self, path))
+            except HostGoneError as error:
+                raise FileNotFoundError(str(error)) from error
+        is_of_agent = path.name == _NOTE and path.parent.parent == self.host_dir / "agents"
+        return self._believed(path.parent.name, content) if is_of_agent else content
+
+    def _believed(self, agent_id: str, content: bytes) -> bytes:
         try:
-            return self._repairing(lambda: _OverOpenSsh.read_file(self, path))
-        except HostGoneError as error:
-            raise FileNotFoundError(str(error)) from error
+            live = json_object(content)
+        except UnusableDataError:
+            # mngr says so itself.
+            return content
+        data = believed(live, self.kept_agent(self.id, agent_id))
+        if _is_worktree_here(data.get("work_dir")):
+            data.pop("created_branch_name", None)
+        return content if data == live else json.dumps(data, indent=2).encode()
 
     def _limit_bytes(self, path: Path) -> int:
         is_note = path.name == _NOTE and path.is_relative_to(self.host_dir)
@@ -395,6 +415,17 @@ class VpsDockerHost(_OverOpenSsh, Host):
 
     def _close_paramiko_client(self) -> None:
         """There is none; to look for it would have pyinfra make its view of every host that goes."""
+
+
+def _is_worktree_here(work_dir: object) -> bool:
+    """Whether there is a git worktree at this path on this machine.
+
+    mngr looks for it here, wherever the agent is, and deletes the agent's branch in its repository.
+    """
+    try:
+        return isinstance(work_dir, str) and (Path(work_dir) / ".git").is_file()
+    except OSError:
+        return False
 
 
 def _purpose(command: str) -> str:

@@ -25,11 +25,11 @@ from imbue.mngr.interfaces.data_types import HostDetails
 from imbue.mngr.interfaces.host import OnlineHostInterface
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import AgentLifecycleState
-from imbue.mngr.primitives import AgentName
 from imbue.mngr.primitives import CommandString
 from imbue.mngr.primitives import DiscoveredAgent
 from imbue.mngr.primitives import DiscoveredHost
 from imbue.mngr.primitives import SSHInfo
+from imbue.mngr_vps_docker.agent_data import believed
 from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
 from imbue.mngr_vps_docker.errors import RemoteOutputError
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
@@ -148,8 +148,8 @@ class _RunningAgents:
             live = self._listing.agents.get(agent.agent_id)
             if live is None:
                 raise AgentNotFoundOnHostError(AgentId(agent.agent_id), self._details.id)
-            name = AgentName(live.data.get("name") or agent.agent_name)
-            return self._row(agent.model_copy(update={"agent_name": name, "certified_data": live.data}), live)
+            data = believed(live.data, agent.certified_data)
+            return self._row(agent.model_copy(update={"certified_data": data}), live)
         except HostConnectionError:
             raise
         except BaseMngrError as error:

@@ -162,6 +162,13 @@ class HostRegistry:
         """
         return (self.offline(host_id) if host_id in self._unreachable else self.get(host_id)).agents
 
+    def kept_agent(self, host_id: HostId, agent_id: str) -> dict[str, Any] | None:
+        """The copy of an agent's data that mngr kept, as last seen; None if there is none. Asks nobody."""
+        try:
+            return self.offline(host_id).kept_agent(agent_id)
+        except HostNotFoundError:
+            return None
+
     def entry(self, host_id: HostId) -> JournalEntry:
         """What this machine remembers of a host, else what can be found of it now; raises HostNotFoundError."""
         return self._context.journal.read(host_id) or self.get(host_id).entry

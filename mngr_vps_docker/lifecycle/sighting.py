@@ -14,6 +14,7 @@ from imbue.mngr.errors import MngrError
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostState
+from imbue.mngr_vps_docker.agent_data import believed
 from imbue.mngr_vps_docker.docker_objects import ContainerInfo
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
@@ -126,10 +127,14 @@ class HostSighting:
             return list(self.entry.agents)
         known = {str(agent.get("id")): agent for agent in self.reading.persisted_agents}
         for agent in self.reading.live_agents:
-            kept = known.get(str(agent.get("id")), {})
-            # Without a name it would be listed nowhere, and its host with it.
-            known[str(agent.get("id"))] = agent | {"name": agent.get("name") or kept.get("name")}
+            agent_id = str(agent.get("id"))
+            known[agent_id] = believed(agent, known.get(agent_id))
         return list(known.values())
+
+    def kept_agent(self, agent_id: str) -> dict[str, Any] | None:
+        """The copy of an agent's data that mngr kept on the VPS, or what this machine noted if that was not read."""
+        kept = self.entry.agents if self.reading is None else self.reading.persisted_agents
+        return next((agent for agent in kept if agent.get("id") == agent_id), None)
 
     @property
     def agents(self) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from imbue.mngr_vps_docker.lifecycle.observe import unanswered
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.sighting import usable
 from imbue.mngr_vps_docker.outer_host import HostDataListener
+from imbue.mngr_vps_docker.outer_host import KeptAgents
 from imbue.mngr_vps_docker.outer_host import SeenAgents
 from imbue.mngr_vps_docker.outer_host import SshConnector
 from imbue.mngr_vps_docker.outer_host import SshdRepair
@@ -60,6 +61,7 @@ def online_host(
     *,
     on_host_data: HostDataListener,
     on_sshd_down: SshdRepair,
+    kept_agent: KeptAgents,
 ) -> VpsDockerHost:
     """The host as mngr works on it while its container runs; nothing is connected yet."""
     address, _config = usable(sighting)
@@ -75,6 +77,7 @@ def online_host(
         mngr_ctx=provider.mngr_ctx,
         on_host_data=on_host_data,
         on_sshd_down=on_sshd_down,
+        kept_agent=kept_agent,
         journal=context.journal,
         seen_agents=_just_seen_agents(sighting),
     )

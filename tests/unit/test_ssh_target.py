@@ -73,6 +73,9 @@ def test_options_of_the_user_come_after_those_that_make_a_login_trustworthy() ->
         ("GlobalKnownHostsFile=/tmp/evil", "globalknownhostsfile /dev/null"),
         ("UpdateHostKeys=yes", "updatehostkeys false"),
         ("HostKeyAlias=evil", "hostkeyalias host-1"),
+        ("IdentityAgent=/tmp/evil", "identityagent none"),
+        ("IdentitiesOnly=no", "identitiesonly yes"),
+        ("BatchMode=no", "batchmode yes"),
         # ssh would show a command; that it shows none is our option's doing.
         ("KnownHostsCommand=/bin/cat /tmp/evil", "hostkeyalias host-1"),
     ],

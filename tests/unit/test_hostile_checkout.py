@@ -199,6 +199,7 @@ def assert_nothing_is_stolen(arrived: Path) -> None:
 
 
 @FORMS
+@pytest.mark.parametrize("marks", [("extensions.partialClone", "remote.origin.promisor"), ("remote.origin.promisor",)])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -217,10 +218,12 @@ def test_a_partial_clone_is_refused_before_its_remote_is_asked(
     make: Make,
     git_depth: int | None,
     settings: dict[str, str],
+    marks: tuple[str, ...],
 ) -> None:
     git_dir = make(checkout)
-    partial = {"core.repositoryformatversion": "1", "extensions.partialClone": "origin"}
-    for name, value in (partial | {"remote.origin.promisor": "true"} | settings).items():
+    values = {"extensions.partialClone": "origin", "remote.origin.promisor": "true"}
+    partial = {"core.repositoryformatversion": "1"} | {mark: values[mark] for mark in marks}
+    for name, value in (partial | settings).items():
         git(tmp_path, "config", "--file", str(git_dir / "config"), name, value.format(program(tmp_path, "p")))
     (git_dir / "refs/heads/main").write_text(f"{ABSENT_COMMIT}\n")
     with pytest.raises(BuildContextError) as refusal:
@@ -281,6 +284,19 @@ def test_no_program_runs_for_an_object_that_is_missing(
     assert programs_that_ran() == []
 
 
+def test_no_program_fetches_what_git_lacks(
+    checkout: Path, tmp_path: Path, programs_that_ran: Callable[[], list[str]]
+) -> None:
+    """Not even where settings that count name one: those are never copied, and this holds by itself."""
+    partial = {"core.repositoryformatversion": "1", "extensions.partialClone": "origin"}
+    fetched = {"remote.origin.promisor": "true", "remote.origin.url": "file:///x"}
+    for name, value in (partial | fetched | {"remote.origin.uploadpack": program(tmp_path, "p")}).items():
+        git(checkout, "config", name, value)
+    with pytest.raises(BuildContextError, match="cannot be sent"):
+        Repository(checkout, checkout / ".git").run("cat-file", "-p", ABSENT_COMMIT)
+    assert programs_that_ran() == []
+
+
 def test_no_program_in_a_checkout_runs_by_its_name(
     checkout: Path,
     tmp_path: Path,
@@ -296,11 +312,28 @@ def test_no_program_in_a_checkout_runs_by_its_name(
     assert programs_that_ran() == []
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "name"),
+    [
+        ("HOME", "home", "home/.gitconfig"),
+        ("XDG_CONFIG_HOME", "xdg", "xdg/git/config"),
+        ("GIT_CONFIG_GLOBAL", "given", "given"),
+    ],
+)
 def test_no_program_of_the_user_s_git_settings_runs(
-    checkout: Path, tmp_path: Path, send: Send, programs_that_ran: Callable[[], list[str]]
+    checkout: Path,
+    tmp_path: Path,
+    send: Send,
+    programs_that_ran: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    name: str,
 ) -> None:
     move_git_dir(checkout)
-    plant_programs(tmp_path, tmp_path / "home/.gitconfig")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    plant_programs(tmp_path, tmp_path / name)
+    monkeypatch.setenv(variable, str(tmp_path / value))
     send(checkout)
     assert programs_that_ran() == []
 
@@ -468,7 +501,8 @@ def test_no_setting_of_another_repository_is_sent(checkout: Path, private: Path,
     git_dir = move_git_dir(checkout)
     git(git_dir, "config", "--file", "config", name, str(private / ".git/config"))
     arrived = send(checkout)
-    assert b"canary" not in (arrived / ".git/config").read_bytes()
+    # Not only its password, which no URL keeps.
+    assert b"example.com" not in (arrived / ".git/config").read_bytes()
 
 
 def test_the_worktree_that_a_checkout_names_is_not_used(checkout: Path, private: Path, send: Send) -> None:

@@ -427,16 +427,18 @@ def lead_by_commondir_of_a_worktree(checkout: Path, git_dir: Path) -> None:
     (checkout / ".git").write_text("gitdir: worktrees/x\n")
 
 
-@pytest.mark.parametrize("is_worktree", [False, True])
+@pytest.mark.parametrize("kind", ["repository", "submodule", "worktree"])
 @pytest.mark.parametrize(
     "lead",
     [lead_by_file, lead_by_link, lead_by_linked_file, lead_by_commondir, lead_by_commondir_of_a_worktree],
 )
 def test_a_repository_that_is_not_the_checkout_s_is_not_sent(
-    checkout: Path, private: Path, send: Send, lead: Callable[[Path, Path], None], is_worktree: bool
+    checkout: Path, private: Path, send: Send, lead: Callable[[Path, Path], None], kind: str
 ) -> None:
     git(private, "worktree", "add", "-q", str(private.with_name("private-worktree")))
-    lead(checkout, private / ".git/worktrees/private-worktree" if is_worktree else private / ".git")
+    if kind == "submodule":
+        git(private, "config", "core.worktree", str(private))
+    lead(checkout, private / ".git/worktrees/private-worktree" if kind == "worktree" else private / ".git")
     with pytest.raises(BuildContextError, match=r"does not name this directory as its checkout|not a git repository"):
         send(checkout)
 

@@ -160,7 +160,8 @@ def test_encoded_and_compressed_copies_of_the_user_data_do_not_stay(lab: Provide
     provider, instance, run = lab.process(), "/var/lib/cloud/instances/i", "/run/cloud-init"
     injected = provider._context.keys.vps_host_key(host.id)
     user_data = shlex.quote(injected.private_key_path.read_text())
-    plain = [f"{instance}/user-data.txt.i", f"{run}/combined-cloud-config.json"]
+    # Of the first, what is in it tells, and of the others only the name.
+    plain = [f"{instance}/another", f"{run}/combined-cloud-config.json"]
     encoded = [f"{instance}/user-data.txt", f"{instance}/obj.pkl", f"{run}/instance-data-sensitive.json"]
     compressed = [f"{instance}/cloud-config.txt", "/var/lib/cloud/seed/nocloud/user-data", f"{run}/instance-data.json"]
     lab.on_vps(host.id, f"mkdir -p {instance}; printf %s {user_data} | tee {' '.join(plain)}")

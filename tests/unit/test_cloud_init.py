@@ -192,6 +192,10 @@ def test_docker_comes_from_its_own_repository_under_its_own_key(machine: StandIn
     assert machine.calls("apt-get")[-1].endswith("docker-ce docker-ce-cli containerd.io docker-buildx-plugin")
     sources = (machine.root / "etc/apt/sources.list.d/docker.list").read_text()
     assert sources.endswith("/docker.asc] https://download.docker.com/linux/debian bookworm stable\n")
+    # An answer that is an error, one by another way, and a list that apt only warns of do not count as a download.
+    (download,) = machine.calls("curl")
+    assert "-fsSL --proto =https " in download
+    assert all("APT::Update::Error-Mode=any" in call for call in machine.calls("apt-get"))
 
 
 @pytest.mark.parametrize(

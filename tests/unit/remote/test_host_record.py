@@ -145,11 +145,11 @@ def test_agent_data_that_json_cannot_hold_is_refused() -> None:
         *(_with_new_field(value) for value in ("[" * 300 + "]" * 300, "9" * 20, "9" * 5000, "NaN", "1e999")),
         *(
             json.dumps(_version_0() | {"vps_ip": address}).encode()
-            for address in ("*", "a\n* ssh-ed25519 A", "a,b", "")
+            for address in ("*", "192.0.2.?", "a\n* ssh-ed25519 A", "a,b", "")
         ),
         *(
             json.dumps(_version_0()).replace("sha256:1", image).encode()
-            for image in (" ", "--privileged", "a b", "a-" * 100_000)
+            for image in (" ", "--privileged", "a b", "a-" * 100_000, f"a@sha256:{'0' * 1000}")
         ),
         json.dumps(_version_0()).replace("2026-01-02T03:04:05+00:00", "never").encode(),
         json.dumps(_version_0()).replace("2026-01-02T03:04:05Z", "0001-01-01T00:00:00").encode(),

@@ -58,11 +58,13 @@ def test_a_changed_host_key_is_refused(sshd: LoopbackSshd, tmp_path: Path) -> No
     assert outcome.reason is NotStartedReason.HOST_KEY_CHANGED
     assert not (tmp_path / "ran").exists()
     assert isinstance(outcome.error(), VpsAuthenticationError)
+    assert "another host key than the pinned one" in str(outcome.error())
 
 
 def test_an_unknown_host_key_is_refused(sshd: LoopbackSshd) -> None:
     outcome = run(SshConnection(sshd.target(host_key_alias="stranger")), "true")
     assert outcome.reason is NotStartedReason.HOST_KEY_UNKNOWN
+    assert "not pinned on this machine" in str(outcome.error())
 
 
 def test_an_unknown_name_is_said_to_be_one(sshd: LoopbackSshd) -> None:

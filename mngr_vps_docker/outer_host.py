@@ -45,9 +45,11 @@ from imbue.mngr_vps_docker.ssh.file_scripts import NO_SUCH_FILE
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.process import ProcessRunner
 from imbue.mngr_vps_docker.ssh.shell import ShellScript
 from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.ssh.target import SshTarget
+from imbue.mngr_vps_docker.ssh.user_config import refuse_forwarding
 from imbue.mngr_vps_docker.terminal import logger
 from imbue.mngr_vps_docker.untrusted import UnusableDataError
 from imbue.mngr_vps_docker.untrusted import json_object
@@ -59,19 +61,27 @@ DEFAULT_COMMAND_TIMEOUT_SECONDS = 6 * 3600.0
 class SshConnector(PyinfraConnector):
     """The connection data that mngr's own tools (git push, rsync, connect) read from a host; nothing is connected.
 
-    Made once somebody asks for it: pyinfra takes 8 ms for each host, and a listing needs none of it. Those tools know
-    machines by address, so ``target.known_hosts_file`` must pin the address as well as the alias.
+    Those tools know machines by address, so ``target.known_hosts_file`` must pin the address as well as the alias, and
+    they run ssh with the user's configuration: see ``refuse_forwarding``.
     """
 
-    def __init__(self, target: SshTarget) -> None:
+    def __init__(self, target: SshTarget, runner: ProcessRunner) -> None:
         self._target = target
+        self._runner = runner
 
     @cached_property
     def _host(self) -> PyinfraHost:  # type: ignore[override]
+        # Made once somebody asks for it: pyinfra takes 8 ms for each host, and a listing needs none of it.
         target = self._target
+        refuse_forwarding(target.user, target.host, target.port, self._runner)
         return create_pyinfra_host(
             target.host, target.port, target.identity_file, target.known_hosts_file, target.user
         )
+
+    @property
+    def name(self) -> str:
+        """The address, for which nothing needs to be made."""
+        return self._target.host
 
 
 def shell_text(command: str, *, user: str | None = None, cwd: Path | None = None) -> str:

@@ -57,6 +57,7 @@ from imbue.mngr_vps_docker.lifecycle.uploaded_keys import take_key_back
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.ssh.user_config import refuse_forwarding
 from imbue.mngr_vps_docker.terminal import logger
 from imbue.mngr_vps_docker.vps_identity import make_host_key
 from imbue.mngr_vps_docker.vps_identity import take_host_key
@@ -66,6 +67,8 @@ from imbue.mngr_vps_docker.vps_state import HostReading
 _ACCOUNT_GRACE_SECONDS = 60.0
 # A cloud that does not answer for a moment is not to cost a host that is all but finished.
 _KEY_PAUSES_SECONDS = (1.0, 3.0)
+# What the cloud will give is not known yet: an address of documentation (RFC 5737), which no Host line means.
+_UNKNOWN_ADDRESS = "192.0.2.1"
 _PREPARING_IMAGE = "Preparing the image"
 
 KEEP_FAILED_HOSTS_VARIABLE = "MNGR_KEEP_FAILED_HOSTS"
@@ -78,6 +81,8 @@ def create_host(context: ProviderContext, request: CreateRequest) -> HostSightin
     With ``MNGR_KEEP_FAILED_HOSTS=1`` a failed host is kept, and the user is told how to get in and how to remove it.
     """
     check_name_is_free(request.name, request.others)
+    # mngr pushes the agent's work by its own ssh, once all is paid for.
+    refuse_forwarding("root", _UNKNOWN_ADDRESS, context.config.container_ssh_port, context.runner)
     with ending_in_order(), context.journal.owned(request.host_id):
         creation = Creation(context, request, _new_entry(context, request))
         try:

@@ -140,6 +140,11 @@ def exit_argv(target: SshTarget, control_path: Path) -> tuple[str, ...]:
     return ("ssh", "-O", "exit", "-o", control_path_option(control_path), "-F", "none", *_destination(target))
 
 
+def user_config_argv(user: str, host: str, port: int) -> tuple[str, ...]:
+    """Print what the user's own configuration says of a destination, and on stderr which files were read."""
+    return ("ssh", "-G", "-v", "-p", str(port), "-l", user, "--", host)
+
+
 def _destination(target: SshTarget) -> Sequence[str]:
     return ("-p", str(target.port), "-l", target.user, "--", target.host)
 

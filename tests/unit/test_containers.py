@@ -74,20 +74,22 @@ def test_what_a_set_up_waits_for_lies_out_of_the_containers_reach(pair: Pair) ->
     assert "flock" not in inside and "flock" not in before.partition("printf")[2]
 
 
-def test_pyinfra_is_asked_only_by_who_wants_to_know_how_it_logs_in(
+def test_only_who_wants_to_know_how_to_log_in_asks_pyinfra_and_the_users_ssh_configuration(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, names = outer_host.create_pyinfra_host, list[str]()
+    asked: list[str] = []
 
     def noted(name: str, *rest: Any) -> PyinfraHost:
         names.append(name)
         return made(name, *rest)
 
     monkeypatch.setattr(outer_host, "create_pyinfra_host", noted)
+    monkeypatch.setattr(outer_host, "refuse_forwarding", lambda _user, host, *_rest: asked.append(host))
     pair.start(pair.healthy)
     assert pair.rows()[pair.healthy][0].state is HostState.RUNNING
     process = pair.process()
-    assert not names
+    assert not names and not asked
     connector = process.get_connector(pair.healthy)
-    assert (connector.name, names) == ("localhost", ["localhost"])
+    assert (connector.name, names, asked) == ("localhost", ["localhost"], ["localhost"])
     assert connector.data.get("ssh_strict_host_key_checking") == "yes"

@@ -1,0 +1,103 @@
+"""What the user's own ssh configuration would hand to a machine.
+
+Our own ssh does not read it (see ``target.ssh_options``), but the ssh that mngr runs does (connect, and the git and
+rsync of push, pull and create), and mngr takes no further options for it. The sshd of a container belongs to the agent
+in it, whatever its settings were at first: what the client offers to forward, the agent can use. So that is refused.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.ssh.process import ProcessRunner
+from imbue.mngr_vps_docker.ssh.target import user_config_argv
+
+# Local, and milliseconds; but a `Match exec` of the user's runs a program.
+_TIMEOUT_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """A setting of ssh_config(5), what it gives away, and the line that turns it off where it comes first."""
+
+    name: str
+    gives: str
+    off: str | None
+
+    def is_off(self, value: str) -> bool:
+        if self.name in ("SendEnv", "SetEnv"):
+            return all(_HARMLESS_VARIABLE.fullmatch(word.partition("=")[0]) for word in value.split())
+        return value in ("no", "false")
+
+
+# What distributions send by default, and what describes a terminal.
+_HARMLESS_VARIABLE: Final = re.compile(
+    r"LANG|LANGUAGE|LC_[\w*?]+|TERM|COLORTERM|NO_COLOR|TZ|XMODIFIERS|GIT_PROTOCOL", re.ASCII
+)
+_NO_FORWARDING: Final = "ClearAllForwardings yes"
+# A port that is forwarded to there is as bad as one from there: a program here that uses it talks to the agent.
+_SETTINGS: Final = (
+    _Setting("ForwardAgent", "log in elsewhere with the keys of your ssh agent", "ForwardAgent no"),
+    _Setting("ForwardX11", "see and control your screen", "ForwardX11 no"),
+    _Setting("GSSAPIDelegateCredentials", "use your Kerberos tickets", "GSSAPIDelegateCredentials no"),
+    _Setting("Tunnel", "reach your network", "Tunnel no"),
+    _Setting("RemoteForward", "reach your network", _NO_FORWARDING),
+    _Setting("LocalForward", "answer programs of yours that use that port", _NO_FORWARDING),
+    _Setting("DynamicForward", "answer programs of yours that use that port", _NO_FORWARDING),
+    _Setting("SendEnv", "read these environment variables", None),
+    _Setting("SetEnv", "read these environment variables", None),
+)
+
+
+def refuse_forwarding(user: str, host: str, port: int, runner: ProcessRunner) -> None:
+    """Raise VpsDockerError if the user's own ssh to ``user`` at ``host`` would give that machine more than the login.
+
+    ssh itself says so (``ssh -G``, see ssh(1)); nothing is connected. Commands that the configuration runs here are
+    the user's own.
+    """
+    result = runner(user_config_argv(user, host, port), timeout_seconds=_TIMEOUT_SECONDS)
+    messages = result.stderr.decode("utf-8", "replace").splitlines()
+    if result.exit_code != 0:
+        reason = (
+            messages[-1] if messages and result.stop is None else f"ssh -G did not end in {_TIMEOUT_SECONDS:.0f} s"
+        )
+        raise VpsDockerError(f"ssh cannot use your ssh configuration for {user}@{host}: {reason}")
+    for line in result.stdout.decode("utf-8", "replace").splitlines():
+        name, _, value = line.partition(" ")
+        for setting in _SETTINGS:
+            if name == setting.name.lower() and not setting.is_off(value):
+                raise VpsDockerError(_refusal(setting, value, user, host, _places(setting.name, messages)))
+
+
+def _refusal(setting: _Setting, value: str, user: str, host: str, places: Sequence[str]) -> str:
+    where = f" ({', '.join(places)})" if places else ""
+    remedy = "set it only for the hosts that need it"
+    if setting.off is not None:
+        remedy += f", or put 'Match user {user}' with '{setting.off}' at the top of ~/.ssh/config"
+    return (
+        f"Your ssh configuration sets {setting.name} {value} for {user}@{host}{where}: an agent there could"
+        f" {setting.gives}. Change the configuration: {remedy}"
+    )
+
+
+def _places(name: str, messages: Sequence[str]) -> list[str]:
+    """Where a setting is written, in the files that ssh said (``-v``) it read."""
+    setting = re.compile(rf"\s*{name}[\s=]", re.IGNORECASE)
+    read = re.compile(r"debug1: Reading configuration data (.+)")
+    files = [Path(match[1]) for message in messages if (match := read.fullmatch(message.strip()))]
+    return [
+        f"{file} line {number}"
+        for file in files
+        for number, line in enumerate(_lines(file), start=1)
+        if setting.match(line)
+    ]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(errors="replace").splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,72 @@
+"""What the user's own ssh configuration would hand to a container is seen, by ssh itself, and refused."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.ssh.process import ProcessResult
+from imbue.mngr_vps_docker.ssh.process import run_process
+from imbue.mngr_vps_docker.ssh.user_config import refuse_forwarding
+
+
+def check(folder: Path, config: str) -> None:
+    """Check the real ssh with ``config`` in the place of the user's."""
+    path = folder / "config"
+    path.write_text(config)
+
+    def run(argv: Sequence[str], **options: Any) -> ProcessResult:
+        return run_process((argv[0], "-F", str(path), *argv[1:]), **options)
+
+    refuse_forwarding("root", "198.51.100.7", 2222, run)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ForwardAgent yes",
+        "ForwardAgent /run/agent",
+        "ForwardAgent $OTHER_AGENT",
+        "ForwardX11 yes",
+        "Tunnel yes",
+        "Tunnel point-to-point",
+        "RemoteForward 8080 [localhost]:80",
+        "RemoteForward 1080",
+        "LocalForward 5432 [localhost]:5432",
+        "DynamicForward 1080",
+        "SendEnv GITHUB_TOKEN",
+        "SendEnv *",
+        "SetEnv TOKEN=secret",
+    ],
+)
+def test_what_would_be_forwarded_is_refused(tmp_path: Path, line: str) -> None:
+    name = line.split()[0]
+    with pytest.raises(VpsDockerError, match=rf"sets {name} .* for root@198\.51\.100\.7 \({tmp_path}/config line 2\)"):
+        check(tmp_path, f"Host *\n  {line}\n")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "",
+        "Host *\n  ForwardAgent no\n  ForwardX11 no\n  Tunnel no\n",
+        "Host elsewhere\n  ForwardAgent yes\n",
+        "Host *\n  SendEnv LANG LC_* COLORTERM NO_COLOR\n  SetEnv TERM=xterm\n",
+        "Match user root\n  ForwardAgent no\nHost *\n  ForwardAgent yes\n",
+        "Match user root\n  ClearAllForwardings yes\nHost *\n  RemoteForward 1080\n  LocalForward 1 [localhost]:1\n",
+    ],
+)
+def test_what_forwards_nothing_there_is_accepted(tmp_path: Path, config: str) -> None:
+    check(tmp_path, config)
+
+
+def test_a_configuration_that_ssh_cannot_use_is_not_taken_for_a_harmless_one(tmp_path: Path) -> None:
+    with pytest.raises(VpsDockerError, match=r"your ssh configuration for root@198\.51\.100\.7: .*config"):
+        check(tmp_path, "NoSuchOption yes\n")
+
+
+def test_the_message_says_how_to_mend_it(tmp_path: Path) -> None:
+    with pytest.raises(VpsDockerError, match=r"'Match user root' with 'ForwardX11 no' at the top of ~/\.ssh/config"):
+        check(tmp_path, "ForwardX11 yes\n")

@@ -31,6 +31,7 @@ from imbue.mngr_vps_docker.ssh.process import ProcessRunner
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 from imbue.mngr_vps_docker.ssh.target import control_path_option
 from imbue.mngr_vps_docker.ssh.target import exit_argv
+from imbue.mngr_vps_docker.ssh.target import forward_argv
 from imbue.mngr_vps_docker.ssh.target import master_argv
 from imbue.mngr_vps_docker.ssh.version import installed_openssh
 
@@ -41,6 +42,7 @@ _SHARED: Final = Path("/tmp")
 # A master answers in milliseconds. One that is stopped (SIGSTOP) or wedged accepts connections and answers nothing.
 _ANSWER_SECONDS: Final = 1.0
 _EXIT_TIMEOUT_SECONDS: Final = 2.0
+_FORWARD_TIMEOUT_SECONDS: Final = 10.0
 # What authentication may take after ConnectTimeout, which covers the TCP connection and the banner.
 _LOGIN_SECONDS: Final = 20.0
 _MESSAGES_BYTES: Final = 1 << 20
@@ -141,6 +143,14 @@ class SshMaster:
     def is_alive(self) -> bool:
         """Whether it answers; False for one that is gone, stale or wedged."""
         return master_process_id(self.control_path, _ANSWER_SECONDS) is not None
+
+    def forward(self, local: tuple[str, int], remote: tuple[str, int]) -> bool:
+        """Let it lead from an address and port here to one that the machine sees, and say whether it does.
+
+        It must be open. What is forwarded ends with it.
+        """
+        argv = forward_argv(self.target, self.control_path, local, remote)
+        return self._runner(argv, timeout_seconds=_FORWARD_TIMEOUT_SECONDS).exit_code == 0
 
     def close(self) -> None:
         """End it, and with it every command that runs over it; nothing to do if it is not open."""

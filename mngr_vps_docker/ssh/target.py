@@ -4,10 +4,12 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.ssh.shell import joined
 
 # With persistence 0 the caller ends the shared connection; should it be killed, nobody keeps it for long.
 _SHORTEST_PERSISTENCE_SECONDS: Final = 5
@@ -133,6 +135,40 @@ def shared_argv(target: SshTarget, control_path: Path, command: str, log_file: P
         *_destination(target),
         command,
     )  # fmt: skip
+
+
+def forward_argv(
+    target: SshTarget, control_path: Path, local: tuple[str, int], remote: tuple[str, int]
+) -> tuple[str, ...]:
+    """Let the shared connection lead from an address and port here to one that ``target`` sees.
+
+    It fails if the port is taken; asking again for what is there already does not.
+    """
+    return (
+        "ssh", "-O", "forward",
+        "-L", ":".join(f"[{host}]:{port}" for host, port in (local, remote)),
+        "-o", control_path_option(control_path),
+        "-F", "none",
+        *_destination(target),
+    )  # fmt: skip
+
+
+def through(target: SshTarget, gateway: SshTarget, control_path: Path, host: str) -> SshTarget:
+    """``target`` as it is reached by way of ``gateway``, which knows it as ``host``.
+
+    Its logins travel over the shared connection at ``control_path``; where that is not open, over one of their own.
+    """
+    argv = (
+        "ssh",
+        "-o", control_path_option(control_path),
+        "-o", "ControlMaster=no",
+        *ssh_options(gateway),
+        "-W", f"[{host}]:{target.port}",
+        *_destination(gateway),
+    )  # fmt: skip
+    # ssh puts its own values in the place of a bare %, and takes the first ProxyCommand of two.
+    proxy_command = joined(argv).replace("%", "%%")
+    return replace(target, options=(f"ProxyCommand={proxy_command}", "ProxyUseFdpass=no", *target.options))
 
 
 def exit_argv(target: SshTarget, control_path: Path) -> tuple[str, ...]:

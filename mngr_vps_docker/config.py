@@ -29,6 +29,7 @@ from imbue.mngr_vps_docker.image_reference import is_image_reference
 HOST_VOLUME_PATH: Final = PurePosixPath("/mngr-vol")
 # Where the VPS's own sshd listens.
 VPS_SSH_PORT: Final = 22
+LOOPBACK_ADDRESS: Final = "127.0.0.1"
 # apt on a slow mirror is the longest part of setting up a container; without it the whole takes about a second.
 CONTAINER_SETUP_TIMEOUT_SECONDS = 600.0
 # More than all that create does besides may take: calls of the cloud, new host keys, files, small docker commands.
@@ -104,6 +105,10 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
     )
     container_ssh_port: int = Field(
         default=2222, ge=1, le=65535, description="Port on the VPS's public address that leads to the container's sshd"
+    )
+    container_ssh_via_vps: bool = Field(
+        default=False,
+        description="Whether new containers are reached through the VPS only, and have no port on its public address",
     )
     default_region: str = Field(default="ewr", description="Region of a new VPS; -b --vps-region= overrides it")
     default_plan: str = Field(default="vc2-1c-1gb", description="Size of a new VPS; -b --vps-plan= overrides it")

@@ -55,6 +55,9 @@ class VpsHostConfig(HostConfig):
     container_name: str = Field(description="Name of the host's container")
     volume_name: str = Field(description="Name of the volume that holds the host's mngr folder")
     vps_ssh_key_id: str | None = Field(default=None, description="The cloud's id of the uploaded public key")
+    is_container_behind_vps: bool = Field(
+        default=False, description="Whether the container's port is open on the VPS's loopback address only"
+    )
 
 
 class VpsDockerHostRecord(FrozenModel):

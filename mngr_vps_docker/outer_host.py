@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,29 +58,43 @@ DEFAULT_COMMAND_TIMEOUT_SECONDS = 6 * 3600.0
 
 
 class SshConnector(PyinfraConnector):
-    """The connection data that mngr's own tools (git push, rsync, connect) read from a host; nothing is connected.
+    """The connection data that mngr's own tools (git push, rsync, connect) read from a host; nothing is logged in to.
 
-    Those tools know machines by address, so ``target.known_hosts_file`` must pin the address as well as the alias, and
-    they run ssh with the user's configuration: see ``refuse_forwarding``.
+    Those tools know machines by address, so the known_hosts file of what ``reach`` returns must pin the address as
+    well as the alias, and they run ssh with the user's configuration: see ``refuse_forwarding``.
     """
 
-    def __init__(self, target: SshTarget, runner: ProcessRunner) -> None:
-        self._target = target
+    def __init__(self, name: str, reach: Callable[[], SshTarget], runner: ProcessRunner) -> None:
+        self._name = name
+        self.reach = reach
         self._runner = runner
-
-    @cached_property
-    def _host(self) -> PyinfraHost:  # type: ignore[override]
-        # Made once somebody asks for it: pyinfra takes 8 ms for each host, and a listing needs none of it.
-        target = self._target
-        refuse_forwarding(target.user, target.host, target.port, self._runner)
-        return create_pyinfra_host(
-            target.host, target.port, target.identity_file, target.known_hosts_file, target.user
-        )
+        self._made: tuple[SshTarget, PyinfraHost] | None = None
 
     @property
     def name(self) -> str:
-        """The address, for which nothing needs to be made."""
-        return self._target.host
+        """The machine's address, by which it is called; it may be reached by another."""
+        return self._name
+
+    @property
+    def connector_cls_name(self) -> str:
+        """What pyinfra calls its connector."""
+        return "SSHConnector"
+
+    @property
+    def host(self) -> PyinfraHost:
+        """pyinfra's view of the machine as it is reached now.
+
+        Made once somebody asks for it: pyinfra takes 8 ms for each host, and a listing needs none of it. Raises
+        VpsDockerError if the user's ssh would give the machine more than the login.
+        """
+        target = self.reach()
+        if self._made is None or self._made[0] != target:
+            refuse_forwarding(target.user, target.host, target.port, self._runner)
+            made = create_pyinfra_host(
+                target.host, target.port, target.identity_file, target.known_hosts_file, target.user
+            )
+            self._made = target, made
+        return self._made[1]
 
 
 def shell_text(command: str, *, user: str | None = None, cwd: Path | None = None) -> str:
@@ -128,6 +141,7 @@ class _OverOpenSsh(OuterHostInterface):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, defer_build=True)
 
+    connector: SshConnector = Field(frozen=True, description="How mngr's own tools reach the machine")
     ssh: SshConnection = Field(frozen=True, exclude=True, repr=False, description="The connection to the machine")
 
     @property
@@ -216,7 +230,7 @@ class _OverOpenSsh(OuterHostInterface):
 
     def get_ssh_connection_info(self) -> tuple[str, str, int, Path] | None:
         """Return (user, host, port, private key path)."""
-        target = self.ssh.target
+        target = self.connector.reach()
         return target.user, target.host, target.port, target.identity_file
 
     def disconnect(self) -> None:

@@ -12,9 +12,11 @@ from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
 from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
+from imbue.mngr_vps_docker.config import LOOPBACK_ADDRESS
 from imbue.mngr_vps_docker.docker_commands import ContainerSpec
 from imbue.mngr_vps_docker.docker_exec import exec_step
 from imbue.mngr_vps_docker.docker_exec import judged
+from imbue.mngr_vps_docker.docker_objects import ContainerInfo
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.lifecycle.container_setup import HOST_CONTAINER_SCRIPT
 from imbue.mngr_vps_docker.lifecycle.container_setup import STATE_CONTAINER_SCRIPT
@@ -92,7 +94,7 @@ def state_container(context: ProviderContext, *, image: str) -> ContainerSpec:
 
 
 def host_container(context: ProviderContext, request: ContainerRequest) -> ContainerSpec:
-    """A host's container, whose sshd is to be reached at the VPS's public address.
+    """A host's container, whose sshd is to be reached at the VPS's public address, or through the VPS only.
 
     It has no restart policy: an idle stop must last, and after a reboot of the VPS the host is shown as stopped.
     """
@@ -107,9 +109,17 @@ def host_container(context: ProviderContext, request: ContainerRequest) -> Conta
         },
         volumes={context.host_volume_name(request.host_id): str(HOST_VOLUME_PATH)},
         published_ports={context.config.container_ssh_port: CONTAINER_SSHD_PORT},
+        publish_address=LOOPBACK_ADDRESS if context.config.container_ssh_via_vps else None,
         extra_args=(*PROTECTIVE_ARGS, *request.start_args),
         entrypoint="sh",
         command=("-c", HOST_CONTAINER_SCRIPT),
+    )
+
+
+def is_behind_vps(container: ContainerInfo) -> bool:
+    """Whether the sshd of a host's container can be reached through its VPS only."""
+    return any(
+        port.container_port == CONTAINER_SSHD_PORT and port.host_ip == LOOPBACK_ADDRESS for port in container.ports
     )
 
 

@@ -1,5 +1,6 @@
 """What every lifecycle operation of a provider needs: its names, its settings, its cloud, and ways to its machines."""
 
+import hashlib
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Self
 
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import ProviderInstanceName
+from imbue.mngr_vps_docker.config import LOOPBACK_ADDRESS
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
@@ -21,6 +23,8 @@ from imbue.mngr_vps_docker.keys import ProviderKeys
 from imbue.mngr_vps_docker.lifecycle.patience import Timings
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.gateway import by_way_of
+from imbue.mngr_vps_docker.ssh.gateway import forward
 from imbue.mngr_vps_docker.ssh.known_hosts import KnownHostsFile
 from imbue.mngr_vps_docker.ssh.known_hosts import address_name
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
@@ -125,9 +129,11 @@ class ProviderContext:
     def unpin(self, host_id: HostId, address: str | None, record: VpsDockerHostRecord | None) -> None:
         """Forget the host keys of a host that is gone."""
         known = (None, None) if record is None else (record.ssh_host_public_key, record.container_ssh_host_public_key)
-        self.vps_known_hosts.unpin(host_id, address, known[0])
-        container_name = address_name(address, self.config.container_ssh_port) if address else None
-        self.container_known_hosts.unpin(host_id, container_name, known[1])
+        self.vps_known_hosts.unpin(host_id, () if address is None else (address,), known[0])
+        container_names = [address_name(LOOPBACK_ADDRESS, port) for port in _local_ports(host_id)]
+        if address is not None:
+            container_names.append(address_name(address, self.config.container_ssh_port))
+        self.container_known_hosts.unpin(host_id, container_names, known[1])
 
     def vps(
         self, address: str, host_id: HostId | None = None, connect_timeout_seconds: float | None = None
@@ -143,6 +149,22 @@ class ProviderContext:
         """The connection to root in a host's container; see ``vps``."""
         target = self._limited(self._container_target(address, host_id), connect_timeout_seconds)
         return self._connection(target, host_id)
+
+    def container_for_others(self, address: str, host_id: HostId) -> SshTarget:
+        """The container for programs that take an address and a port and nothing else: the ssh that mngr runs.
+
+        One that is behind its VPS has a port of this machine, which the VPS's shared login forwards. It is asked for
+        whenever such a program is about to run, because it ends with that login.
+        """
+        target = self.container(address, host_id).target
+        if not self._is_behind_vps(host_id):
+            return target
+        remote = (LOOPBACK_ADDRESS, target.port)
+        gateway = self.vps(address, host_id).target
+        port = forward(gateway, LOOPBACK_ADDRESS, _local_ports(host_id), remote, self.runner)
+        known_hosts = self.container_known_hosts
+        known_hosts.pin((address_name(LOOPBACK_ADDRESS, port),), *known_hosts.keys_of(host_id))
+        return replace(target, host=LOOPBACK_ADDRESS, port=port)
 
     def docker(self, address: str, host_id: HostId) -> DockerOverSsh:
         """Docker on the VPS of a host."""
@@ -204,7 +226,7 @@ class ProviderContext:
 
     def _container_target(self, address: str, host_id: HostId) -> SshTarget:
         port = self.config.container_ssh_port
-        return SshTarget(
+        target = SshTarget(
             host=address,
             port=port,
             identity_file=self.keys.container_client_key(host_id).private_key_path,
@@ -215,6 +237,18 @@ class ProviderContext:
             persist_seconds=self.config.ssh_control_persist_seconds,
             options=self.config.ssh_options,
         )
+        if not self._is_behind_vps(host_id):
+            return target
+        return by_way_of(self._vps_target(address, host_id), target, LOOPBACK_ADDRESS, self.runner)
+
+    def _is_behind_vps(self, host_id: HostId) -> bool:
+        """Whether a host's container is reached through its VPS: all are where the settings say so.
+
+        Without that, those are that were made so; what is published to all addresses can be reached either way.
+        """
+        entry = None if self.config.container_ssh_via_vps else self.journal.read(host_id)
+        made = None if entry is None or entry.record is None else entry.record.config
+        return self.config.container_ssh_via_vps or (made is not None and made.is_container_behind_vps)
 
     def _connection(self, target: SshTarget, host_id: HostId | None) -> SshConnection:
         with self._connections_lock:
@@ -226,3 +260,13 @@ class ProviderContext:
                     is_gone=lambda: host_id is not None and self.journal.is_going(host_id),
                 )
             return self._connections[target]
+
+
+def _local_ports(host_id: HostId) -> list[int]:
+    """The ports of this machine that may lead to a host's container, in the order in which they are tried.
+
+    They are always the same ones, so that every process finds the port that another has had forwarded, and below those
+    that systems give to outgoing connections (from 32768).
+    """
+    first = int(hashlib.sha256(host_id.encode()).hexdigest()[:8], 16)
+    return [20_000 + (first + 997 * attempt) % 12_000 for attempt in range(10)]

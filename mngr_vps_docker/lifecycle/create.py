@@ -13,6 +13,7 @@ from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
+from imbue.mngr_vps_docker.config import LOOPBACK_ADDRESS
 from imbue.mngr_vps_docker.docker_commands import inspect_container_argv
 from imbue.mngr_vps_docker.docker_errors import checked_docker
 from imbue.mngr_vps_docker.docker_objects import parse_container
@@ -82,7 +83,8 @@ def create_host(context: ProviderContext, request: CreateRequest) -> HostSightin
     """
     check_name_is_free(request.name, request.others)
     # mngr pushes the agent's work by its own ssh, once all is paid for.
-    refuse_forwarding("root", _UNKNOWN_ADDRESS, context.config.container_ssh_port, context.runner)
+    address = LOOPBACK_ADDRESS if context.config.container_ssh_via_vps else _UNKNOWN_ADDRESS
+    refuse_forwarding("root", address, context.config.container_ssh_port, context.runner)
     with ending_in_order(), context.journal.owned(request.host_id):
         creation = Creation(context, request, _new_entry(context, request))
         try:
@@ -309,6 +311,7 @@ def _write_record(creation: Creation) -> None:
             image=creation.image,
             container_name=context.container_name(request.name),
             volume_name=context.host_volume_name(request.host_id),
+            is_container_behind_vps=context.config.container_ssh_via_vps,
         ),
     )
     context.store(context.vps(creation.address, creation.host_id)).write_host_record(record)

@@ -34,6 +34,7 @@ from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
 from imbue.mngr_vps_docker.lifecycle.container import check_setup
 from imbue.mngr_vps_docker.lifecycle.container import enter_container
 from imbue.mngr_vps_docker.lifecycle.container import host_container
+from imbue.mngr_vps_docker.lifecycle.container import is_behind_vps
 from imbue.mngr_vps_docker.lifecycle.container import setup_step
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.metadata import foresee
@@ -154,7 +155,8 @@ def _with_container(context: ProviderContext, sighting: HostSighting, found: Con
     """
 
     def naming_it(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
-        config = record.config and record.config.model_copy(update={"image": found.image})
+        running = {"image": found.image, "is_container_behind_vps": is_behind_vps(found)}
+        config = record.config and record.config.model_copy(update=running)
         return record.model_copy(update={"container_id": found.id, "config": config})
 
     record = sighting.record

@@ -71,7 +71,9 @@ def online_host(
     connection = context.container(address, sighting.host_id)
     return VpsDockerHost(
         id=sighting.host_id,
-        connector=SshConnector(connection.target, context.runner),
+        connector=SshConnector(
+            address, lambda: context.container_for_others(address, sighting.host_id), context.runner
+        ),
         ssh=connection,
         provider_instance=provider,
         mngr_ctx=provider.mngr_ctx,
@@ -110,7 +112,7 @@ def outer_host(
 ) -> VpsOuterHost:
     """The VPS at ``address``; ``host_id`` is the host on it, if known. The time-out is that of ``context.vps``."""
     connection = context.vps(address, host_id, connect_timeout_seconds)
-    connector = SshConnector(connection.target, context.runner)
+    connector = SshConnector(address, lambda: connection.target, context.runner)
     return VpsOuterHost(id=host_id or HostId.generate(), connector=connector, ssh=connection)
 
 

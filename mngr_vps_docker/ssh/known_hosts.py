@@ -26,26 +26,30 @@ class KnownHostsFile:
         if sorted(wanted) != sorted(line for line in self._lines() if line.split(" ")[0] in names):
             self._rewrite(lambda lines: [*_without(lines, lambda name, _key: name in names), *wanted])
 
-    def unpin(self, name: str, address: str | None = None, public_key: str | None = None) -> None:
+    def unpin(self, name: str, addresses: Iterable[str] = (), public_key: str | None = None) -> None:
         """Forget ``name``; what is not there is no error.
 
-        ``address`` is where it was. It may have become another machine's, so only the keys of ``name`` are forgotten
-        of it, and ``public_key``, which is known to be one.
+        ``addresses`` are where it was. They may have become another machine's, so only the keys of ``name`` are
+        forgotten of them, and ``public_key``, which is known to be one.
         """
+        old = set(addresses)
 
         def change(lines: list[str]) -> list[str]:
             own = {key for line in lines for names, key in [_parsed(line)] if name in names}
             own |= {_bare(public_key or "")}
-            return _without(lines, lambda other, key: other == name or (other == address and key in own))
+            return _without(lines, lambda other, key: other == name or (other in old and key in own))
 
         self._rewrite(change)
 
     def adopt(self, name: str, other: str) -> None:
         """Pin ``name`` to the keys of ``other``, if only the latter is pinned."""
-        pinned = [_parsed(line) for line in self._lines()]
-        keys = [key for names, key in pinned if other in names]
-        if keys and not any(name in names for names, _key in pinned):
+        keys = self.keys_of(other)
+        if keys and not self.keys_of(name):
             self.pin((name,), *keys)
+
+    def keys_of(self, name: str) -> list[str]:
+        """The keys that are pinned as ``name``."""
+        return [key for names, key in map(_parsed, self._lines()) if name in names]
 
     def _rewrite(self, change: Callable[[list[str]], list[str]]) -> None:
         with locked(self.path.with_name(f".{self.path.name}.lock")):

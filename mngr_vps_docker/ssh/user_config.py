@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from imbue.mngr_vps_docker.config import LOOPBACK_ADDRESS
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
 from imbue.mngr_vps_docker.ssh.target import user_config_argv
@@ -21,10 +22,10 @@ _TIMEOUT_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """A setting of ssh_config(5), what it gives away, and the line that turns it off where it comes first."""
+    """A setting of ssh_config(5), what may come of it, and the line that turns it off where it comes first."""
 
     name: str
-    gives: str
+    risk: str
     off: str | None
 
     def is_off(self, value: str) -> bool:
@@ -38,17 +39,23 @@ _HARMLESS_VARIABLE: Final = re.compile(
     r"LANG|LANGUAGE|LC_[\w*?]+|TERM|COLORTERM|NO_COLOR|TZ|XMODIFIERS|GIT_PROTOCOL", re.ASCII
 )
 _NO_FORWARDING: Final = "ClearAllForwardings yes"
-# A port that is forwarded to there is as bad as one from there: a program here that uses it talks to the agent.
 _SETTINGS: Final = (
-    _Setting("ForwardAgent", "log in elsewhere with the keys of your ssh agent", "ForwardAgent no"),
-    _Setting("ForwardX11", "see and control your screen", "ForwardX11 no"),
-    _Setting("GSSAPIDelegateCredentials", "use your Kerberos tickets", "GSSAPIDelegateCredentials no"),
-    _Setting("Tunnel", "reach your network", "Tunnel no"),
-    _Setting("RemoteForward", "reach your network", _NO_FORWARDING),
-    _Setting("LocalForward", "answer programs of yours that use that port", _NO_FORWARDING),
-    _Setting("DynamicForward", "answer programs of yours that use that port", _NO_FORWARDING),
-    _Setting("SendEnv", "read these environment variables", None),
-    _Setting("SetEnv", "read these environment variables", None),
+    _Setting("ForwardAgent", "its agent could log in elsewhere with the keys of yours", "ForwardAgent no"),
+    _Setting("ForwardX11", "its agent could see and control your screen", "ForwardX11 no"),
+    _Setting("GSSAPIDelegateCredentials", "its agent could use your Kerberos tickets", "GSSAPIDelegateCredentials no"),
+    _Setting("Tunnel", "its agent could reach your network", "Tunnel no"),
+    _Setting("RemoteForward", "its agent could reach your network", _NO_FORWARDING),
+    # A port that leads there is as bad as one that leads here.
+    _Setting("LocalForward", "its agent could answer your programs that use that port", _NO_FORWARDING),
+    _Setting("DynamicForward", "its agent could answer your programs that use that port", _NO_FORWARDING),
+    _Setting("SendEnv", "its agent could read these variables", None),
+    _Setting("SetEnv", "its agent could read these variables", None),
+)
+# For a container that is reached by a forwarded port of this machine.
+_UNCHECKED_HOST_KEY: Final = _Setting(
+    "NoHostAuthenticationForLocalhost",
+    "another user of this machine could answer in its place",
+    "NoHostAuthenticationForLocalhost no",
 )
 
 
@@ -65,9 +72,10 @@ def refuse_forwarding(user: str, host: str, port: int, runner: ProcessRunner) ->
             messages[-1] if messages and result.stop is None else f"ssh -G did not end in {_TIMEOUT_SECONDS:.0f} s"
         )
         raise VpsDockerError(f"ssh cannot use your ssh configuration for {user}@{host}: {reason}")
+    settings = (*_SETTINGS, _UNCHECKED_HOST_KEY) if host == LOOPBACK_ADDRESS else _SETTINGS
     for line in result.stdout.decode("utf-8", "replace").splitlines():
         name, _, value = line.partition(" ")
-        for setting in _SETTINGS:
+        for setting in settings:
             if name == setting.name.lower() and not setting.is_off(value):
                 raise VpsDockerError(_refusal(setting, value, user, host, _places(setting.name, messages)))
 
@@ -78,8 +86,8 @@ def _refusal(setting: _Setting, value: str, user: str, host: str, places: Sequen
     if setting.off is not None:
         remedy += f", or put 'Match user {user}' with '{setting.off}' at the top of ~/.ssh/config"
     return (
-        f"Your ssh configuration sets {setting.name} {value} for {user}@{host}{where}: an agent there could"
-        f" {setting.gives}. Change the configuration: {remedy}"
+        f"Your ssh configuration sets {setting.name} {value} for {user}@{host}{where}: {setting.risk}."
+        f" Change the configuration: {remedy}"
     )
 
 

@@ -25,22 +25,22 @@ def test_a_pinned_key_replaces_the_older_one_of_that_name_only(known_hosts: Know
 def test_forgetting_leaves_the_others(known_hosts: KnownHostsFile) -> None:
     known_hosts.pin(("a", "b"), "ssh-ed25519 KEY")
     known_hosts.unpin("a")
-    known_hosts.unpin("never there", "nor there")
+    known_hosts.unpin("never there", ["nor there"])
     assert known_hosts.path.read_text() == "b ssh-ed25519 KEY\n"
 
 
 def test_an_address_that_is_another_machine_s_by_now_stays_that_one_s(known_hosts: KnownHostsFile) -> None:
     known_hosts.pin(("old", "192.0.2.1"), "ssh-ed25519 OLD")
     known_hosts.pin(("new", "192.0.2.1"), "ssh-ed25519 NEW")
-    known_hosts.unpin("old", "192.0.2.1")
+    known_hosts.unpin("old", ["192.0.2.1"])
     assert known_hosts.path.read_text() == "192.0.2.1 ssh-ed25519 NEW\nnew ssh-ed25519 NEW\n"
-    known_hosts.unpin("new", "192.0.2.1")
+    known_hosts.unpin("new", ["192.0.2.1"])
     assert known_hosts.path.read_text() == ""
 
 
 def test_an_address_whose_key_is_known_from_elsewhere_is_forgotten(known_hosts: KnownHostsFile) -> None:
     known_hosts.pin(("192.0.2.1",), "ssh-ed25519 KEY")
-    known_hosts.unpin("host-1", "192.0.2.1", "ssh-ed25519 KEY comment")
+    known_hosts.unpin("host-1", ["192.0.2.1"], "ssh-ed25519 KEY comment")
     assert known_hosts.path.read_text() == ""
 
 

@@ -12,7 +12,7 @@ from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.ssh.user_config import refuse_forwarding
 
 
-def check(folder: Path, config: str) -> None:
+def check(folder: Path, config: str, host: str = "198.51.100.7") -> None:
     """Check the real ssh with ``config`` in the place of the user's."""
     path = folder / "config"
     path.write_text(config)
@@ -20,7 +20,7 @@ def check(folder: Path, config: str) -> None:
     def run(argv: Sequence[str], **options: Any) -> ProcessResult:
         return run_process((argv[0], "-F", str(path), *argv[1:]), **options)
 
-    refuse_forwarding("root", "198.51.100.7", 2222, run)
+    refuse_forwarding("root", host, 2222, run)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,10 @@ def test_a_configuration_that_ssh_cannot_use_is_not_taken_for_a_harmless_one(tmp
 def test_the_message_says_how_to_mend_it(tmp_path: Path) -> None:
     with pytest.raises(VpsDockerError, match=r"'Match user root' with 'ForwardX11 no' at the top of ~/\.ssh/config"):
         check(tmp_path, "ForwardX11 yes\n")
+
+
+def test_the_host_key_of_a_forwarded_port_of_this_machine_is_checked(tmp_path: Path) -> None:
+    config = "NoHostAuthenticationForLocalhost yes\n"
+    check(tmp_path, config)
+    with pytest.raises(VpsDockerError, match="sets NoHostAuthenticationForLocalhost yes for root@127"):
+        check(tmp_path, config, host="127.0.0.1")

@@ -1,9 +1,13 @@
 """With ``container_ssh_via_vps`` nothing of a container is public, and all that mngr does with it works."""
 
+import os
+import re
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from support.mngr_cli import MngrCli
@@ -90,6 +94,20 @@ def test_what_list_shows_as_ssh_command_can_be_pasted(hidden: HiddenHost) -> Non
         check=False,
     )
     assert (done.stdout, done.returncode) == ("/mngr-vol\n", 0), done.stderr
+
+
+def test_a_listing_neither_forwards_a_port_nor_reads_the_users_configuration(
+    hidden: HiddenHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, program = tmp_path / "log", tmp_path / "ssh"
+    program.write_text(f'#!/bin/sh\necho "$@" >>{log}\nexec {shutil.which("ssh")} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    hidden.mngr("list")
+    assert not re.search("^-(G|O forward) ", log.read_text(), re.MULTILINE)
+    hidden.mngr("push", "a1", "--dry-run")
+    assert re.search("^-G ", log.read_text(), re.MULTILINE)
+    assert re.search("^-O forward ", log.read_text(), re.MULTILINE)
 
 
 def test_connect_finds_the_way_after_the_shared_login_has_ended(hidden: HiddenHost) -> None:

@@ -26,7 +26,7 @@ def forward(
     """Let the first free one of ``local_ports`` here lead to an address and port that ``gateway`` sees; return it.
 
     The shared connection holds the port, and ends ``persist_seconds`` after the last command or connection over it.
-    So whoever is about to use the port asks for it, which is local and changes nothing while it is there. Raises
+    A program asks for the port right before it uses it, which is local and changes nothing while it is there. Raises
     VpsConnectionError if every port is taken, and the errors of a login.
     """
     master = SshMaster(gateway, runner)

@@ -84,7 +84,7 @@ def create_host(context: ProviderContext, request: CreateRequest) -> HostSightin
     check_name_is_free(request.name, request.others)
     # mngr pushes the agent's work by its own ssh, once all is paid for.
     address = LOOPBACK_ADDRESS if context.config.container_ssh_via_vps else _UNKNOWN_ADDRESS
-    refuse_forwarding("root", address, context.config.container_ssh_port, context.runner)
+    refuse_forwarding("root", address, context.config.container_ssh_port, context.runner, label="a new host")
     with ending_in_order(), context.journal.owned(request.host_id):
         creation = Creation(context, request, _new_entry(context, request))
         try:

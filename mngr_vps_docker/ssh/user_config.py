@@ -59,36 +59,38 @@ _UNCHECKED_HOST_KEY: Final = _Setting(
 )
 
 
-def refuse_forwarding(user: str, host: str, port: int, runner: ProcessRunner) -> None:
+def refuse_forwarding(user: str, host: str, port: int, runner: ProcessRunner, label: str | None = None) -> None:
     """Raise VpsDockerError if the user's own ssh to ``user`` at ``host`` would give that machine more than the login.
 
     ssh itself says so (``ssh -G``, see ssh(1)); nothing is connected. Commands that the configuration runs here are
-    the user's own.
+    the user's own. ``label`` is what errors call the destination; None: by user and host.
     """
+    destination = label or f"{user}@{host}"
     result = runner(user_config_argv(user, host, port), timeout_seconds=_TIMEOUT_SECONDS)
     messages = result.stderr.decode("utf-8", "replace").splitlines()
     if result.exit_code != 0:
-        reason = (
-            messages[-1] if messages and result.stop is None else f"ssh -G did not end in {_TIMEOUT_SECONDS:.0f} s"
-        )
-        raise VpsDockerError(f"ssh cannot use your ssh configuration for {user}@{host}: {reason}")
+        reason = f"ssh -G has not ended within {_TIMEOUT_SECONDS:.0f} s"
+        if result.stop is None:
+            reason = messages[-1] if messages else "ssh gave no reason"
+        raise VpsDockerError(f"ssh cannot use your ssh configuration for {destination}: {reason}")
     settings = (*_SETTINGS, _UNCHECKED_HOST_KEY) if host == LOOPBACK_ADDRESS else _SETTINGS
     for line in result.stdout.decode("utf-8", "replace").splitlines():
         name, _, value = line.partition(" ")
         for setting in settings:
             if name == setting.name.lower() and not setting.is_off(value):
-                raise VpsDockerError(_refusal(setting, value, user, host, _places(setting.name, messages)))
+                places = _places(setting.name, messages)
+                where = f" ({', '.join(places)})" if places else ""
+                raise VpsDockerError(
+                    f"Your ssh configuration sets {setting.name} {value} for {destination}{where}:"
+                    f" {setting.risk}. Change the configuration: {_remedy(setting, user)}"
+                )
 
 
-def _refusal(setting: _Setting, value: str, user: str, host: str, places: Sequence[str]) -> str:
-    where = f" ({', '.join(places)})" if places else ""
+def _remedy(setting: _Setting, user: str) -> str:
     remedy = "set it only for the hosts that need it"
-    if setting.off is not None:
-        remedy += f", or put 'Match user {user}' with '{setting.off}' at the top of ~/.ssh/config"
-    return (
-        f"Your ssh configuration sets {setting.name} {value} for {user}@{host}{where}: {setting.risk}."
-        f" Change the configuration: {remedy}"
-    )
+    if setting.off is None:
+        return remedy
+    return f"{remedy}, or put 'Match user {user}' with '{setting.off}' at the top of ~/.ssh/config"
 
 
 def _places(name: str, messages: Sequence[str]) -> list[str]:

@@ -67,7 +67,7 @@ def test_a_push_does_not_lend_the_users_ssh_agent_to_the_container(
     assert "ED25519" not in mngr("exec", "a1", "cat /tmp/seen || :")
     assert refused.returncode != 0
     assert "ForwardAgent yes for root@" in refused.stderr
-    assert "ForwardAgent yes for root@" in mngr.run("create", "a2@h2.local-vps", "--new-host").stderr
+    assert "ForwardAgent yes for a new host" in mngr.run("create", "a2@h2.local-vps", "--new-host").stderr
     assert len(mngr.cloud.find_instances({})) == 1
     # As the message says.
     config.write_text("Match user root\n  ForwardAgent no\nHost *\n  ForwardAgent yes\n")

@@ -5,8 +5,11 @@ mngr takes it for, or the agent is not believed at all.
 """
 
 import re
+import time
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
 from typing import Any
@@ -30,6 +33,9 @@ from imbue.mngr_vps_docker.untrusted import plain_json
 
 # mngr's ids accept all that Python's int() does, blanks and underscores included; a path shall not.
 AGENT_ID: Final = r"agent-[0-9a-fA-F]{32}"
+
+# Of what was read longer ago, somebody else may have changed something.
+_FRESH_SECONDS: Final = 5.0
 
 # What mngr decides as it makes, renames or updates an agent, and acts upon on this machine.
 _DECIDED_BY_MNGR: Final = ("name", "type", "command", "work_dir", "created_branch_name", "create_time")
@@ -116,3 +122,16 @@ def usable_agents(agents: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], 
         except UnusableDataError as error:
             logger.warning("Left out an agent, whose data cannot be read: {}", error)
     return tuple(usable)
+
+
+@dataclass(frozen=True, slots=True)
+class SeenAgents:
+    """Data of a host's agents as it was ``read_at`` (on this machine's monotonic clock, in seconds)."""
+
+    data: Sequence[Mapping[str, Any]]
+    read_at: float
+
+    @property
+    def are_fresh(self) -> bool:
+        """Whether they may be taken for what the host has now."""
+        return time.monotonic() - self.read_at < _FRESH_SECONDS

@@ -1,14 +1,11 @@
 """mngr's views of the two machines of a host, spoken over OpenSSH: the VPS (outer host) and the container (host)."""
 
 import json
-import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
-from collections.abc import Sequence
 from contextlib import contextmanager
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +26,7 @@ from imbue.mngr.interfaces.host import OuterHostInterface
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.providers.ssh_utils import create_pyinfra_host
+from imbue.mngr_vps_docker.agent_data import SeenAgents
 from imbue.mngr_vps_docker.agent_data import believed
 from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
 from imbue.mngr_vps_docker.certified_changes import change_between
@@ -114,21 +112,6 @@ def _with_environment(text: str, env: Mapping[str, str] | None) -> str:
 # mngr's own notes of a host and its agents, which it reads as JSON: that takes many times their size in memory.
 _NOTE = "data.json"
 _NOTE_BYTES = 8 << 20
-# Of what was read longer ago, somebody else may have changed something.
-_FRESH_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class SeenAgents:
-    """Data of a host's agents as it was ``read_at`` (on this machine's monotonic clock, in seconds)."""
-
-    data: Sequence[Mapping[str, Any]]
-    read_at: float
-
-    @property
-    def are_fresh(self) -> bool:
-        """Whether they may be taken for what the host has now."""
-        return time.monotonic() - self.read_at < _FRESH_SECONDS
 
 
 type SshdRepair = Callable[[HostId], None]

@@ -29,6 +29,7 @@ from imbue.mngr.primitives import CommandString
 from imbue.mngr.primitives import DiscoveredAgent
 from imbue.mngr.primitives import DiscoveredHost
 from imbue.mngr.primitives import SSHInfo
+from imbue.mngr_vps_docker.agent_data import SeenAgents
 from imbue.mngr_vps_docker.agent_data import believed
 from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
 from imbue.mngr_vps_docker.errors import RemoteOutputError
@@ -40,7 +41,6 @@ from imbue.mngr_vps_docker.lifecycle.sighting import NO_COMMAND
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.sighting import usable
 from imbue.mngr_vps_docker.lifecycle.snapshot import list_snapshots
-from imbue.mngr_vps_docker.outer_host import SeenAgents
 from imbue.mngr_vps_docker.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.terminal import printable_data
 

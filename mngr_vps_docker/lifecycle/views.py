@@ -12,6 +12,7 @@ from imbue.mngr.primitives import DiscoveredHost
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.providers.base_provider import BaseProviderInstance
+from imbue.mngr_vps_docker.agent_data import SeenAgents
 from imbue.mngr_vps_docker.certified_changes import change_between
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsConnectionError
@@ -23,7 +24,6 @@ from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.sighting import usable
 from imbue.mngr_vps_docker.outer_host import HostDataListener
 from imbue.mngr_vps_docker.outer_host import KeptAgents
-from imbue.mngr_vps_docker.outer_host import SeenAgents
 from imbue.mngr_vps_docker.outer_host import SshConnector
 from imbue.mngr_vps_docker.outer_host import SshdRepair
 from imbue.mngr_vps_docker.outer_host import VpsDockerHost

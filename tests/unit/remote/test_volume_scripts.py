@@ -78,6 +78,13 @@ def test_more_files_than_are_counted_are_not_read(tmp_path: Path) -> None:
         listed(tmp_path)
 
 
+def test_more_bytes_than_are_wanted_of_all_files_are_not_read(tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / str(number)).write_bytes(bytes(1000))
+    with pytest.raises(ValueError, match="more than can be read"):
+        listed(tmp_path)
+
+
 def test_a_search_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = tmp_path / "bin" / "python3"
     slow.parent.mkdir()

@@ -87,6 +87,14 @@ def test_a_command_that_only_looks_is_run_again_and_compared(log: Path, capsys: 
     assert "it is" in said.err
 
 
+def test_what_a_command_that_is_run_again_says_carries_no_escape_sequence(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    CommandLog(log).write(replace(LOOKED, id="cc44", argv=("sh", "-c", "printf '\\033[31mred\\n' >&2; exit 3")))
+    assert main(["run", "cc44"]) == 0
+    assert r"\x1b[31mred" in capsys.readouterr().err
+
+
 def test_another_end_than_before_is_said_and_is_the_exit_code(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     CommandLog(log).write(replace(LOOKED, id="cc44", exit_code=0))
     assert main(["run", "aa11", "cc44"]) == 1

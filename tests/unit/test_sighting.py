@@ -155,6 +155,17 @@ CASES = {
     "was gone for the first time just now": Case(
         HostSighting(entry(gone_since=datetime.now(UTC)), is_gone=True), HostState.DESTROYED
     ),
+    "got no agent before mngr ended": Case(
+        HostSighting(entry(), reading("running", is_volume_read=True), is_abandoned=True),
+        HostState.FAILED,
+        is_garbage=True,
+        agents=("h1",),
+    ),
+    "got none that could be read before mngr ended": Case(
+        HostSighting(entry(), reading("running", is_volume_read=False), is_abandoned=True),
+        HostState.FAILED,
+        agents=("h1",),
+    ),
     "was recorded as failed": Case(
         HostSighting(entry(), reading(None, record=record(failure_reason="the image was lost"))),
         HostState.FAILED,

@@ -19,9 +19,7 @@ __all__ = ["MASK", "data_without_passwords", "logger", "printable", "printable_d
 # What stands in the place of a secret.
 MASK: Final = "***"
 # https://user:token@host and https://token@host; with other schemes, what has no colon is the name of a user.
-_URL_PASSWORD: Final = re.compile(
-    r"(https?://|[a-z][a-z0-9+.-]{0,20}://[^\s/:@]{0,256}:)[^\s/@]{1,4096}@", re.IGNORECASE
-)
+_URL_PASSWORD: Final = re.compile(r'(https?://|[a-z][a-z0-9+.-]{0,20}://[^\s/:@"]*:)[^\s/"]+@', re.IGNORECASE)
 
 # The end of a failed build's output, and more than anybody reads of anything else.
 _LONGEST_MESSAGE: Final = 16 << 10

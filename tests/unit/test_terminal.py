@@ -113,6 +113,8 @@ def test_no_line_of_the_log_carries_an_escape_sequence_or_passes_for_two(logged:
         ("https://user:hunter2@example.org/x.git", "https://***@example.org/x.git"),
         ("git clone HTTPS://hunter2@example.org:8080/x", "git clone HTTPS://***@example.org:8080/x"),
         ("ssh://git:hunter2@example.org/x and http://a:hunter2@b", "ssh://git:***@example.org/x and http://***@b"),
+        ("https://user:p@ss@example.org", "https://***@example.org"),
+        (f"https://user:{'x' * 5000}@example.org", "https://***@example.org"),
         ("ssh://git@example.org/x, git@example.org:x, https://example.org/a@b", None),
     ],
 )

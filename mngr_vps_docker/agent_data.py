@@ -100,10 +100,13 @@ def believed(live: Mapping[str, Any], kept: Mapping[str, Any] | None) -> dict[st
     """An agent's data as its container has it now, except for what mngr decided: that is as mngr ``kept`` it.
 
     ``kept`` is the copy on the state volume, which no container can write; every change that mngr makes, from any
-    machine, is there. An agent without one was not made by mngr from outside: no branch was made for it.
+    machine, is there. An agent without one was not made by mngr from outside: no branch was made for it. Nor is a
+    branch believed without the work directory it belongs to: the container could give it any.
     """
     kept = kept or {}
     decided = {name: kept[name] for name in _DECIDED_BY_MNGR if kept.get(name) is not None}
+    if "work_dir" not in decided:
+        decided.pop(_BRANCH, None)
     undecided = {name: value for name, value in live.items() if name != _BRANCH or value is None}
     return undecided | decided
 

@@ -16,6 +16,7 @@ from imbue.mngr.agents.base_agent import BaseAgent
 from imbue.mngr.config.agent_class_registry import reset_agent_class_registry
 from imbue.mngr.config.agent_class_registry import set_default_agent_class
 from imbue.mngr.primitives import AgentId
+from imbue.mngr_vps_docker.agent_data import believed
 from imbue.mngr_vps_docker.agent_data import checked_agent_data
 from imbue.mngr_vps_docker.host_record import encode_agent_data
 from imbue.mngr_vps_docker.outer_host import VpsDockerHost
@@ -144,6 +145,12 @@ def test_an_agent_that_mngr_did_not_make_has_made_no_branch(pair: Pair) -> None:
     for way, data in enumerate(every_way(pair)):
         assert data.get("created_branch_name") is None, way
         assert data.get("work_dir", "/true") == "/true", way
+
+
+def test_a_branch_is_not_believed_without_the_work_directory_it_belongs_to() -> None:
+    kept = {name: value for name, value in TRUE.items() if name != "work_dir"}
+    assert "created_branch_name" not in believed(TRUE | {"work_dir": "/code"}, kept)
+    assert believed(LIES | {"id": ID}, TRUE)["created_branch_name"] == "mngr/true"
 
 
 def test_no_branch_of_this_machine_is_that_of_an_agent_elsewhere(pair: Pair, tmp_path: Path) -> None:

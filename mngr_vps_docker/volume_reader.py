@@ -5,7 +5,7 @@ the part before, no link is followed, and nothing but a regular file or a direct
 
 Its arguments are the largest size of a file, that of all files together, the largest number of files, and patterns of
 paths. A part of a pattern is a name, or ``*`` and how a name ends. It prints ``<path>:<content>`` of each file, or
-``<path>`` of what is no regular file or too large, all of it in base64, and at last ``end``; or fails.
+``<path>`` of what is not a regular file or is too large, all in base64, and ``end`` at the end; or fails.
 """
 
 # Runs on whatever Python cloud-init runs on, 3.8 or newer. It imports only what every Python has loaded as it starts.

@@ -29,7 +29,7 @@ LOCK_TIMEOUT_SECONDS: Final = 30
 # Beside this module, so that it can be read, checked and run by itself.
 _READER: Final = Path(__file__).with_name("volume_reader.py").read_text()
 _READ_TIMEOUT_SECONDS: Final = 10
-# Of one volume, whoever wrote it or says so.
+# In one volume: more than a host has, and few enough for what an agent or a VPS makes up.
 _MOST_FILES: Final = 20_000
 # What the reader prints last. It is no base64 of whole bytes.
 _END_OF_FILES: Final = b"end"

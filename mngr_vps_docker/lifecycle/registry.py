@@ -163,7 +163,7 @@ class HostRegistry:
         return (self.offline(host_id) if host_id in self._unreachable else self.get(host_id)).agents
 
     def kept_agent(self, host_id: HostId, agent_id: str) -> dict[str, Any] | None:
-        """The copy of an agent's data that mngr kept, as last seen; None if there is none. Asks nobody."""
+        """The copy of an agent's data that mngr kept, as last seen, without a remote command; or None."""
         try:
             return self.offline(host_id).kept_agent(agent_id)
         except HostNotFoundError:

@@ -64,8 +64,8 @@ class Framing:
         """
         if not is_watched:
             return for_stdin(command)
-        # In the background, and a child of none of the command's shells, whose `wait` does not wait for it. What it
-        # ends is timeout(1), which ends all that it runs; once that is gone, its pid may be somebody else's.
+        # In the background, and not a child of the command's shell, whose `wait` would wait for it. It ends
+        # timeout(1), which ends all that it runs; once that is gone, another process may have its pid.
         end = f"read -r _ <&3; trap '' TERM; grep -q {self.nonce} /proc/$PPID/cmdline && kill -TERM $PPID $$"
         return f"exec 3<&0 </dev/null; ({{ {end}; }} >/dev/null 2>&1 &); exec 3<&-; ".encode() + for_stdin(command)
 

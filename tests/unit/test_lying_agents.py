@@ -52,13 +52,13 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
 
 
 def keep(pair: Pair, **changes: object) -> None:
-    """Have the record of the host hold an agent, as mngr left it there, from whatever machine."""
+    """Put an agent into the record of the host, as mngr on some machine left it there."""
     path = pair.record_path(pair.spoiled).with_suffix("") / f"{ID}.json"
     path.write_bytes(encode_agent_data(TRUE | changes))
 
 
 def lie(pair: Pair, **lies: object) -> None:
-    """Have the agent say something else on the volume, and in its container."""
+    """Let the agent write something else on the volume and in its container."""
     content = json.dumps(TRUE | lies)
     pair.write_agent(pair.spoiled, ID, content.encode())
     container = pair.start(pair.spoiled)

@@ -89,7 +89,7 @@ def test_a_runtime_folder_where_no_socket_can_lie_is_passed_over(
 
 
 def spoil(folder: Path, how: str, elsewhere: Path) -> None:
-    """Have something else at the place of a private folder."""
+    """Put something else in the place of a private folder."""
     match how:
         case "open to others":
             folder.mkdir()

@@ -105,7 +105,7 @@ def test_a_listing_neither_forwards_a_port_nor_reads_the_users_configuration(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     hidden.mngr("list")
     assert not re.search("^-(G|O forward) ", log.read_text(), re.MULTILINE)
-    hidden.mngr("push", "a1", "--dry-run")
+    hidden.mngr("push", "a1", "--dry-run", "--uncommitted-changes=clobber")
     assert re.search("^-G ", log.read_text(), re.MULTILINE)
     assert re.search("^-O forward ", log.read_text(), re.MULTILINE)
 

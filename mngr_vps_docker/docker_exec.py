@@ -28,6 +28,7 @@ from imbue.mngr_vps_docker.ssh.shell import ShellScript
 from imbue.mngr_vps_docker.ssh.shell import ShellText
 from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.ssh.shell import take_from_stdin
 from imbue.mngr_vps_docker.ssh.standard_input import PrecededInput
 
 STARTED: Final = "mngr-exec-started"
@@ -50,7 +51,7 @@ def exec_script(command: str, timeout_seconds: float) -> tuple[str, ...]:
 def exec_script_from_stdin(script_bytes: int, timeout_seconds: float, *, has_stdin: bool) -> tuple[str, ...]:
     """Like ``exec_script``, the command being the first ``script_bytes`` bytes of stdin; the rest is its stdin."""
     rest = "" if has_stdin else " && exec </dev/null"
-    return _bounded(timeout_seconds, f'script=$(head -c {script_bytes}){rest} && eval "$script"')
+    return _bounded(timeout_seconds, f'script=$({take_from_stdin(script_bytes)}){rest} && eval "$script"')
 
 
 def exec_in_container(

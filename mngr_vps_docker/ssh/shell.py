@@ -34,6 +34,7 @@ __all__ = [
     "secret_names",
     "shell_argv",
     "shown",
+    "take_from_stdin",
 ]
 
 _VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -140,11 +141,13 @@ RUN_STDIN: Final = ShellText('eval "$(cat)"')
 
 
 def run_from_stdin(size_bytes: int) -> ShellText:
-    """Runs what ``for_stdin`` made, of that size; what follows on stdin is that of the text.
+    """Runs what ``for_stdin`` made, of that size; what follows on stdin is that of the text."""
+    return ShellText(f'eval "$({take_from_stdin(size_bytes)} || echo exit 125)"')
 
-    Unlike head(1), which may read ahead, dd takes exactly that.
-    """
-    return ShellText(f'eval "$(dd bs={size_bytes} count=1 iflag=fullblock 2>/dev/null || echo exit 125)"')
+
+def take_from_stdin(size_bytes: int) -> ShellText:
+    """Prints that much of stdin, and leaves the rest to the next command; head(1) of busybox would read ahead."""
+    return ShellText(f"dd bs={size_bytes} count=1 iflag=fullblock 2>/dev/null")
 
 
 def for_stdin(text: str) -> bytes:

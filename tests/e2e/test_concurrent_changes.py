@@ -98,8 +98,8 @@ def assert_all_is_there(lab: ProviderLab, host: Host, made: list[dict[str, Any]]
     assert {snapshot.id for snapshot in process.list_snapshots(host.id)} == set(images)
 
 
-# Eight times fifty take more than a minute, and so are part of `make test-faults`.
-@pytest.mark.parametrize(("processes", "changes_each"), [(2, 50), (8, 50 if IS_LONG_RUN else 12)])
+# Fifty each take minutes, and so are part of `make test-faults`.
+@pytest.mark.parametrize(("processes", "changes_each"), [(2, 50), (8, 50)] if IS_LONG_RUN else [(2, 24), (6, 12)])
 def test_what_each_of_several_processes_changes_lasts(
     lab: ProviderLab, host: Host, processes: int, changes_each: int
 ) -> None:

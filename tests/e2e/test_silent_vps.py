@@ -64,7 +64,11 @@ class Pair:
             subprocess.run(("docker", "unpause", vps), check=False, capture_output=True, timeout=60)
 
 
-@pytest.fixture(scope="module", params=["local-vps", "listing-vps"])
+def with_listing_of(*backends: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("pair", backends, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def pair(
     request: pytest.FixtureRequest, vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
@@ -80,6 +84,7 @@ def pair(
         mngr.tear_down()
 
 
+@with_listing_of("local-vps", "listing-vps")
 def test_a_frozen_vps_is_waited_for_briefly_and_shown_as_it_was_last_seen(pair: Pair) -> None:
     with pair.frozen():
         first, second = pair.waits("list"), pair.waits("list")
@@ -100,6 +105,7 @@ def test_a_frozen_vps_is_waited_for_briefly_and_shown_as_it_was_last_seen(pair: 
     assert pair.mngr("exec", "silent", "echo back") == "back\nCommand succeeded on agent silent\n"
 
 
+@with_listing_of("local-vps")
 def test_a_command_on_a_vps_that_freezes_just_now_waits_once(pair: Pair) -> None:
     pair.mngr("list")
     with pair.frozen():
@@ -109,6 +115,7 @@ def test_a_command_on_a_vps_that_freezes_just_now_waits_once(pair: Pair) -> None
     pair.mngr("list")
 
 
+@with_listing_of("local-vps")
 def test_a_vps_that_talks_without_end_is_waited_for_briefly(pair: Pair) -> None:
     docker = "/usr/bin/docker"
     run_docker("exec", pair.vps("silent"), "sh", "-c", f"mv {docker} {docker}.real; ln -s /usr/bin/yes {docker}")
@@ -122,6 +129,7 @@ def test_a_vps_that_talks_without_end_is_waited_for_briefly(pair: Pair) -> None:
     pair.mngr("list")
 
 
+@with_listing_of("local-vps", "listing-vps")
 def test_destroy_does_not_wait_for_a_vps_that_does_not_answer(pair: Pair) -> None:
     with pair.frozen():
         pair.mngr("list")

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from typing import Final
@@ -50,6 +51,12 @@ _HOST_FILES: Final = ("data.json", "stop_reason", "agents/*/data.json")
 _FILE_LIMIT_BYTES: Final = 8 << 20
 _TOTAL_LIMIT_BYTES: Final = 16 << 20
 _COUNT_LIMIT: Final = 2_000
+# Not every distribution notes that a kernel was installed, and a cloud may start one that is in no package.
+NEEDS_REBOOT_SCRIPT: Final = """\
+running=$(uname -r)
+newest=$({ echo "$running"; ls /boot | sed -n 's/^vmlinuz-//p'; } 2>/dev/null | sort -V | tail -n 1)
+if [ -e /run/reboot-required ] || [ "${newest:-$running}" != "$running" ]; then echo reboot; fi
+"""
 _STOP_REASON: Final = re.compile(r"[A-Z_]{1,40}")
 _AGENT_FILE: Final = re.compile(rf"agents/({AGENT_ID})/data\.json")
 
@@ -62,8 +69,9 @@ class HostReading:
     as its container wrote it (``data_json_sha256``: the digest of that file), ``live_agents`` its agents' data from
     there, ``stop_reason`` the word that an orderly stop left; all of it is written by untrusted code. They are None or
     empty as well where ``is_volume_read`` is false: there is no volume, or it holds more than can be read.
-    ``container`` is None if there is no container. ``read_at`` is when all that was said, on this machine's monotonic
-    clock, in seconds; None if something of it has changed since.
+    ``container`` is None if there is no container. ``needs_reboot`` is whether an upgrade of the VPS waits for one.
+    ``read_at`` is when all that was said, on this machine's monotonic clock, in seconds; None if something of it has
+    changed since.
     """
 
     host_id: HostId
@@ -76,6 +84,7 @@ class HostReading:
     stop_reason: str | None = None
     is_volume_read: bool = False
     container: ContainerInfo | None = None
+    needs_reboot: bool = False
     read_at: float | None = None
 
 
@@ -124,28 +133,30 @@ def read_vps_state(
         raise refusal(volumes.error_text, purpose=purpose, host=where)
     if not containers.is_success and not is_only_vanished(containers.error_text):
         raise refusal(containers.error_text, purpose=purpose, host=where)
-    state_line, volume_lines = _lines(volumes)
+    state_line, volume_lines, needs_reboot = _lines(volumes)
     stored = (
         NOTHING_STORED if state_line is None else parse_state(state_line, where=f"{where} (volume {state_volume})")
     )
     container_by_host = _container_by_host(parse_containers(containers.text or "[]"), stored, container_label)
     host_ids = {**stored.records, **dict.fromkeys(stored.unreadable_host_ids), **container_by_host}
+    readings = (_reading(host_id, stored, volume_lines, container_by_host.get(host_id), where) for host_id in host_ids)
     return VpsState(
-        hosts={
-            host_id: _reading(host_id, stored, volume_lines, container_by_host.get(host_id), where, read_at)
-            for host_id in host_ids
-        },
+        hosts={reading.host_id: replace(reading, needs_reboot=needs_reboot, read_at=read_at) for reading in readings},
         has_state_volume=state_line is not None,
     )
 
 
 def _volumes_script(state_volume: str) -> str:
-    """Prints ``state <files>`` and, for each volume that belongs to a host, ``volume <name> <files>``."""
+    """Prints ``state <files>`` and, for each volume that belongs to a host, ``volume <name> <files>``.
+
+    And ``reboot``, if the VPS needs one.
+    """
     host_files = small_files(
         _HOST_FILES, file_limit_bytes=_FILE_LIMIT_BYTES, total_limit_bytes=_TOTAL_LIMIT_BYTES, count_limit=_COUNT_LIMIT
     )
     # A volume is a host's by its name, or because a record names it. Volume names have no blanks or quotes.
     return f"""\
+{NEEDS_REBOOT_SCRIPT}\
 volumes=$({_list_volumes(state_volume)}) || exit 1
 state=
 while read -r name path; do
@@ -183,8 +194,10 @@ if [ -d {_USUAL_VOLUMES}/{quoted(state_volume)}/_data ]; then
 else {joined(list_volume_mountpoints_argv())}; fi"""
 
 
-def _lines(result: BatchResult) -> tuple[bytes | None, dict[str, bytes]]:
+def _lines(result: BatchResult) -> tuple[bytes | None, dict[str, bytes], bool]:
+    """The line of the state volume, those of volumes by name, and whether there is one that asks for a reboot."""
     state_line: bytes | None = None
+    needs_reboot = False
     volume_lines: dict[str, bytes] = {}
     for line in result.stdout.splitlines():
         kind, _, rest = line.partition(b" ")
@@ -193,9 +206,11 @@ def _lines(result: BatchResult) -> tuple[bytes | None, dict[str, bytes]]:
         elif kind == b"volume":
             name, _, files = rest.partition(b" ")
             volume_lines[name.decode("ascii", "replace")] = files
+        elif line == b"reboot":
+            needs_reboot = True
         else:
             raise BatchFormatError("The VPS's description of its volumes cannot be read")
-    return state_line, volume_lines
+    return state_line, volume_lines, needs_reboot
 
 
 def _container_by_host(
@@ -226,7 +241,6 @@ def _reading(
     volume_lines: Mapping[str, bytes],
     container: ContainerInfo | None,
     where: str,
-    read_at: float,
 ) -> HostReading:
     record = stored.records.get(host_id)
     volume = record.config.volume_name if record is not None and record.config is not None else None
@@ -244,7 +258,6 @@ def _reading(
         stop_reason=None if files is None else _stop_reason(files.contents.get("stop_reason")),
         is_volume_read=files is not None,
         container=container,
-        read_at=read_at,
     )
 
 

@@ -98,7 +98,7 @@ def host_details(context: ProviderContext, sighting: HostSighting, listing: List
         tags=printable_data(data.user_tags),
         snapshots=list_snapshots(sighting),
         plugin=printable_data(data.plugin),
-        failure_reason=data.failure_reason or sighting.problem_text,
+        failure_reason=data.failure_reason or sighting.problem_text or sighting.advice,
     )
     if listing is None:
         return common

@@ -199,6 +199,13 @@ class HostSighting:
         return printable(f"unreachable since {self.entry.unreachable.since:%Y-%m-%d %H:%M:%S} UTC: {self.problem}")
 
     @property
+    def advice(self) -> str | None:
+        """What the user should do about the host's VPS, which is as it should be otherwise."""
+        if self.reading is None or not self.reading.needs_reboot:
+            return None
+        return "its VPS must reboot to run what it upgraded: `mngr exec <agent> --outer reboot`, then `mngr start`"
+
+    @property
     def failure_reason(self) -> str | None:
         """Why the host cannot be used at all, if it was never finished."""
         if self.is_being_made:

@@ -6,6 +6,7 @@ from datetime import datetime
 from datetime import timedelta
 
 import pytest
+from support.fleet import Fleet
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import HostId
@@ -17,6 +18,7 @@ from imbue.mngr_vps_docker.host_record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_record import VpsHostConfig
 from imbue.mngr_vps_docker.journal import HostPhase
 from imbue.mngr_vps_docker.journal import JournalEntry
+from imbue.mngr_vps_docker.lifecycle.details import host_details
 from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.vps_state import HostReading
@@ -186,3 +188,10 @@ def test_a_host_that(name: str) -> None:
     assert is_old is case.is_garbage
     assert bool(data.failure_reason) is (case.state is HostState.FAILED or "another machine's" in name)
     assert sighting.name == data.host_name == "h1"
+
+
+def test_a_vps_that_needs_a_reboot_says_so_and_is_used_as_before(fleet: Fleet) -> None:
+    sighting = HostSighting(entry(), reading("running", needs_reboot=True))
+    row = host_details(fleet.process()._context, sighting, None)
+    assert "`mngr exec <agent> --outer reboot`" in str(row.failure_reason)
+    assert (row.state, sighting.is_online, sighting.certified_data.failure_reason) == (HostState.RUNNING, True, None)

@@ -1,6 +1,7 @@
 import ctypes
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker import volume_scripts
+from imbue.mngr_vps_docker import vps_state
 from imbue.mngr_vps_docker.docker_errors import DaemonNotRunningError
 from imbue.mngr_vps_docker.docker_errors import DockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
@@ -23,6 +25,7 @@ from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.host_store import VpsHostConfig
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
+from imbue.mngr_vps_docker.vps_state import NEEDS_REBOOT_SCRIPT
 from imbue.mngr_vps_docker.vps_state import HostReading
 from imbue.mngr_vps_docker.vps_state import read_vps_state
 
@@ -114,6 +117,16 @@ def test_all_of_a_host_is_read_in_one_round_trip(machine: LocalMachine) -> None:
     assert reading.container is not None and reading.container.is_running
     assert reading.container.memory_bytes == 64 << 20
     assert reading.container.finished_at is None
+
+
+@pytest.mark.parametrize(("said", "expected"), [("echo reboot\n", True), ("", False)])
+def test_a_reboot_that_a_vps_needs_is_read_with_its_hosts(
+    machine: LocalMachine, monkeypatch: pytest.MonkeyPatch, said: str, expected: bool
+) -> None:
+    monkeypatch.setattr(vps_state, "NEEDS_REBOOT_SCRIPT", said)
+    machine.volume("state")
+    _write_record(machine, HostId(), "v")
+    assert _read_only_host(machine).needs_reboot is expected
 
 
 def test_a_volume_of_any_name_is_found_by_the_record(machine: LocalMachine) -> None:
@@ -282,3 +295,23 @@ def test_no_link_that_takes_the_place_of_a_folder_or_a_file_meanwhile_leads_out(
     with _exchanged_all_the_time((folder, inside / "folder link"), (file, inside / "file link")):
         readings = [_read_only_host(machine) for _ in range(200)]
     assert {found["labels"]["from"] for reading in readings for found in reading.live_agents} == {"the volume"}
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("run/reboot-required", "reboot\n"),
+        ("boot/vmlinuz-999.1.0-1-amd64", "reboot\n"),
+        (f"boot/vmlinuz-{os.uname().release}", ""),
+        ("boot/vmlinuz-2.6.32-5-amd64", ""),
+        ("boot/config-999.1.0-1-amd64", ""),
+    ],
+)
+def test_a_vps_needs_a_reboot_for_what_it_notes_and_for_a_newer_kernel(
+    tmp_path: Path, file: str, expected: str
+) -> None:
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).touch()
+    script = NEEDS_REBOOT_SCRIPT.replace("/run/", f"{tmp_path}/run/").replace("/boot", f"{tmp_path}/boot")
+    done = subprocess.run(["sh", "-eu", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == (expected, "")

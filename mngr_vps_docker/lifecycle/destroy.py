@@ -88,18 +88,24 @@ def delete_key_of(context: ProviderContext, entry: JournalEntry) -> None:
 
     One that was left would say of a finished host that it was never finished, wherever only the cloud tells of it.
     """
-    # Version 0.1.0 noted it in the record, and left it there for the host's whole life.
+    # Version 0.1.0 noted it in the record, and left it there for the host's whole life, by this name. The VPS writes
+    # that record, and could name any key of the account.
     in_record = None if entry.record is None or entry.record.config is None else entry.record.config.vps_ssh_key_id
+    name_of_0_1_0 = f"mngr-{entry.host_name}"
 
     def find() -> list[str]:
-        if not entry.ssh_key_name:
+        if not entry.ssh_key_name and not in_record:
             return []
-        return [key.id for key in context.client.list_ssh_keys() if key.name == entry.ssh_key_name]
+        return [
+            key.id
+            for key in context.client.list_ssh_keys()
+            if key.name == entry.ssh_key_name or (key.id, key.name) == (in_record, name_of_0_1_0)
+        ]
 
     def delete(key_id: str) -> bool:
         return _unless_gone(lambda: context.client.delete_ssh_key(key_id))
 
-    known = [key_id for key_id in (entry.ssh_key_id, in_record) if key_id]
+    known = [entry.ssh_key_id] if entry.ssh_key_id else []
     left = f"Public key {{}} of host {entry.host_name} may still be there"
     _remove_each(lambda: known, find, remove=delete, left=left)
 

@@ -336,8 +336,8 @@ def _sightings_of_lone_key(context: ProviderContext, host_id: HostId, key: Uploa
 def _sighting_of_record(record: VpsDockerHostRecord, findings: Findings, *, is_listed: bool) -> HostSighting:
     """A host that only a provider package knows of.
 
-    Its record comes from the VPS, and must not name the instance or the key that is to be destroyed; it does where the
-    client cannot list, for then there is nobody else to name them.
+    Its record comes from the VPS, and must not name the instance that is to be destroyed; it does where the client
+    cannot list, for then there is nobody else to name it.
     """
     data, config = record.certified_host_data, None if is_listed else record.config
     entry = JournalEntry(
@@ -346,7 +346,6 @@ def _sighting_of_record(record: VpsDockerHostRecord, findings: Findings, *, is_l
         phase=HostPhase.READY,
         created_at=data.created_at,
         vps_instance_id=None if config is None else config.vps_instance_id,
-        ssh_key_id=None if config is None else config.vps_ssh_key_id,
     )
     return _with_findings(HostSighting(entry, is_noted=False), findings, is_listed=is_listed)
 

@@ -301,17 +301,24 @@ def test_a_key_whose_vps_is_gone_is_shown_as_what_it_is_left_of(fleet: Fleet, ho
 # --- what else is of a host
 
 
-def test_the_key_that_version_0_1_0_left_at_the_cloud_goes_with_its_host(fleet: Fleet, host_id: HostId) -> None:
-    fleet.set_up(host_id, CASES["of another machine that shares its keys"])
+@pytest.mark.parametrize("case", ["of another machine that shares its keys", "stopped"])
+@pytest.mark.parametrize(("name", "what_remains"), [("mngr-h1", {}), ("laptop", {"key": "laptop"})])
+def test_the_key_that_version_0_1_0_left_at_the_cloud_goes_with_its_host_and_no_other(
+    fleet: Fleet, host_id: HostId, case: str, name: str, what_remains: dict[str, str]
+) -> None:
+    """The record says which it is, and the VPS can write any of the account there."""
+    fleet.set_up(host_id, CASES[case])
     record = record_of(host_id)
     assert record.config is not None
-    config = record.config.model_copy(update={"vps_ssh_key_id": "old-key"})
+    config = record.config.model_copy(update={"vps_ssh_key_id": "key"})
     machine = fleet.network.machines[ADDRESS]
     store = VpsDockerHostStore(machine, fleet.process()._context.state_volume_name)
     store.write_host_record(record.model_copy(update={"config": config}))
-    fleet.cloud.keys["old-key"] = "mngr-h1"
+    fleet.cloud.keys["key"] = name
     states(fleet.process())
     fleet.process().destroy_host(host_id)
+    assert fleet.cloud.keys == what_remains
+    fleet.cloud.keys.clear()
     check_that_nothing_is_left(fleet)
 
 

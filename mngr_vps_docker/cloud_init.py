@@ -106,10 +106,11 @@ def generate_cloud_init_user_data(
 def _settings(config: VpsDockerProviderConfig) -> str:
     """What the script reads, as shell variables."""
     allowed = [ip_network(network) for network in config.allowed_private_networks]
-    return "".join(
+    networks = "".join(
         f"allowed_ipv{version}='{' '.join(str(network) for network in allowed if network.version == version)}'\n"
         for version in (4, 6)
     )
+    return f"{networks}security_upgrades={'yes' if config.security_upgrades else ''}\n"
 
 
 def _setup_script() -> str:

@@ -130,6 +130,10 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
         default=(),
         description="Private networks, by CIDR, that containers and builds on new VPSes may reach all the same",
     )
+    security_upgrades: bool = Field(
+        default=True,
+        description="Whether new VPSes install security upgrades by themselves, those of Docker included",
+    )
     builder: Annotated[DockerBuilder, BeforeValidator(_upper)] = Field(
         default=DockerBuilder.DOCKER,
         description="DOCKER builds on the VPS; DEPOT builds there with the depot CLI and DEPOT_TOKEN",

@@ -13,6 +13,8 @@ per_boot=/var/lib/cloud/scripts/per-boot/mngr-vps-setup
 sshd_config=/etc/ssh/sshd_config
 # sshd takes the first value that it meets: this name sorts before every other.
 drop_in=/etc/ssh/sshd_config.d/00-mngr.conf
+apt_settings=/etc/apt/apt.conf.d/99-mngr
+no_upgrades_of_docker='Unattended-Upgrade::Package-Blacklist { "docker"; "containerd"; "runc"; };'
 # https://docs.docker.com/engine/install/debian/
 docker_fingerprint=9DC858229FC7DD38854AE2D88D81803C0EBFCD88
 
@@ -175,7 +177,7 @@ install_from_distribution() {
 # Containers outlive Docker's own restarts, and nobody restarts it unasked. What the image's maker set stays so.
 configure_docker() {
     mkdir -p /etc/docker /etc/apt/apt.conf.d
-    echo 'Unattended-Upgrade::Package-Blacklist { "docker"; "containerd"; "runc"; };' >/etc/apt/apt.conf.d/99-mngr
+    echo "$no_upgrades_of_docker" >"$apt_settings"
     python3 - /etc/docker/daemon.json <<'MERGE'
 import json, os, sys
 path = sys.argv[1]
@@ -280,11 +282,46 @@ stage_firewall() {
     fi
 }
 
+# Of Docker too, where its containers outlive that. Without the setting, whatever else the image does about it stays so.
+# Nothing reboots: a listing says that it is time to.
+# shellcheck disable=SC2154 # the settings' variable
+stage_upgrades() {
+    # shellcheck source=/dev/null
+    . "$settings_file"
+    [ -n "$security_upgrades" ] || return 0
+    command -v apt-get >/dev/null || { echo "no apt-get here: upgrades are up to the image"; return 0; }
+    command -v unattended-upgrade >/dev/null || { update_lists; install_packages unattended-upgrades; }
+    {
+        echo 'APT::Periodic { Enable "1"; Update-Package-Lists "1"; Unattended-Upgrade "1"; };'
+        echo 'Unattended-Upgrade::Automatic-Reboot "false";'
+        if [ "$(docker info --format '{{.LiveRestoreEnabled}}')" = true ]; then
+            # What download.docker.com calls itself; the distribution's own Docker is among its security upgrades.
+            echo 'Unattended-Upgrade::Origins-Pattern { "origin=Docker"; };'
+        else
+            echo "$no_upgrades_of_docker"
+        fi
+    } >"$state/apt-settings"
+    install -m 644 "$state/apt-settings" "$apt_settings"
+    # Elsewhere cron does what these timers do.
+    command -v systemctl >/dev/null || return 0
+    mkdir -p /etc/systemd/system/apt-daily-upgrade.service.d
+    printf '%s\n' '[Service]' 'ExecStartPost=/usr/local/sbin/mngr-vps-setup upgraded_docker' \
+        >/etc/systemd/system/apt-daily-upgrade.service.d/mngr.conf
+    systemctl unmask apt-daily.timer apt-daily-upgrade.timer
+    systemctl enable --now apt-daily.timer apt-daily-upgrade.timer
+}
+
+# Debian's package leaves the old dockerd running. Where an upgrade of Docker would end containers, there was none.
+stage_upgraded_docker() {
+    case $(readlink "/proc/$(systemctl show --property=MainPID --value docker)/exe") in
+        *' (deleted)') systemctl restart docker ;;
+    esac
+}
+
 report() {
     printf '%s\n' "$1" >"$state/status.new"
     sync "$state/status.new"
     mv "$state/status.new" "$state/status"
-    rm -f "$per_boot"
 }
 
 if [ $# -eq 1 ]; then
@@ -293,21 +330,27 @@ if [ $# -eq 1 ]; then
 fi
 
 mkdir -p "$state"
+stages='account sshd docker firewall'
 if grep -qx ready "$state/status" 2>/dev/null && docker_answers; then
-    exit 0
+    [ -e "$per_boot" ] || exit 0
+    stages=
 fi
 # cloud-init would not run this again after a power cut half-way.
 if [ -d "$(dirname "$per_boot")" ]; then
     ln -sf /usr/local/sbin/mngr-vps-setup "$per_boot"
 fi
-for stage in account sshd docker firewall; do
+for stage in $stages; do
     # In a process of its own, where set -e holds all the way down.
     if sh -eu "$0" "$stage" >"$log" 2>&1; then
         cat "$log"
     else
         cat "$log"
         report "failed: $stage: $(tail -n 3 "$log" | tr -c '[:print:]' ' ' | cut -c 1-400)"
+        rm -f "$per_boot"
         exit 1
     fi
 done
 report ready
+# Nobody waits for this. What fails of it is tried again at the next boot.
+sh -eu "$0" upgrades
+rm -f "$per_boot"

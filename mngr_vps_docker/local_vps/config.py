@@ -32,3 +32,6 @@ class LocalVpsProviderConfig(VpsDockerProviderConfig):
     default_os_id: int | str = Field(
         default=DEFAULT_OS, description="Operating system of a new VPS; -b --vps-os= overrides it"
     )
+    security_upgrades: bool = Field(
+        default=False, description="Whether VPSes install security upgrades by themselves; they do not live that long"
+    )

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 from support.booted_vps import Vps
+from support.higher_versions import DOCKER
+from support.higher_versions import FORGET_HIGHER_VERSIONS
+from support.higher_versions import SECURITY
+from support.higher_versions import offer_higher_versions
 from support.remote import wait_for
 
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
@@ -36,7 +40,7 @@ def client(vps_image: None) -> Iterator[LocalVpsClient]:
 
 @pytest.fixture(scope="module")
 def vps(client: LocalVpsClient, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vps]:
-    machine = Vps(client, tmp_path_factory.mktemp("vps"), os_id)
+    machine = Vps(client, tmp_path_factory.mktemp("vps"), os_id, security_upgrades=True)
     yield machine
     machine.connection.close()
 
@@ -78,19 +82,25 @@ def test_the_readme_says_with_which_versions_this_is_tested(vps: Vps, os_id: str
     assert f"Debian {os_id.removeprefix('debian-')} ({', '.join(named)})" in " ".join(README.read_text().split())
 
 
-def test_docker_is_left_alone_by_upgrades_and_its_containers_by_its_restarts(vps: Vps) -> None:
+def test_security_upgrades_are_installed_and_containers_outlive_those_of_docker(vps: Vps) -> None:
+    """All of it as apt's timers do it. Debian has Docker among its own packages; Docker has a repository, too."""
     assert vps.wait().is_success
+    wait_for(lambda: vps.run("systemctl is-active apt-daily.timer apt-daily-upgrade.timer").is_success)
     assert json.loads(vps.run("cat /etc/docker/daemon.json").checked().text) == {"live-restore": True}
-    assert vps.run("docker info --format '{{.LiveRestoreEnabled}}'").text == "true\n"
-    held = vps.run("apt-config dump --format '%v ' Unattended-Upgrade::Package-Blacklist").checked().text
-    assert held.split() == ["docker", "containerd", "runc"]
-    pid = "docker inspect --format '{{.State.Pid}}' lasting"
+    pid = "docker inspect --format '{{.State.Pid}}' lasting; docker exec lasting true"
     vps.run(f"docker run --detach --name lasting {vps.agent_image} sleep 1000").checked()
-    before = vps.run(pid).checked().text
-    vps.run("systemctl restart docker").checked()
-    wait_for(lambda: vps.run("docker info").is_success, 60)
-    assert vps.run(pid).text == before
-    assert vps.run("docker rm --force lasting").is_success
+    before, daemon_before = vps.run(pid).checked().text, vps.run("pidof dockerd").checked().text
+    packages = {"hostname": SECURITY, "docker.io": SECURITY, "runc": SECURITY, "containerd": DOCKER}
+    try:
+        vps.run(offer_higher_versions(packages)).checked()
+        vps.run("systemctl start apt-daily.service && systemctl start apt-daily-upgrade.service", 120).checked()
+        versions = vps.run(f"dpkg-query --show --showformat='${{Version}} ' {' '.join(packages)}").checked().text
+        assert all(version.endswith("+1") for version in versions.split()), versions
+        wait_for(lambda: vps.run("docker info").is_success, 60)
+        assert vps.run("pidof dockerd").checked().text != daemon_before
+        assert vps.run(pid).checked().text == before
+    finally:
+        vps.run(f"{FORGET_HIGHER_VERSIONS}; docker rm --force lasting").checked()
 
 
 def test_readiness_survives_a_reboot(vps: Vps, client: LocalVpsClient) -> None:
@@ -272,12 +282,15 @@ def test_an_sshd_that_refuses_its_settings_is_left_as_it_was(vps: Vps) -> None:
 def test_docker_is_installed_where_it_is_missing(
     client: LocalVpsClient, os_without_docker: str, tmp_path: Path
 ) -> None:
-    machine = Vps(client, tmp_path, os_without_docker)
+    machine = Vps(client, tmp_path, os_without_docker, security_upgrades=True)
     try:
         waited = machine.wait()
         assert (waited.exit_code, waited.text) == (0, "ready\n"), waited.error_text
         assert machine.run("docker info").is_success
         assert machine.run("systemctl is-enabled docker").text == "enabled\n"
+        wait_for(
+            lambda: machine.run("command -v unattended-upgrade && systemctl is-active apt-daily.timer").is_success, 60
+        )
     finally:
         machine.connection.close()
         client.destroy_instance(machine.instance_id)

@@ -101,7 +101,8 @@ class StandInMachine:
         self.put("sync", "")
         self.put("sshd", 'echo "MaxSessions 100"; echo "PasswordAuthentication no"')
         self.put("systemctl", '[ "$*" != "enable --now docker" ] || : >"$root/docker-runs"')
-        self.put("docker", '[ -e "$root/docker-runs" ]')
+        self.put("docker", '[ -e "$root/docker-runs" ] || exit; case "$*" in *LiveRestore*) echo true ;; esac')
+        self.put("unattended-upgrade", "")
         self.put("apt-get", 'case "$*" in *" docker.io"*) : >"$root/docker-installed" ;; esac')
         self.put("apt-cache", "false")
         self.put("ssh-keyscan", "")
@@ -299,11 +300,56 @@ def test_sshd_is_reloaded_after_the_check_and_not_restarted(machine: StandInMach
     assert not [call for call in machine.calls("systemctl") if "restart" in call]
 
 
-def test_docker_outlives_its_restarts_and_nobody_restarts_it_unasked(machine: StandInMachine) -> None:
+NO_UPGRADES_OF_DOCKER = 'Unattended-Upgrade::Package-Blacklist { "docker"; "containerd"; "runc"; };\n'
+UPGRADES = """\
+APT::Periodic { Enable "1"; Update-Package-Lists "1"; Unattended-Upgrade "1"; };
+Unattended-Upgrade::Automatic-Reboot "false";
+"""
+
+
+def test_security_upgrades_are_on_once_a_vps_is_ready(machine: StandInMachine) -> None:
+    (machine.bin / "unattended-upgrade").unlink()
+    machine.put("apt-get", 'case "$*" in *unattended*) cp "$root/var/lib/mngr-vps/status" "$root/before" ;; esac')
+    (machine.root / "docker-runs").touch()
     assert machine.set_up() == 0
+    assert machine.calls("apt-get")[-1].endswith(" install --no-install-recommends unattended-upgrades")
+    assert (machine.root / "before").read_text() == "ready\n"
     assert json.loads((machine.root / "etc/docker/daemon.json").read_text()) == {"live-restore": True}
-    blacklist = 'Unattended-Upgrade::Package-Blacklist { "docker"; "containerd"; "runc"; };\n'
-    assert (machine.root / "etc/apt/apt.conf.d/99-mngr").read_text() == blacklist
+    docker = 'Unattended-Upgrade::Origins-Pattern { "origin=Docker"; };\n'
+    assert (machine.root / "etc/apt/apt.conf.d/99-mngr").read_text() == UPGRADES + docker
+    assert "systemctl enable --now apt-daily.timer apt-daily-upgrade.timer" in machine.calls("systemctl")
+
+
+def test_upgrades_that_cannot_be_turned_on_are_tried_again_at_the_next_boot(machine: StandInMachine) -> None:
+    (machine.bin / "unattended-upgrade").unlink()
+    (machine.root / "docker-runs").touch()
+    machine.put("apt-get", "exit 100")
+    assert machine.set_up() == 1
+    assert machine.wait().stdout == "ready\n"
+    (at_next_boot,) = (machine.root / "var/lib/cloud/scripts/per-boot").iterdir()
+    assert at_next_boot.resolve() == machine.script
+    machine.put("apt-get", "")
+    (machine.root / "calls").unlink()
+    assert machine.set_up() == 0
+    assert machine.calls("sshd") == []
+    assert (machine.root / "etc/apt/apt.conf.d/99-mngr").read_text().startswith(UPGRADES)
+    assert list(at_next_boot.parent.iterdir()) == []
+
+
+def test_docker_is_not_upgraded_where_its_containers_would_not_outlive_that(machine: StandInMachine) -> None:
+    (machine.root / "docker-runs").touch()
+    machine.put("docker", 'case "$*" in *LiveRestore*) echo false ;; esac')
+    assert machine.set_up() == 0
+    assert (machine.root / "etc/apt/apt.conf.d/99-mngr").read_text() == UPGRADES + NO_UPGRADES_OF_DOCKER
+
+
+def test_without_security_upgrades_nothing_is_turned_on(tmp_path: Path) -> None:
+    config = VpsDockerProviderConfig(security_upgrades=False)
+    machine = StandInMachine(tmp_path / "machine", generate_cloud_init_user_data(*new_key_pair(), config))
+    (machine.root / "docker-runs").touch()
+    assert machine.set_up() == 0
+    assert (machine.root / "etc/apt/apt.conf.d/99-mngr").read_text() == NO_UPGRADES_OF_DOCKER
+    assert not [call for call in machine.calls("systemctl") if "apt-daily" in call]
 
 
 def test_containers_reach_no_metadata_service_of_any_cloud(machine: StandInMachine) -> None:

@@ -110,7 +110,8 @@ def _settings(config: VpsDockerProviderConfig) -> str:
         f"allowed_ipv{version}='{' '.join(str(network) for network in allowed if network.version == version)}'\n"
         for version in (4, 6)
     )
-    return f"{networks}security_upgrades={'yes' if config.security_upgrades else ''}\n"
+    upgrades = "yes" if config.security_upgrades else ""
+    return f"{networks}container_ssh_port={config.container_ssh_port}\nsecurity_upgrades={upgrades}\n"
 
 
 def _setup_script() -> str:

@@ -246,6 +246,18 @@ close_networks() { # IPTABLES "ALLOWED..." NETWORK...
         -m physdev ! --physdev-is-bridged -j MNGR-PRIVATE
 }
 
+# Drop connections to sshd, the VPS's or the container's, that come faster than ten a second from one SOURCE: before
+# anybody is known, each costs some milliseconds of the processor (CVE-2002-20001). A client tries again after a second.
+# Unlike hashlimit's, the table of this match drops nobody when many sources fill it.
+# shellcheck disable=SC2154 # the settings' variable
+limit_logins() { # IPTABLES SOURCE-MASK
+    for action in '--rcheck --seconds 1 --hitcount 10 -j DROP' --set; do
+        # shellcheck disable=SC2086 # several words
+        add_rule "$1" raw PREROUTING -p tcp --syn -m multiport --dports "22,$container_ssh_port" \
+            -m addrtype --dst-type LOCAL -m recent --name "mngr-$1" --mask "$2" $action
+    done
+}
+
 # Whoever reaches the cloud's metadata service can read the user data, and on some clouds gets credentials.
 # shellcheck disable=SC2154 # the settings' variables
 stage_firewall() {
@@ -261,6 +273,7 @@ stage_firewall() {
     done
     # Private networks (RFC 1918), and those of carriers (RFC 6598).
     close_networks iptables "$allowed_ipv4" 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10
+    limit_logins iptables 255.255.255.255 || echo "this kernel cannot limit how fast one address connects to sshd"
     if [ -e /proc/net/if_inet6 ]; then
         # OpenStack's; all of AWS's; Google's, Scaleway's, Akamai's, Oracle's, Alibaba's.
         for address in fe80::a9fe:a9fe fd00:ec2::/32 fd20:ce::254 fd00:42::42 fd00:a9fe:a9fe::1 fd00:c1::a9fe:a9fe \
@@ -269,6 +282,7 @@ stage_firewall() {
         done
         # RFC 4193.
         close_networks ip6tables "$allowed_ipv6" fc00::/7
+        limit_logins ip6tables ffff:ffff:ffff:ffff:: || echo "nor by IPv6"
     fi
     # At every boot, before Docker, which does not start without.
     unit=/etc/systemd/system/mngr-vps-firewall.service

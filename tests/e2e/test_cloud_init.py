@@ -168,7 +168,8 @@ def test_only_the_vps_itself_reaches_its_metadata_service(
     check()
     vps.reboot()
     check()
-    assert vps.run("iptables -t raw -S").text.count("169.254.0.0/16") == 2
+    rules = vps.run("iptables -t raw -S").checked().text
+    assert (rules.count("169.254.0.0/16"), rules.count("--name mngr-iptables")) == (2, 2)
 
 
 def test_a_vps_with_a_link_local_address_gets_answers_to_it(vps: Vps, metadata_service: None) -> None:

@@ -205,31 +205,14 @@ def test_after_a_reboot_a_vps_shows_its_own_key_and_has_no_copy_of_the_other(lab
 
 
 @pytest.mark.parametrize("port", [22, 2222], ids=["VPS", "container"])
-def test_an_audit_finds_nothing_wrong_with_sshd(lab: ProviderLab, host: Host, port: int) -> None:
-    info = host.get_ssh_connection_info()
-    assert info is not None
-    audit = subprocess.run(
-        [sys.executable, "-m", "ssh_audit.ssh_audit", "--skip-rate-test", "--json", "-p", str(port), info[1]],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    report = json.loads(audit.stdout)
-    failures = [
-        (kind, algorithm["algorithm"], algorithm["notes"]["fail"])
-        for kind in ("kex", "key", "enc", "mac")
-        for algorithm in report[kind]
-        if algorithm["notes"].get("fail")
-    ]
-    assert (failures, report["cves"]) == ([], [])
-    assert [key["algorithm"] for key in report["key"]] == ["ssh-ed25519"]
-
-
-@pytest.mark.parametrize("port", [22, 2222], ids=["VPS", "container"])
 def test_idle_connections_from_another_address_keep_nobody_out(
     lab: ProviderLab, host: Host, os_id: str, port: int
 ) -> None:
     context, address = lab.process()._context, lab.cloud.get_instance_ip(lab.instance_of(host.id))
     machine = context.vps(address, host.id) if port == 22 else context.container(address, host.id)
     login = shlex.split(machine.ssh_command("true"))
+    # What sshd itself does about them, without the firewall that makes them take half a minute.
+    lab.on_vps(host.id, "iptables -t raw -F")
     hold = f"held = [socket.create_connection(('{address}', {port})) for _ in range(260)]"
     script = f"import socket, time\n{hold}\nprint('held', flush=True)\ntime.sleep(600)"
     (network,) = json.loads(run_docker("inspect", lab.instance_of(host.id)))[0]["NetworkSettings"]["Networks"]
@@ -240,6 +223,7 @@ def test_idle_connections_from_another_address_keep_nobody_out(
         refused = [done.stderr for _ in range(10) if (done := _run(login)).returncode != 0]
     finally:
         run_docker("rm", "--force", neighbour)
+        lab.on_vps(host.id, "mngr-vps-setup firewall")
     assert refused == []
 
 
@@ -327,3 +311,24 @@ def _files(layer: bytes) -> Iterator[bytes]:
             file = archive.extractfile(member) if member.isreg() else None
             if file is not None:
                 yield file.read()
+
+
+@pytest.mark.parametrize("port", [22, 2222], ids=["VPS", "container"])
+def test_an_audit_finds_nothing_wrong_with_sshd(lab: ProviderLab, host: Host, port: int) -> None:
+    """The last test here: OpenSSH from 9.8 on refuses our address for a while, after so many connections."""
+    info = host.get_ssh_connection_info()
+    assert info is not None
+    audit = subprocess.run(
+        [sys.executable, "-m", "ssh_audit.ssh_audit", "--json", "-p", str(port), info[1]],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    report = json.loads(audit.stdout)
+    failures = [
+        (kind, algorithm["algorithm"], algorithm["notes"]["fail"])
+        for kind in ("kex", "key", "enc", "mac")
+        for algorithm in report[kind]
+        if algorithm["notes"].get("fail")
+    ]
+    assert (failures, report["cves"]) == ([], [])
+    assert not [note for note in report["additional_notes"] if "insufficient connection throttling" in note]
+    assert [key["algorithm"] for key in report["key"]] == ["ssh-ed25519"]

@@ -394,6 +394,21 @@ def test_containers_reach_no_private_network_but_those_of_the_settings(tmp_path:
     assert rules("ip6tables") == [*name_service, "-d fd12:3456::/64 -j RETURN", "-d fc00::/7 -j DROP"]
 
 
+def test_connections_to_sshd_are_limited_by_address_where_the_kernel_can(tmp_path: Path) -> None:
+    config = VpsDockerProviderConfig(container_ssh_port=2200)
+    machine = StandInMachine(tmp_path / "machine", generate_cloud_init_user_data(*new_key_pair(), config))
+    (machine.root / "proc/net").mkdir(parents=True)
+    (machine.root / "proc/net/if_inet6").touch()
+    machine.put("iptables", 'case "$*" in *" -C "*) exit 1 ;; *" recent "*) exit 2 ;; esac')
+    assert machine.set_up() == 0
+    for program, source in (("iptables", "255.255.255.255"), ("ip6tables", "ffff:ffff:ffff:ffff::")):
+        which = "-p tcp --syn -m multiport --dports 22,2200 -m addrtype --dst-type LOCAL"
+        rule = f"{program} -w -t raw -A PREROUTING {which} -m recent --name mngr-{program} --mask {source}"
+        # A table has one mask, that of who makes it. In this order: what is dropped does not count.
+        limit = [call for call in machine.calls(program) if "recent" in call and " -A " in call]
+        assert limit == [f"{rule} --rcheck --seconds 1 --hitcount 10 -j DROP", f"{rule} --set"]
+
+
 def test_a_second_run_and_a_reboot_change_nothing(machine: StandInMachine) -> None:
     assert machine.set_up() == 0
     (machine.root / "calls").unlink()

@@ -31,9 +31,13 @@ TIMED_OUT_EXIT_CODE = 124
 MAX_USER_DATA_BYTES = 12 * 1024
 
 # cloud-init writes result.json when its last stage has ended, after which no status will come any more. An error that
-# it reports before that may be of a part that does not matter here.
+# it reports before that may be of a part that does not matter here. The clock may be set meanwhile: the uptime counts.
 READINESS_SCRIPT = f"""
-deadline=$(($(date +%s) + timeout_seconds))
+uptime() {{
+    read -r seconds _ </proc/uptime
+    echo "${{seconds%.*}}"
+}}
+deadline=$(($(uptime) + timeout_seconds))
 explain() {{
     for log in /var/log/mngr-vps-setup.log /var/log/cloud-init-output.log; do
         if [ -r "$log" ]; then
@@ -57,7 +61,7 @@ while :; do
         explain "cloud-init ended without preparing the VPS ($(timeout 10 cloud-init status 2>&1 | head -n 1))"
         exit 1
     fi
-    if [ "$(date +%s)" -ge "$deadline" ]; then
+    if [ "$(uptime)" -ge "$deadline" ]; then
         explain "not ready after $timeout_seconds s ($(timeout 10 cloud-init status 2>&1 | head -n 1))"
         exit {TIMED_OUT_EXIT_CODE}
     fi

@@ -454,6 +454,26 @@ def test_waiting_ends_at_its_time_out_with_a_code_of_its_own(machine: StandInMac
     assert waited.stderr == "not ready after 1 s (status: running)\n"
 
 
+@pytest.mark.parametrize("step_seconds", [86_400, -86_400], ids=["forward", "back"])
+def test_waiting_takes_no_notice_of_a_clock_that_is_set(machine: StandInMachine, step_seconds: int) -> None:
+    machine.put("cloud-init", "echo 'status: running'")
+    step = f'echo $((1700000000 + $(grep -c "^date" "$root/calls") * {step_seconds}))'
+    machine.put("date", step)
+    machine.put("sleep", '[ $(grep -c "^sleep" "$root/calls") -lt 3 ] || echo ready >"$root/var/lib/mngr-vps/status"')
+    (machine.root / "var/lib/mngr-vps").mkdir()
+    assert machine.wait().stdout == "ready\n"
+    (machine.root / "var/lib/mngr-vps/status").unlink()
+    machine.put("sleep", "")
+    assert machine.wait(timeout_seconds=1).returncode == TIMED_OUT_EXIT_CODE
+
+
+def test_errors_of_cloud_init_do_not_matter_once_the_vps_is_ready(machine: StandInMachine) -> None:
+    machine.set_up()
+    (machine.root / "run/cloud-init").mkdir()
+    (machine.root / "run/cloud-init/result.json").write_text('{"v1": {"errors": ["a module failed"]}}')
+    assert machine.wait().stdout == "ready\n"
+
+
 def test_the_setup_script_passes_shellcheck(run_shellcheck: Callable[[str], str]) -> None:
     assert run_shellcheck(SETUP_SCRIPT.read_text()) == ""
     assert run_shellcheck(f"#!/bin/sh\n{wait_for_ready_command(5)}") == ""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
+from pathlib import Path
 from pathlib import PurePosixPath
 
 from imbue.mngr.providers.ssh_host_setup import REQUIRED_HOST_PACKAGES
@@ -25,6 +26,9 @@ SSHD_FOLDER = HOST_VOLUME_PATH / ".sshd"
 # The keys that the host was made with: only who makes it knows them, and every later set-up leaves them alone.
 _EXTRA_KEYS_FILE = "extra_authorized_keys"
 _STOP_REASON_PATH = HOST_VOLUME_PATH / STOP_REASON_FILE
+
+# A file of its own, so that it can be read, linted and run by itself.
+_STEADY_CLOCK = Path(__file__).parents[1] / "steady_clock.sh"
 
 # Keeps a container running and ends it at once on `docker stop`; a shell as PID 1 heeds no signal without a trap.
 _IDLE_LOOP = "while :; do sleep 86400 & wait $!; done"
@@ -199,6 +203,7 @@ def _install_commands(host_dir: PurePosixPath) -> str:
             _write_file(commands / "shutdown.sh", _SHUTDOWN_SCRIPT, mode="755"),
             _write_file(commands / "mngr_log.sh", load_resource_script("mngr_log.sh"), mode="755"),
             _write_file(commands / "activity_watcher.sh", load_resource_script("activity_watcher.sh"), mode="755"),
+            _write_file(commands / _STEADY_CLOCK.name, _STEADY_CLOCK.read_text()),
         ]
     )
 
@@ -211,6 +216,7 @@ def _start_services(host_dir: PurePosixPath) -> str:
     must find when it starts, and nobody can hold the host lock of before.
     """
     watcher = f"{host_dir}/commands/activity_watcher.sh"
+    clock = f"{host_dir}/commands/{_STEADY_CLOCK.name}"
     return f"""\
 is_running() {{ # PATTERN: does any process other than this shell have it in its command line?
   for process in /proc/[0-9]*; do
@@ -226,6 +232,7 @@ fi
 if ! is_running {quoted(f"^[^ ]*bash {watcher} ")}; then
   rm -f {_STOP_REASON_PATH} {HOST_VOLUME_PATH}/host_lock
   printf '{{"time": %s000, "source": "container start"}}\\n' "$(date +%s)" >{HOST_VOLUME_PATH}/activity/boot
+  export BASH_ENV={quoted(clock)}
   nohup {quoted(watcher)} {quoted(host_dir)} >>{HOST_VOLUME_PATH}/logs/activity_watcher.log 2>&1 &
 fi"""
 

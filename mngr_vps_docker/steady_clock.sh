@@ -1,0 +1,38 @@
+# Bash's BASH_ENV for mngr's activity watcher: a clock that nobody sets. With the machine's own, a step forward would
+# end a host at once, and a step back keep it awake for as long as that.
+# The time is that of the watcher's start and what has passed since; a file changed when its change was first seen.
+unset BASH_ENV
+_seen=${BASH_SOURCE[0]%/commands/*}/.activity_seen
+rm -rf "$_seen"
+mkdir -p "$_seen" || true
+
+_uptime() {
+    local seconds
+    read -r seconds _ </proc/uptime
+    echo "${seconds%.*}"
+}
+_started=$(($(command date +%s) - $(_uptime)))
+
+date() {
+    if [ "$*" = +%s ]; then
+        echo $((_started + $(_uptime)))
+    else
+        command date "$@"
+    fi
+}
+
+stat() {
+    if [ "${1-} ${2-}" != "-c %Y" ]; then
+        command stat "$@"
+        return
+    fi
+    local changed at="" before="" note=$_seen/${3//\//:}
+    changed=$(command stat "$@") || return
+    { read -r before at <"$note"; } 2>/dev/null || true
+    if [ "$before" != "$changed" ]; then
+        at=$(date +%s)
+        # On a full disk, the machine's clock is better than a change at every look.
+        { echo "$changed $at" >"$note"; } 2>/dev/null || at=$changed
+    fi
+    echo "$at"
+}

@@ -106,26 +106,43 @@ wait_for_docker() {
     done
 }
 
-apt() { apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -o APT::Update::Error-Mode=any "$@"; }
+# Settings that the image has stay as they are, without a question. Lists may be of up to a year from now, by a clock
+# that is behind: they are signed all the same.
+apt() {
+    apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -o APT::Update::Error-Mode=any \
+        -o Acquire::Max-FutureTime=31536000 -o DPkg::Options::=--force-confdef -o DPkg::Options::=--force-confold "$@"
+}
 
-# apt-get waits for dpkg's lock by itself, but not for the lock of its package lists.
+# apt-get waits for dpkg's lock by itself, but not for the lock of its package lists, nor for the clock to be set, before
+# which no certificate counts. A source that fails is of no matter yet: see install_packages.
 update_lists() {
     tries=0
     until apt update >"$state/apt-update" 2>&1; do
-        cat "$state/apt-update"
         tries=$((tries + 1))
-        [ "$tries" -lt 60 ] && grep -qi 'could not get lock' "$state/apt-update" || return 1
+        case "$(cat "$state/apt-update")" in
+            *"ould not get lock"*) [ "$tries" -lt 60 ] ;;
+            *"not yet valid"*) [ "$tries" -lt 12 ] ;;
+            *) false ;;
+        esac || break
         sleep 5
     done
+    cat "$state/apt-update"
 }
 
+# What counts is that the packages are there. Where they are not, the sources that failed are named.
 install_packages() {
-    packages="$*"
     if grep -q Y /sys/module/apparmor/parameters/enabled 2>/dev/null; then
-        packages="$packages apparmor"
+        set -- "$@" apparmor
     fi
-    # shellcheck disable=SC2086 # several names
-    apt install --no-install-recommends $packages
+    # After an upgrade that was cut short, apt refuses all work until this is done.
+    if [ -n "$(ls /var/lib/dpkg/updates 2>/dev/null)" ]; then
+        dpkg --force-confdef --force-confold --configure -a || true
+    fi
+    apt --fix-broken install --no-install-recommends "$@" && return
+    there=$(dpkg-query -W -f '${db:Status-Status}\n' "$@" 2>/dev/null | grep -cx installed || true)
+    [ "$there" -ne $# ] || return 0
+    grep -E '^(E|W): ' "$state/apt-update" 2>/dev/null | grep -v 'Some index files' | head -n 2 >&2
+    return 1
 }
 
 forget_docker_repository() { rm -f /etc/apt/sources.list.d/docker.list /etc/apt/keyrings/docker.asc; }
@@ -139,7 +156,7 @@ install_from_docker() {
         *) return 1 ;;
     esac
     if ! command -v curl >/dev/null || ! command -v gpg >/dev/null; then
-        apt install --no-install-recommends ca-certificates curl gnupg || return 1
+        install_packages ca-certificates curl gnupg || return 1
     fi
     key=$state/docker.asc
     curl -fsSL --proto '=https' --retry 2 --connect-timeout 10 --max-time 60 -o "$key" \
@@ -164,14 +181,13 @@ install_from_docker() {
 }
 
 install_from_distribution() {
-    packages=docker.io
+    set -- docker.io
     for extra in docker-cli docker-buildx; do
         if apt-cache show "$extra" >/dev/null 2>&1; then
-            packages="$packages $extra"
+            set -- "$@" "$extra"
         fi
     done
-    # shellcheck disable=SC2086 # several names
-    install_packages $packages
+    install_packages "$@"
 }
 
 # Containers outlive Docker's own restarts, and nobody restarts it unasked. What the image's maker set stays so.

@@ -26,7 +26,7 @@ from imbue.mngr_vps_docker.root_account import root_account_script
 
 SETUP_SCRIPT = Path(cloud_init.__file__).with_name("vps_setup.sh")
 FINGERPRINT = "9DC858229FC7DD38854AE2D88D81803C0EBFCD88"
-TOOLS = "sh cat mv rm mkdir dirname grep tail head tr cut cp ln sleep awk install timeout date sed sort uniq"
+TOOLS = "sh cat mv rm mkdir dirname grep tail head tr cut cp ln sleep awk install timeout date sed sort uniq ls readlink"
 
 
 # Has what the settings say only where it reads nothing else.
@@ -236,6 +236,62 @@ def test_a_package_list_that_is_locked_is_waited_for(machine: StandInMachine) ->
     machine.put("apt-get", f'[ $(grep -c update "$root/calls") -gt 3 ] || {{ echo "{locked}" >&2; exit 100; }}')
     assert machine.set_up() == 0
     assert len([call for call in machine.calls("apt-get") if call.endswith("update")]) == 4
+
+
+# apt-get that fails for one source, as it does for a broken one, and says so again whenever it is asked.
+BROKEN_SOURCE = 'case "$*" in *update) echo "E: The repository x s is not signed." >&2; exit 100 ;; esac'
+NOT_FOUND = 'echo "E: Unable to locate package docker.io" >&2; exit 100'
+
+
+def test_what_the_other_package_sources_have_is_enough(machine: StandInMachine) -> None:
+    machine.put("apt-get", BROKEN_SOURCE)
+    assert machine.set_up() == 0
+
+
+def test_a_source_that_fails_is_named_where_a_package_is_missing(machine: StandInMachine) -> None:
+    machine.put("apt-get", f"{BROKEN_SOURCE}; {NOT_FOUND}")
+    assert machine.set_up() == 1
+    reason = "E: Unable to locate package docker.io E: The repository x s is not signed. \n"
+    assert machine.status.endswith(reason)
+
+
+def test_packages_that_are_there_are_enough_though_apt_failed_for_another(machine: StandInMachine) -> None:
+    machine.put("apt-get", 'case "$*" in *docker.io*) exit 100 ;; esac')
+    machine.put("dpkg-query", "echo installed")
+    assert machine.set_up() == 0
+
+
+def test_dpkg_is_helped_up_and_asks_nothing(machine: StandInMachine) -> None:
+    updates = machine.root / "var/lib/dpkg/updates"
+    updates.mkdir(parents=True)
+    (updates / "0001").touch()
+    machine.put("dpkg", 'echo amd64; case "$*" in *configure*) rm "$root/var/lib/dpkg/updates/0001" ;; esac')
+    machine.put("apt-get", f'case "$*" in *install*) [ ! -e {updates}/0001 ] ;; esac')
+    assert machine.set_up() == 0
+    keep = ("--force-confdef", "--force-confold")
+    assert all(f"DPkg::Options::={option}" in call for option in keep for call in machine.calls("apt-get"))
+    assert all(option in machine.calls("dpkg")[0] for option in keep)
+
+
+def test_a_clock_that_is_behind_is_no_reason_to_refuse_a_list_and_is_waited_for_where_https_needs_it(
+    machine: StandInMachine,
+) -> None:
+    machine.put("sleep", "")
+    early = "E: The certificate chain uses not yet valid certificate"
+    machine.put("apt-get", f'[ $(grep -c update "$root/calls") -gt 3 ] || {{ echo "{early}" >&2; exit 100; }}')
+    assert machine.set_up() == 0
+    updates = [call for call in machine.calls("apt-get") if call.endswith("update")]
+    assert len(updates) == 4
+    assert all("Acquire::Max-FutureTime=31536000" in call for call in updates)
+
+
+def test_a_clock_that_is_never_set_is_waited_for_a_minute(machine: StandInMachine) -> None:
+    machine.put("sleep", "")
+    machine.put("apt-get", 'echo "E: The certificate chain uses not yet valid certificate" >&2; exit 100')
+    assert machine.set_up() == 1
+    # Each of 5 s.
+    assert len(machine.calls("sleep")) == 11
+    assert "not yet valid certificate" in machine.status
 
 
 @pytest.mark.parametrize(

@@ -197,14 +197,56 @@ configure_docker() {
     python3 - /etc/docker/daemon.json <<'MERGE'
 import json, os, sys
 path = sys.argv[1]
-settings = json.load(open(path)) if os.path.exists(path) else {}
+try:
+    text = open(path).read() if os.path.exists(path) else ""
+    settings = dict(json.loads(text) if text.strip() else {})
+except (ValueError, TypeError) as error:
+    sys.exit(f"{path} of the image is not a JSON object: {error}")
+ours = {}
+# Docker refuses to start with both.
+if not os.path.exists(settings.get("data-root", "/var/lib/docker") + "/swarm/docker-state.json"):
+    ours["live-restore"] = True
+mtu = os.environ["mtu"]
+if mtu:
+    ours["mtu"] = int(mtu)
+    # Of networks that users make, too; an older Docker refuses to start with it.
+    if int(os.environ["version"] or 0) >= 24:
+        ours["default-network-opts"] = {"bridge": {"com.docker.network.driver.mtu": mtu}}
 with open(path + ".new", "w") as file:
-    json.dump({"live-restore": True} | settings, file, indent=2)
+    json.dump(ours | settings, file, indent=2)
 os.replace(path + ".new", path)
 MERGE
 }
 
+# The smallest MTU of the default routes and their interfaces, where it is below Docker's own.
+uplink_mtu() {
+    routes=$(ip -4 route show default 2>/dev/null; ip -6 route show default 2>/dev/null) || true
+    {
+        echo "$routes" | sed -n 's/.* mtu \(lock \)\{0,1\}\([0-9]*\).*/\2/p'
+        for device in $(echo "$routes" | sed -n 's/.* dev \([^ ]*\).*/\1/p'); do
+            cat "/sys/class/net/$device/mtu"
+        done
+    } | sort -n | awk 'NR == 1 && $1 < 1500'
+}
+
+dockerd_version() { dockerd --version 2>/dev/null | sed -n 's/.*version \([0-9]*\).*/\1/p'; }
+
+# Docker reads the MTU when it starts, all else that is set here also while it runs.
+start_docker() {
+    how=reload
+    [ -z "$mtu" ] || how=restart
+    if command -v systemctl >/dev/null; then
+        systemctl enable --now docker && systemctl "$how" docker
+    else
+        service docker start
+    fi
+}
+
 stage_docker() {
+    command -v python3 >/dev/null || { update_lists; install_packages python3-minimal; }
+    mtu=$(uplink_mtu)
+    version=$(dockerd_version)
+    export mtu version
     configure_docker
     if docker_answers; then
         echo "Docker is there already"
@@ -215,13 +257,10 @@ stage_docker() {
         }
         update_lists
         install_from_docker || install_from_distribution
+        version=$(dockerd_version)
+        configure_docker
     fi
-    if command -v systemctl >/dev/null; then
-        systemctl enable --now docker
-        systemctl reload docker
-    else
-        service docker start
-    fi
+    start_docker
     wait_for_docker
 }
 
@@ -258,6 +297,9 @@ close_networks() { # IPTABLES "ALLOWED..." NETWORK...
         printf -- '-A MNGR-PRIVATE -d %s -j DROP\n' "$@"
         echo COMMIT
     } | "$program-restore" -w --noflush
+    # TCP heeds the uplink's MTU also on networks of which Docker was not told it.
+    add_rule "$program" mangle FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu ||
+        echo "the MSS of connections is left as it is"
     add_rule "$program" mangle FORWARD -m conntrack ! --ctstate ESTABLISHED,RELATED,DNAT \
         -m physdev ! --physdev-is-bridged -j MNGR-PRIVATE
 }

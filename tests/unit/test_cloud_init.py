@@ -26,7 +26,9 @@ from imbue.mngr_vps_docker.root_account import root_account_script
 
 SETUP_SCRIPT = Path(cloud_init.__file__).with_name("vps_setup.sh")
 FINGERPRINT = "9DC858229FC7DD38854AE2D88D81803C0EBFCD88"
-TOOLS = "sh cat mv rm mkdir dirname grep tail head tr cut cp ln sleep awk install timeout date sed sort uniq ls readlink"
+TOOLS = (
+    "sh cat mv rm mkdir dirname grep tail head tr cut cp ln sleep awk install timeout date sed sort uniq ls readlink"
+)
 
 
 # Has what the settings say only where it reads nothing else.
@@ -115,7 +117,7 @@ class StandInMachine:
             self.put(f"{program}-restore", f'cat >>"$root/{program}-restored"')
 
     def _moved(self, script: str) -> str:
-        for folder in ("/var/lib/", "/var/log/", "/etc/", "/run/", "/proc/net/"):
+        for folder in ("/var/lib/", "/var/log/", "/etc/", "/run/", "/proc/net/", "/sys/class/net/", "/snap/"):
             script = script.replace(folder, f"{self.root}{folder}")
         return script.replace("/usr/local/sbin/mngr-", f"{self.root}/").replace(
             f"{self.root}/vps-setup", f"{self.root}/setup"
@@ -330,13 +332,84 @@ def test_what_the_image_says_of_docker_is_kept(machine: StandInMachine) -> None:
     assert json.loads(settings.read_text()) == {"live-restore": False, "mtu": 1400}
 
 
-def test_settings_of_docker_that_cannot_be_read_are_left_alone_and_named(machine: StandInMachine) -> None:
+@pytest.mark.parametrize("text", ["{torn", "[1]", "{'live-restore': true}"])
+def test_settings_of_docker_that_cannot_be_read_are_left_alone_and_named(machine: StandInMachine, text: str) -> None:
     settings = machine.root / "etc/docker/daemon.json"
     settings.parent.mkdir()
-    settings.write_text("{torn")
+    settings.write_text(text)
     assert machine.set_up() == 1
-    assert settings.read_text() == "{torn"
-    assert machine.status.startswith("failed: docker: ")
+    assert settings.read_text() == text
+    assert machine.status.startswith(f"failed: docker: {settings} of the image is not a JSON object: ")
+
+
+def test_an_empty_file_of_settings_is_as_good_as_no_file(machine: StandInMachine) -> None:
+    settings = machine.root / "etc/docker/daemon.json"
+    settings.parent.mkdir()
+    settings.touch()
+    assert machine.set_up() == 0
+    assert json.loads(settings.read_text()) == {"live-restore": True}
+
+
+def test_a_swarm_goes_without_what_docker_refuses_in_it(machine: StandInMachine) -> None:
+    settings, data = machine.root / "etc/docker/daemon.json", machine.root / "data"
+    settings.parent.mkdir()
+    settings.write_text(json.dumps({"data-root": str(data)}))
+    (data / "swarm").mkdir(parents=True)
+    (data / "swarm/docker-state.json").touch()
+    assert machine.set_up() == 0
+    assert json.loads(settings.read_text()) == {"data-root": str(data)}
+
+
+@pytest.mark.parametrize(
+    ("family", "routes", "expected"),
+    [
+        ("-4", "default via 10.0.0.1 dev eth0 proto dhcp metric 100", None),
+        ("-4", "default via 10.0.0.1 dev wg0", 1380),
+        ("-6", "default via fe80::1 dev wg0 proto ra metric 1024 pref medium", 1380),
+        ("-6", "default via fe80::1 dev eth0 proto ra metric 1024 mtu 1400 pref medium", 1400),
+        ("-4", "default via 10.0.0.1 dev eth0 mtu lock 1400 advmss 1360", 1400),
+        ("-4", "default\n\tnexthop via 10.0.0.1 dev jumbo weight 1\n\tnexthop via 10.1.0.1 dev wg0 weight 1", 1380),
+        ("-4", "default via 10.0.0.1 dev jumbo", None),
+        ("-4", "", None),
+    ],
+)
+def test_containers_fit_the_uplink(machine: StandInMachine, family: str, routes: str, expected: int | None) -> None:
+    for device, mtu in (("eth0", 1500), ("wg0", 1380), ("jumbo", 9001)):
+        (machine.root / "sys/class/net" / device).mkdir(parents=True)
+        (machine.root / "sys/class/net" / device / "mtu").write_text(f"{mtu}\n")
+    machine.put("ip", f"[ $1 != {family} ] || echo '{routes}'")
+    assert machine.set_up() == 0
+    settings = json.loads((machine.root / "etc/docker/daemon.json").read_text())
+    assert settings.get("mtu") == expected
+    assert f"systemctl {'restart' if expected else 'reload'} docker" in machine.calls("systemctl")
+
+
+@pytest.mark.parametrize(("version", "is_told"), [("20.10.24+dfsg1", False), ("24.0.0", True), ("29.1.2", True)])
+def test_networks_that_users_make_fit_the_uplink_where_docker_can_be_told(
+    machine: StandInMachine, version: str, is_told: bool
+) -> None:
+    machine.put("ip", "echo default dev x mtu 1400")
+    (machine.root / "sys/class/net/x").mkdir(parents=True)
+    (machine.root / "sys/class/net/x/mtu").write_text("1500\n")
+    machine.put("dockerd", f"echo Docker version {version}, build 297e128")
+    assert machine.set_up() == 0
+    settings = json.loads((machine.root / "etc/docker/daemon.json").read_text())
+    bridge = {"com.docker.network.driver.mtu": "1400"}
+    assert settings.get("default-network-opts") == ({"bridge": bridge} if is_told else None)
+    clamp = "-t mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu"
+    assert any(call.endswith(clamp) for call in machine.calls("iptables"))
+
+
+def test_a_kernel_that_cannot_clamp_segments_is_set_up_all_the_same(machine: StandInMachine) -> None:
+    machine.put("iptables", 'case "$*" in *" -C "*) exit 1 ;; *TCPMSS*) exit 4 ;; esac')
+    assert machine.set_up() == 0
+
+
+def test_without_python_it_is_installed(machine: StandInMachine) -> None:
+    (machine.root / "docker-runs").touch()
+    (machine.bin / "python3").rename(machine.root / "python3")
+    machine.put("apt-get", 'case "$*" in *python3-minimal) cp "$root/python3" "$root/bin/" ;; esac')
+    assert machine.set_up() == 0
 
 
 @pytest.mark.parametrize(("known", "expected"), [("PerSourceMaxStartups none", True), ("MaxSessions 10", False)])

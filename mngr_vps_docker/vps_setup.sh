@@ -231,6 +231,16 @@ uplink_mtu() {
 
 dockerd_version() { dockerd --version 2>/dev/null | sed -n 's/.*version \([0-9]*\).*/\1/p'; }
 
+refuse_stand_ins() {
+    case "$(readlink -e "$(command -v docker || echo /snap/bin/docker)") $(docker --version 2>&1)" in
+        */snap*) found="a snap" ;;
+        *odman*) found=Podman ;;
+        *) return 0 ;;
+    esac
+    echo "The docker command here comes from $found: choose an image with Docker from packages, or without any" >&2
+    return 1
+}
+
 # Docker reads the MTU when it starts, all else that is set here also while it runs.
 start_docker() {
     how=reload
@@ -243,6 +253,7 @@ start_docker() {
 }
 
 stage_docker() {
+    refuse_stand_ins
     command -v python3 >/dev/null || { update_lists; install_packages python3-minimal; }
     mtu=$(uplink_mtu)
     version=$(dockerd_version)
@@ -260,8 +271,20 @@ stage_docker() {
         version=$(dockerd_version)
         configure_docker
     fi
-    start_docker
-    wait_for_docker
+    if ! { start_docker >"$state/docker-start" 2>&1 && wait_for_docker; }; then
+        # systemd only says where to look.
+        words=$(journalctl -b -t dockerd -o cat 2>/dev/null | grep -v 'level=[iw]' | tail -n 1)
+        words=${words:-$(cat "$state/docker-start")}
+        [ -z "$words" ] || echo "Docker does not start: $words" >&2
+        return 1
+    fi
+    case "$(docker info --format '{{.SecurityOptions}}')" in
+        *name=userns*)
+            echo "Docker has userns-remap here, so files that mngr puts on volumes would belong to nobody in containers:" \
+                "choose an image without" >&2
+            return 1
+            ;;
+    esac
 }
 
 add_rule() { # IPTABLES TABLE CHAIN MATCH...

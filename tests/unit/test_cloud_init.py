@@ -405,6 +405,44 @@ def test_a_kernel_that_cannot_clamp_segments_is_set_up_all_the_same(machine: Sta
     assert machine.set_up() == 0
 
 
+def test_podman_in_the_place_of_docker_is_refused(machine: StandInMachine) -> None:
+    machine.put("docker", '[ "$1" != --version ] || echo podman version 4.3.1')
+    assert machine.set_up() == 1
+    assert machine.status.startswith("failed: docker: The docker command here comes from Podman: choose an image ")
+    assert not (machine.root / "etc/docker").exists()
+
+
+@pytest.mark.parametrize("is_in_path", [True, False])
+def test_docker_from_a_snap_is_refused(machine: StandInMachine, is_in_path: bool) -> None:
+    (machine.root / "snap/bin").mkdir(parents=True)
+    (machine.bin / "docker").rename(machine.root / "snap/bin/docker")
+    if is_in_path:
+        (machine.bin / "docker").symlink_to(machine.root / "snap/bin/docker")
+    assert machine.set_up() == 1
+    assert machine.status.startswith("failed: docker: The docker command here comes from a snap: choose an image ")
+
+
+def test_docker_that_maps_users_is_refused(machine: StandInMachine) -> None:
+    (machine.root / "docker-runs").touch()
+    machine.put("docker", 'case "$*" in *Security*) echo "[name=seccomp,profile=default name=userns]" ;; esac')
+    assert machine.set_up() == 1
+    assert "Docker has userns-remap here" in machine.status
+
+
+def test_docker_that_does_not_start_says_why_itself(machine: StandInMachine) -> None:
+    machine.put("dockerd", "")
+    machine.put("systemctl", 'echo "See journalctl -xeu docker.service for details." >&2; exit 1')
+    machine.put(
+        "journalctl",
+        "echo 'level=info msg=\"Starting up\"'; echo 'failed to start daemon: iptables not found';"
+        " echo 'level=info msg=\"Starting up\"'",
+    )
+    assert machine.set_up() == 1
+    assert machine.status.startswith(
+        "failed: docker: Docker does not start: failed to start daemon: iptables not found"
+    )
+
+
 def test_without_python_it_is_installed(machine: StandInMachine) -> None:
     (machine.root / "docker-runs").touch()
     (machine.bin / "python3").rename(machine.root / "python3")

@@ -58,7 +58,6 @@ class NotStartedReason(UpperCaseStrEnum):
 _AUTHENTICATION_REASONS = frozenset(
     {
         NotStartedReason.AUTHENTICATION,
-        NotStartedReason.ACCOUNT_REFUSED,
         NotStartedReason.HOST_KEY_CHANGED,
         NotStartedReason.HOST_KEY_UNKNOWN,
     }
@@ -119,6 +118,10 @@ class CommandOutcome:
         """The error for this outcome: one line that says what failed, where, how, and its last words."""
         where = f"{self.purpose} on {self.host}{self.reference}"
         match self.status:
+            case OutcomeStatus.NEVER_STARTED if self.reason is NotStartedReason.ACCOUNT_REFUSED:
+                return VpsAuthenticationError(
+                    f"Logged in to {self.host}, but it did not {self.purpose}: {self.detail}"
+                )
             case OutcomeStatus.NEVER_STARTED if self.reason in _AUTHENTICATION_REASONS:
                 return VpsAuthenticationError(f"Could not log in to {self.host} to {self.purpose}: {self.detail}")
             case OutcomeStatus.NEVER_STARTED if self.reason in _SSHD_DOWN_REASONS:

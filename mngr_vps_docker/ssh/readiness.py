@@ -58,6 +58,8 @@ def wait_until_ready(
         detail, now = failure.detail, time.monotonic()
         grace_seconds = grace_seconds_of.get(failure.reason)
         if grace_seconds is not None and now - failing_since.setdefault(failure.reason, now) >= grace_seconds:
+            if failure.reason is NotStartedReason.ACCOUNT_REFUSED:
+                raise VpsAuthenticationError(f"Logged in to {target.name}, but it does not run commands: {detail}")
             raise VpsAuthenticationError(f"Could not log in to {target.name}: {detail}")
         if failure.reason in _NOT_ANSWERED:
             is_answering = bool(target.options)

@@ -67,9 +67,11 @@ def test_a_shell_that_runs_no_command_is_named_at_once(tmp_path: Path, start_up:
     (tmp_path / "shell").write_text(f"{start_up}\n")
     options = (f"ForceCommand . {tmp_path}/shell",)
     with LoopbackSshd(tmp_path, options=options) as sshd, closing(SshConnection(sshd.target())) as connection:
-        with pytest.raises(VpsAuthenticationError, match=words):
+        with pytest.raises(VpsAuthenticationError, match=f"^Logged in to .*{words}"):
             connection.wait_until_ready(PATIENCE_SECONDS)
         assert sshd.login_count == 1
+        with pytest.raises(VpsAuthenticationError, match=f"^Logged in to .*{words}"):
+            run(connection, "true").checked()
 
 
 @pytest.mark.parametrize("start_up", [CSH, FISH], ids=["csh", "fish"])

@@ -373,6 +373,14 @@ stage_firewall() {
             'ExecStart=/usr/local/sbin/mngr-vps-setup firewall' >"$unit"
         printf '%s\n' '[Unit]' 'Requires=mngr-vps-firewall.service' 'After=mngr-vps-firewall.service' \
             >/etc/systemd/system/docker.service.d/mngr.conf
+        # Each of these may flush all rules, after ours at boot, or later.
+        for service in nftables netfilter-persistent ufw firewalld; do
+            mkdir -p "/etc/systemd/system/$service.service.d"
+            printf '%s\n' '[Service]' 'ExecStartPost=-/usr/local/sbin/mngr-vps-setup firewall' \
+                'ExecReload=-/usr/local/sbin/mngr-vps-setup firewall' \
+                'ExecStopPost=-/usr/local/sbin/mngr-vps-setup firewall' \
+                >"/etc/systemd/system/$service.service.d/mngr.conf"
+        done
         systemctl daemon-reload
     fi
 }

@@ -80,9 +80,18 @@ def test_containers_and_builds_reach_no_private_network_but_the_allowed(vps: Vps
     vps.run(f"{SETUP} firewall; {SETUP} firewall; systemctl restart docker").checked()
     wait_for(lambda: vps.run("docker info").is_success, 60)
     check()
+    # A firewall of the image that begins with an empty set of rules, as Debian's own example does.
+    install = "apt-get -qq update; DEBIAN_FRONTEND=noninteractive apt-get -qq install nftables >/dev/null"
+    vps.run(f"{install} && echo flush ruleset >/etc/nftables.conf && systemctl enable nftables", 120).checked()
     vps.reboot()
     check()
-    assert vps.run("iptables -t mangle -S FORWARD").text.count("MNGR-PRIVATE") == 1
+    rules = "iptables -t raw -S | grep -c 169.254.169.254; iptables -t mangle -S FORWARD | grep -c MNGR-PRIVATE"
+    assert vps.run(rules).text == "2\n1\n"
+    for action in ("restart", "reload", "stop"):
+        vps.run(f"systemctl {action} nftables").checked()
+        assert vps.run(rules).text == "2\n1\n"
+    # Docker's own rules went, too.
+    vps.run("systemctl disable --quiet nftables; systemctl restart docker").checked()
 
 
 def test_containers_reach_no_private_network_by_ipv6_but_the_allowed(vps: Vps, neighbour: str) -> None:

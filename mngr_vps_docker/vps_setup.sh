@@ -213,7 +213,7 @@ if mtu:
     if int(os.environ["version"] or 0) >= 24:
         ours["default-network-opts"] = {"bridge": {"com.docker.network.driver.mtu": mtu}}
 with open(path + ".new", "w") as file:
-    json.dump(ours | settings, file, indent=2)
+    json.dump({**ours, **settings}, file, indent=2)
 os.replace(path + ".new", path)
 MERGE
 }
@@ -254,7 +254,7 @@ start_docker() {
 
 stage_docker() {
     refuse_stand_ins
-    command -v python3 >/dev/null || { update_lists; install_packages python3-minimal; }
+    command -v python3 >/dev/null || { update_lists; install_packages python3; }
     mtu=$(uplink_mtu)
     version=$(dockerd_version)
     export mtu version

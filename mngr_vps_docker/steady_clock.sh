@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Bash's BASH_ENV for mngr's activity watcher: a clock that nobody sets. With the machine's own, a step forward would
 # end a host at once, and a step back keep it awake for as long as that.
 # The time is that of the watcher's start and what has passed since; a file changed when its change was first seen.

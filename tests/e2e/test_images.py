@@ -36,15 +36,31 @@ def context(folder: Path, *lines: str) -> str:
     [
         ("RUN echo root:x | chpasswd && chage -d 0 root", "RUN usermod -s /usr/sbin/nologin root"),
         ("RUN usermod -e 1 root", "RUN rm -rf /root /tmp"),
-        ("RUN apt-get update -q && apt-get install -q -y tcsh && usermod -s /bin/tcsh root",),
     ],
-    ids=["password expired, nologin", "account ended, no home, no /tmp", "tcsh"],
+    ids=["password expired, nologin", "account ended, no home, no /tmp"],
 )
 def test_an_image_whose_root_cannot_run_commands_is_mended(
     mngr: MngrCli, tmp_path: Path, lines: tuple[str, ...]
 ) -> None:
     mngr(*CREATE, "-b", context(tmp_path, *lines), *AGENT)
     assert mngr("exec", "a1", f"printf '%s\n' {shlex.quote(WORDS)}").splitlines()[0] == WORDS
+    mngr.tear_down()
+
+
+def test_in_fish_a_command_is_what_it_is_in_sh(mngr: MngrCli, tmp_path: Path) -> None:
+    fish = "apt-get update -q && apt-get install -q -y --no-install-recommends fish && usermod -s /usr/bin/fish root"
+    # Each command by a login of its own: sshd looks at the account once.
+    settings = ("-S", "providers.local-vps.ssh_control_persist_seconds=0")
+    mngr(*CREATE, *settings, "-b", context(tmp_path, f"RUN {fish}"), *AGENT)
+    # The set-up gave root bash, but whose host it is likes fish better, on the VPS too.
+    shell = mngr("exec", *settings, "a1", "grep ^root: /etc/passwd; usermod -s /usr/bin/fish root").splitlines()[0]
+    assert shell.endswith(":/bin/bash")
+    mngr("exec", *settings, "a1", "--outer", fish)
+    for where in ((), ("--outer",)):
+        command = f"printf '%s\\n' a\\\\b {shlex.quote(WORDS)}; cat /proc/[0-9]*/comm"
+        lines = mngr("exec", *settings, "a1", *where, command).splitlines()
+        assert lines[:2] == ["a\\b", WORDS]
+        assert "fish" in lines
     mngr.tear_down()
 
 

@@ -280,10 +280,25 @@ def test_an_sshd_that_refuses_its_settings_is_left_as_it_was(vps: Vps) -> None:
         vps.run(f"mv {config}.kept {config}; sh -eu {SETUP} sshd").checked()
 
 
-def test_docker_is_installed_where_it_is_missing(
+HABITS = """\
+ip link set eth0 mtu 1400
+mount -o remount,noexec /tmp
+[ ! -e /usr/bin/docker ] || exit 0
+echo '# ours' >/etc/default/docker
+sed -n '/^Package: hostname$/,/^$/p' /var/lib/dpkg/status >/var/lib/dpkg/updates/0001
+mkdir -p /srv/broken/dists/s /srv/early/dists/s
+touch /srv/broken/dists/s/InRelease
+printf 'Suite: s\\nDate: %s\\nSHA256:\\n' "$(date -u -d tomorrow '+%a, %d %b %Y %T UTC')" >/srv/early/dists/s/Release
+echo 'deb file:/srv/broken s main' >/etc/apt/sources.list.d/broken.list
+echo 'deb [trusted=yes] file:/srv/early s main' >/etc/apt/sources.list.d/early.list
+"""
+
+
+def test_docker_is_installed_where_it_is_missing_whatever_state_the_image_is_in(
     client: LocalVpsClient, os_without_docker: str, tmp_path: Path
 ) -> None:
-    machine = Vps(client, tmp_path, os_without_docker, security_upgrades=True)
+    """dpkg cut short, sources that are broken or of tomorrow, a setting of Docker's, /tmp noexec, a small MTU."""
+    machine = Vps(client, tmp_path, os_without_docker, habits=HABITS, security_upgrades=True)
     try:
         waited = machine.wait()
         assert (waited.exit_code, waited.text) == (0, "ready\n"), waited.error_text
@@ -292,6 +307,17 @@ def test_docker_is_installed_where_it_is_missing(
         wait_for(
             lambda: machine.run("command -v unattended-upgrade && systemctl is-active apt-daily.timer").is_success, 60
         )
+        assert machine.run("cat /etc/default/docker").text == "# ours\n"
+        said = machine.run("cat /var/lib/mngr-vps/apt-update").text
+        assert "The repository 'file:/srv/broken s InRelease' is not signed" in said
+        assert "not valid yet" not in said
+        mtu = "cat /sys/class/net/eth0/mtu"
+        assert machine.run(f"docker run --rm {machine.agent_image} {mtu}").text == "1400\n"
+        build = (
+            f"printf 'FROM {machine.agent_image}\\nRUN test $({mtu}) = 1400\\n' | DOCKER_BUILDKIT=%d docker build -"
+        )
+        machine.run(build % 0).checked()
+        machine.run(build % 1).checked()
     finally:
         machine.connection.close()
         client.destroy_instance(machine.instance_id)

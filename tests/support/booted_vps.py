@@ -24,15 +24,21 @@ _READY_TIMEOUT_SECONDS = 300.0
 
 
 class Vps:
-    """One booted machine, with user data as ``settings`` of the provider make it."""
+    """One booted machine, with user data as ``settings`` of the provider make it.
 
-    def __init__(self, client: LocalVpsClient, folder: Path, os_id: str, **settings: object) -> None:
+    ``habits`` is shell text that it runs at each boot before all else, as an image that has habits of its own.
+    """
+
+    def __init__(
+        self, client: LocalVpsClient, folder: Path, os_id: str, *, habits: str = "", **settings: object
+    ) -> None:
         self.agent_image = agent_image_of_os(os_id)
         host_key = load_or_create_key_pair(folder / "host")
         login = load_or_create_key_pair(folder / "login")
         key_id = client.upload_ssh_key(folder.name, login.public_key)
         config = LocalVpsProviderConfig.model_validate(settings)
         user_data = generate_cloud_init_user_data(host_key.private_key_path.read_text(), host_key.public_key, config)
+        user_data = user_data.replace("bootcmd:\n", f"bootcmd:\n- {json.dumps(habits)}\n")
         self.instance_id = client.create_instance(
             f"mngr-{folder.name}", DEFAULT_REGION, DEFAULT_PLAN, os_id, user_data, [key_id], ["mngr-provider=test"]
         )

@@ -97,7 +97,7 @@ def check_build_context(build: ParsedBuildArgs) -> None:
         return
     source = _plan(build)
     if _is_git_dir_replaced(source, build.git_depth):
-        check_checkout(source.context_dir)
+        check_checkout(source.context_dir, build.git_depth)
     for found in _walk_context(source):
         if stat.S_ISREG(found.status.st_mode) and not os.access(found.path, os.R_OK):
             raise _unreadable(found.path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))

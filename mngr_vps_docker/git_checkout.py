@@ -21,12 +21,14 @@ from imbue.mngr_vps_docker.ssh.shell import joined
 _MAX_PATH_FILE_BYTES: Final = 16 * 1024
 # Extensions, and their values, with which refs and objects have the form that is read here.
 _KNOWN_EXTENSIONS: Final = {"objectformat": ("sha1", "sha256"), "refstorage": ("files",)}
-_HARMLESS_EXTENSIONS: Final = ("noop", "noop-v1", "preciousobjects", "relativeworktrees", "worktreeconfig")
+_HARMLESS_EXTENSIONS: Final = (
+    "noop", "noop-v1", "partialclone", "preciousobjects", "relativeworktrees", "worktreeconfig"
+)  # fmt: skip
 # Names of branches have some slashes in them. Code that walks folders by recursion fails for much deeper ones.
 _DEEPEST: Final = 100
 _SENT_REFS: Final = ("refs/heads", "refs/remotes", "refs/tags")
 _FALSE: Final = ("", "0", "false", "no", "off")
-_LEAVE_IT_OUT: Final = f"add .git at the end of {DOCKERIGNORE}"
+LEAVE_GIT_OUT: Final = f"add .git at the end of {DOCKERIGNORE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,15 @@ class Checkout:
         """The hash that names its objects."""
         return dict(self.settings).get("extensions.objectformat", "sha1")
 
+    @property
+    def is_partial_clone(self) -> bool:
+        """Whether it may lack objects of its commits, which git would fetch when it needs them."""
+        return any(
+            name == "extensions.partialclone"
+            or (name.startswith("remote.") and name.endswith(".promisor") and _is_true(value))
+            for name, value in self.settings
+        )
+
 
 def read_checkout(context_dir: Path) -> Checkout:
     """Find the git directory of a context and examine it.
@@ -79,7 +90,7 @@ def read_checkout(context_dir: Path) -> Checkout:
         if not (os.path.lexists(git_dir / "HEAD") and (common_dir / "objects").is_dir()):
             raise BuildContextError(
                 f"{context_dir / '.git'} leads to {git_dir}, which is not a git repository; repair it,"
-                f" or {_LEAVE_IT_OUT}"
+                f" or {LEAVE_GIT_OUT}"
             )
         checkout = Checkout(context_dir, git_dir, common_dir, _settings(context_dir, git_dir, common_dir))
         _check_ownership(checkout)
@@ -90,7 +101,7 @@ def read_checkout(context_dir: Path) -> Checkout:
     except OSError as error:
         raise BuildContextError(
             f"The git directory of {context_dir} cannot be read: {error.filename}: {error.strerror}; repair it,"
-            f" or {_LEAVE_IT_OUT}"
+            f" or {LEAVE_GIT_OUT}"
         ) from error
     return checkout
 
@@ -124,7 +135,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     if entry.path.count("/") - str(folder).count("/") > _DEEPEST:
-                        raise BuildContextError(f"{folder} has folders that are nested too deeply; {_LEAVE_IT_OUT}")
+                        raise BuildContextError(f"{folder} has folders that are nested too deeply; {LEAVE_GIT_OUT}")
                     waiting.append(entry.path)
                 elif entry.is_file(follow_symlinks=False):
                     yield Path(entry.path)
@@ -144,7 +155,7 @@ def _check_link(path: Path) -> None:
 def _leads_out(path: Path) -> BuildContextError:
     return BuildContextError(
         f"{path} of the git directory is a link or not an ordinary file, and is not followed; replace it by a copy,"
-        f" or {_LEAVE_IT_OUT}"
+        f" or {LEAVE_GIT_OUT}"
     )
 
 
@@ -154,7 +165,7 @@ def _find_git_dir(context_dir: Path) -> Path:
         return _real(git)
     path = _path_in(git)
     if not path.startswith("gitdir: "):
-        raise BuildContextError(f"{git} does not say where its git directory is; repair it, or {_LEAVE_IT_OUT}")
+        raise BuildContextError(f"{git} does not say where its git directory is; repair it, or {LEAVE_GIT_OUT}")
     return _real(context_dir / path.removeprefix("gitdir: "))
 
 
@@ -167,7 +178,7 @@ def _path_in(file: Path) -> str:
     with file.open("rb") as opened:
         content = opened.read(_MAX_PATH_FILE_BYTES + 1)
     if len(content) > _MAX_PATH_FILE_BYTES or b"\0" in content:
-        raise BuildContextError(f"{file} does not hold a path; repair it, or {_LEAVE_IT_OUT}")
+        raise BuildContextError(f"{file} does not hold a path; repair it, or {LEAVE_GIT_OUT}")
     return os.fsdecode(content).rstrip("\r\n")
 
 
@@ -208,25 +219,18 @@ def _check_ownership(checkout: Checkout) -> None:
     if not is_own:
         raise BuildContextError(
             f"{checkout.context_dir / '.git'} leads to {git_dir}, which does not name this directory as its checkout,"
-            f" so it is not sent; if both are yours, `{joined(command)}` adds that; or {_LEAVE_IT_OUT}"
+            f" so it is not sent; if both are yours, `{joined(command)}` adds that; or {LEAVE_GIT_OUT}"
         )
 
 
 def _check_extensions(checkout: Checkout) -> None:
     for name, value in checkout.settings:
-        if name == "extensions.partialclone" or (name.startswith("remote.") and name.endswith(".promisor")):
-            if name.startswith("remote.") and not _is_true(value):
-                continue
-            raise BuildContextError(
-                f"{checkout.context_dir} is a partial clone ({name}), and objects that it lacks are not fetched; use a"
-                f" full clone, or {_LEAVE_IT_OUT}"
-            )
         extension = name.removeprefix("extensions.")
         is_known = extension in _HARMLESS_EXTENSIONS or value in _KNOWN_EXTENSIONS.get(extension, ())
         if extension != name and not is_known:
             raise BuildContextError(
                 f"The git directory of {checkout.context_dir} has the extension {extension}={value}, which cannot be"
-                f" sent; use a clone without it, or {_LEAVE_IT_OUT}"
+                f" sent; use a clone without it, or {LEAVE_GIT_OUT}"
             )
 
 
@@ -238,5 +242,5 @@ def _check_objects(checkout: Checkout) -> None:
         repack = joined(("git", "-C", str(checkout.context_dir), "repack", "-a", "-d"))
         raise BuildContextError(
             f"{checkout.context_dir} borrows objects of another repository, which is not read; if both are yours, run"
-            f" `{repack}` and remove {alternates}; or {_LEAVE_IT_OUT}"
+            f" `{repack}` and remove {alternates}; or {LEAVE_GIT_OUT}"
         )

@@ -10,13 +10,17 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+from imbue.mngr_vps_docker.errors import BuildContextError
+from imbue.mngr_vps_docker.git_checkout import LEAVE_GIT_OUT
 from imbue.mngr_vps_docker.git_checkout import Checkout
 from imbue.mngr_vps_docker.git_checkout import read_checkout
 from imbue.mngr_vps_docker.git_command import Repository
+from imbue.mngr_vps_docker.ssh.shell import joined
 
 # Settings that say where the commits come from, or how files are compared with them. No other leaves the machine: a
 # checkout's settings may hold credentials.
@@ -39,9 +43,34 @@ def needs_own_git_dir(context_dir: Path) -> bool:
     return has_worktrees or (git / "objects/info/alternates").exists()
 
 
-def check_checkout(context_dir: Path) -> None:
-    """Raise the BuildContextError that ``self_contained_git_dir`` would raise, if it shows without copying."""
-    read_checkout(context_dir)
+def check_checkout(context_dir: Path, depth: int | None = None) -> None:
+    """Raise the BuildContextError that ``self_contained_git_dir`` would raise, if it shows without copying.
+
+    Which objects a partial clone has shows by copying only, so that is tried.
+    """
+    if not read_checkout(context_dir).is_partial_clone:
+        return
+    try:
+        _try_to_copy(context_dir, depth)
+    except BuildContextError as error:
+        raise BuildContextError(
+            f"{context_dir} is a partial clone, and lacks objects of the commits to send, which are not fetched;"
+            f" {_way_out(context_dir, depth)}, or {LEAVE_GIT_OUT}"
+        ) from error
+
+
+def _way_out(context_dir: Path, depth: int | None) -> str:
+    fetch_all = f"fetch them: `{joined(('git', '-C', str(context_dir), 'fetch', '--refetch', '--no-filter'))}`"
+    if depth != 1:
+        with suppress(BuildContextError):
+            _try_to_copy(context_dir, 1)
+            return f"send the last commit only, by -b --git-depth=1, or {fetch_all}"
+    return fetch_all
+
+
+def _try_to_copy(context_dir: Path, depth: int | None) -> None:
+    with self_contained_git_dir(context_dir, depth):
+        pass
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Real checkouts, archived as a build context, unpacked elsewhere, and asked by git there, with the original gone."""
 
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -70,19 +71,23 @@ def edit(directory: Path) -> None:
 Arrive = Callable[..., Path]
 
 
+def build_of(directory: Path, git_depth: int | None = None) -> ParsedBuildArgs:
+    return ParsedBuildArgs(
+        region="r",
+        plan="p",
+        os_id=1,
+        context_dir=directory,
+        dockerfile=directory / "Dockerfile",
+        git_depth=git_depth,
+    )
+
+
 @pytest.fixture
 def arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Arrive:
     """Bring a checkout to where nothing of this machine's is; afterwards nothing temporary is left."""
 
     def arrived(directory: Path, git_depth: int | None = None) -> Path:
-        build = ParsedBuildArgs(
-            region="r",
-            plan="p",
-            os_id=1,
-            context_dir=directory,
-            dockerfile=directory / "Dockerfile",
-            git_depth=git_depth,
-        )
+        build = build_of(directory, git_depth)
         scratch = tmp_path / "scratch"
         scratch.mkdir()
         monkeypatch.setattr(tempfile, "tempdir", str(scratch))
@@ -228,6 +233,81 @@ def test_submodules_arrive_as_files(worktree: Path, checkout: Path, tmp_path: Pa
     assert (after / "lib/tracked").read_text() == "1\n"
     assert not (after / "lib/.git").exists()
     assert git(after, "status", "--porcelain") == ""
+
+
+FILTERS = pytest.mark.parametrize("objects", ["blob:none", "tree:0"])
+
+
+@pytest.fixture
+def partial(checkout: Path, tmp_path: Path, objects: str) -> Path:
+    """A worktree of a partial clone, which has the objects of its last commit, in a place that cannot be reached."""
+    commit(checkout, "tracked", "2\n")
+    git(checkout, "config", "uploadpack.allowFilter", "true")
+    git(checkout, "config", "uploadpack.allowAnySHA1InWant", "true")
+    git(tmp_path, "clone", "-q", "--no-local", f"--filter={objects}", checkout.as_uri(), str(tmp_path / "partial"))
+    directory = tmp_path / "of partial"
+    git(tmp_path / "partial", "worktree", "add", "-q", "-b", "feature", str(directory))
+    return directory
+
+
+@FILTERS
+def test_a_partial_clone_is_refused_with_what_to_do(partial: Path, arrive: Arrive) -> None:
+    with pytest.raises(BuildContextError, match=r"is a partial clone, .* by -b --git-depth=1, or") as refusal:
+        check_build_context(build_of(partial))
+    assert len(str(refusal.value).splitlines()) == 1
+    subprocess.run(shlex.split(str(refusal.value).split("`")[1]), check=True, timeout=60, capture_output=True)
+    assert git(arrive(partial), "rev-list", "--count", "HEAD") == "7"
+
+
+@FILTERS
+def test_the_last_commit_of_a_partial_clone_arrives_without_being_fetched(
+    partial: Path, checkout: Path, arrive: Arrive
+) -> None:
+    checkout.rename(checkout.with_name("unreachable"))
+    edit(partial)
+    before = git(partial, "status", "--porcelain")
+    after = arrive(partial, 1)
+    assert git(after, "rev-list", "--count", "--all") == "1"
+    assert git(after, "status", "--porcelain") == before
+    git(after, "fsck")
+
+
+@FILTERS
+def test_no_depth_is_advised_that_does_not_help(partial: Path) -> None:
+    git(partial, "sparse-checkout", "set", "--no-cone", "/Dockerfile")
+    git(partial, "update-ref", "HEAD", git(partial, "rev-parse", "HEAD~1"))
+    for depth in (None, 1):
+        with pytest.raises(BuildContextError, match=r"is a partial clone, .* fetched; fetch them: `git"):
+            check_build_context(build_of(partial, depth))
+
+
+@pytest.mark.parametrize(
+    ("scope", "name", "depth"),
+    [
+        ("--global", "transfer.fsckObjects", None),
+        ("--global", "fetch.fsckObjects", 1),
+        ("--global", "receive.fsckObjects", None),
+        ("--local", "transfer.fsckObjects", 1),
+        ("--local", "fetch.fsckObjects", None),
+    ],
+)
+def test_old_flawed_objects_arrive_as_they_are(
+    worktree: Path, arrive: Arrive, scope: str, name: str, depth: int | None
+) -> None:
+    tree = git(worktree, "rev-parse", "HEAD^{tree}")
+    flawed = f"tree {tree}\nauthor n<e@example.com> 1 +0000\ncommitter n <e> 1 +0000\n\nno space, no parent\n"
+    made = subprocess.run(
+        ("git", "hash-object", "-w", "-t", "commit", "--literally", "--stdin"),
+        cwd=worktree,
+        input=flawed,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    git(worktree, "update-ref", "HEAD", made.stdout.strip())
+    git(worktree, "config", scope, name, "true")
+    assert git(arrive(worktree, depth), "rev-parse", "HEAD") == made.stdout.strip()
 
 
 def test_an_ignored_git_directory_is_not_sent_in_any_form(worktree: Path, arrive: Arrive) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
 
+from imbue.mngr_vps_docker.context_size import ContextSize
 from imbue.mngr_vps_docker.docker_options import DockerOptions
 from imbue.mngr_vps_docker.docker_options import Option
 from imbue.mngr_vps_docker.docker_options import Rule
@@ -112,7 +113,8 @@ class ParsedBuildArgs:
 
     ``dockerfile`` and ``context_dir`` are absolute paths on this machine, both set or both None; the Dockerfile need
     not lie in the context. ``docker_build_args`` are the other arguments of `docker build`, without those two.
-    ``git_depth`` is the number of commits to send, None for all.
+    ``git_depth`` is the number of commits to send, None for all. ``context_size`` is known once the context is
+    checked.
     """
 
     region: str
@@ -122,6 +124,7 @@ class ParsedBuildArgs:
     docker_build_args: tuple[str, ...] = ()
     dockerfile: Path | None = None
     context_dir: Path | None = None
+    context_size: ContextSize | None = None
 
     @property
     def is_build(self) -> bool:

@@ -4,27 +4,21 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import ExitStack
 from contextlib import contextmanager
 from dataclasses import dataclass
-from dataclasses import field
 from dataclasses import replace
 from pathlib import Path
 from pathlib import PurePosixPath
-from tarfile import BLOCKSIZE
-from tarfile import DIRTYPE
-from tarfile import FIFOTYPE
-from tarfile import GNU_FORMAT
-from tarfile import RECORDSIZE
-from tarfile import REGTYPE
-from tarfile import SYMTYPE
-from tarfile import TarInfo
 from typing import Final
 from typing import NamedTuple
 
 from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
+from imbue.mngr_vps_docker.context_size import ContextSize
+from imbue.mngr_vps_docker.context_size import with_progress
 from imbue.mngr_vps_docker.dockerignore import DOCKERIGNORE
 from imbue.mngr_vps_docker.dockerignore import IgnorePatterns
 from imbue.mngr_vps_docker.dockerignore import MatchState
@@ -37,23 +31,32 @@ from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.ssh.striped import run_with_stream
+from imbue.mngr_vps_docker.tar_stream import entry
+from imbue.mngr_vps_docker.tar_stream import file_entry
+from imbue.mngr_vps_docker.tar_stream import folder_entry
+from imbue.mngr_vps_docker.tar_stream import tar
 from imbue.mngr_vps_docker.terminal import logger
 
 REMOVAL_TIMEOUT_SECONDS: Final = 120.0
 
-_CHUNK_BYTES: Final = 256 * 1024
 # The folders of the archive: the context itself, and what Docker reads but does not lie in it.
 _CONTEXT: Final = "context"
 _OUTSIDE: Final = "dockerfile"
 
+_NAME_PREFIX: Final = "mngr-build-"
+_NAME_BYTES: Final = 16
 _DISK: Final = PurePosixPath("/var/tmp")
 # A tmpfs of half the memory, on every Linux: https://docs.kernel.org/filesystems/tmpfs.html
 _MEMORY: Final = PurePosixPath("/dev/shm")
-_PAGE_BYTES: Final = 4096
 # The build, and what else runs there, is to have most of the memory.
 _MEMORY_SHARE: Final = 8
 # What is written to between the two looks at it may have grown.
 _GROWTH: Final = 2
+
+# Linux's PATH_MAX, without the null byte that it counts; and what of it the folder on the VPS leaves.
+_LONGEST_PATH_BYTES: Final = 4095
+_LONGEST_NAME_BYTES: Final = _LONGEST_PATH_BYTES - len(f"{_DISK}/{_NAME_PREFIX}{'0' * 2 * _NAME_BYTES}/{_CONTEXT}/")
+_LONGEST_SHOWN: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +77,15 @@ def uploaded_build_context(
     raises for what goes wrong there.
     """
     # Named here and not there, so that it can be removed even if the answer is lost.
-    name = f"mngr-build-{secrets.token_hex(16)}"
+    name = f"{_NAME_PREFIX}{secrets.token_hex(_NAME_BYTES)}"
     folder = _DISK / name
     try:
         with _prepared(build) as source:
+            size = _size_with_git_dir(source, build.context_size)
             run_with_stream(
                 connection,
-                _unpack_command(name, _size_in_memory_bytes(source)),
-                _tar(source),
+                _unpack_command(name, size.memory_bytes),
+                with_progress(_tar(source), size),
                 purpose="upload the build context",
                 timeout_seconds=timeout_seconds,
             ).checked()
@@ -91,16 +95,20 @@ def uploaded_build_context(
         _remove(connection, name)
 
 
-def check_build_context(build: ParsedBuildArgs) -> None:
-    """Raise the BuildContextError that ``uploaded_build_context`` would raise, if it shows without a VPS."""
+def check_build_context(build: ParsedBuildArgs) -> ParsedBuildArgs:
+    """Raise the BuildContextError that ``uploaded_build_context`` would raise, if it shows without a VPS.
+
+    Tells the user the size of the context, and returns ``build`` with it.
+    """
     if not build.is_build:
-        return
+        return build
     source = _plan(build)
-    if _is_git_dir_replaced(source, build.git_depth):
+    if source.is_git_dir_replaced:
         check_checkout(source.context_dir, build.git_depth)
-    for found in _walk_context(source):
-        if stat.S_ISREG(found.status.st_mode) and not os.access(found.path, os.R_OK):
-            raise _unreadable(found.path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    size = _size(_checked(_walk_context(source)))
+    advice = f"; name what the image does not need in {DOCKERIGNORE}" if size.is_large else ""
+    logger.info("The build context has {}{}", size, advice)
+    return replace(build, context_size=size)
 
 
 @contextmanager
@@ -121,7 +129,8 @@ class _Source:
     """What to send of which directory.
 
     ``forced`` files are sent though they may be ignored, ``replaced`` ones have their content from elsewhere, and
-    ``outside`` ones are not in the context.
+    ``outside`` ones are not in the context. Where ``.git`` is replaced, ``git_dir`` is what is sent instead, once it
+    is there.
     """
 
     context_dir: Path
@@ -129,7 +138,8 @@ class _Source:
     forced: frozenset[str]
     replaced: Mapping[str, Path]
     outside: Mapping[str, Path]
-    git_dir: Path | None = field(default=None)
+    is_git_dir_replaced: bool = False
+    git_dir: Path | None = None
 
     def is_above_forced(self, name: str) -> bool:
         """Whether a forced file lies below ``name``."""
@@ -148,7 +158,7 @@ class _Found(NamedTuple):
 def _prepared(build: ParsedBuildArgs) -> Iterator[_Source]:
     source = _plan(build)
     with ExitStack() as stack:
-        if _is_git_dir_replaced(source, build.git_depth):
+        if source.is_git_dir_replaced:
             git_dir = stack.enter_context(self_contained_git_dir(source.context_dir, build.git_depth))
             source = replace(source, git_dir=git_dir)
         yield source
@@ -162,52 +172,79 @@ def _paths(build: ParsedBuildArgs) -> tuple[Path, Path]:
 
 def _plan(build: ParsedBuildArgs) -> _Source:
     context_dir, dockerfile = _paths(build)
+    _check_link(context_dir, dockerfile, "if you want to build that file, name it with --file={}")
     ignore_file = ignore_file_for(context_dir, dockerfile)
+    if ignore_file is not None:
+        _check_link(context_dir, ignore_file, "replace the link by a copy of {}")
     place = _dockerfile_in_archive(context_dir, dockerfile)
-    own_ignore_file = ignore_file if ignore_file != context_dir / DOCKERIGNORE else None
     read_by_docker = {str(place): dockerfile, f"{_CONTEXT}/{DOCKERIGNORE}": context_dir / DOCKERIGNORE}
-    if own_ignore_file is not None:
-        read_by_docker[f"{place}{DOCKERIGNORE}"] = own_ignore_file
+    if ignore_file is not None and ignore_file != context_dir / DOCKERIGNORE:
+        read_by_docker[f"{place}{DOCKERIGNORE}"] = ignore_file
     in_context = f"{_CONTEXT}/"
-    return _Source(
+    source = _Source(
         context_dir=context_dir,
         patterns=IgnorePatterns() if ignore_file is None else IgnorePatterns.read(ignore_file),
         forced=frozenset(name.removeprefix(in_context) for name in read_by_docker if name.startswith(in_context)),
-        # The legacy builder knows this name only: it, too, is to follow the file that counts.
-        replaced={} if own_ignore_file is None else {DOCKERIGNORE: own_ignore_file},
+        # The legacy builder knows this name only: it, too, is to follow the file that counts. And what a link there
+        # leads to may be ignored.
+        replaced={} if ignore_file is None else {DOCKERIGNORE: ignore_file.resolve()},
         outside={name: path for name, path in read_by_docker.items() if not name.startswith(in_context)},
     )
+    is_git_dir_replaced = build.git_depth is not None or needs_own_git_dir(context_dir)
+    return replace(source, is_git_dir_replaced=is_git_dir_replaced and _is_git_dir_taken(source))
+
+
+def _check_link(context_dir: Path, path: Path, advice: str) -> None:
+    """Refuse a file of the context that is outside of it: its author may name any file of this machine by a link."""
+    real_path = path.resolve()
+    if _is_in(context_dir, path) and not real_path.is_relative_to(context_dir.resolve()):
+        raise BuildContextError(
+            f"{path} leads out of the build context, to {real_path}, which is not sent; {advice.format(real_path)}"
+        )
+
+
+def _is_in(context_dir: Path, path: Path) -> bool:
+    return Path(os.path.normpath(path)).is_relative_to(context_dir)
 
 
 def _dockerfile_in_archive(context_dir: Path, dockerfile: Path) -> PurePosixPath:
-    """Where the archive has the Dockerfile: in the context, unless it is outside.
+    """Where the archive has the Dockerfile: in the context, unless it is outside, or a link leads to it.
 
-    Raises BuildContextError if a link in the context leads to one outside.
+    What the link leads to may be ignored, and Docker reads it all the same.
     """
-    real_context, real_dockerfile = context_dir.resolve(), dockerfile.resolve()
-    if not real_dockerfile.is_relative_to(real_context):
-        # The author of a context may name any file of this machine by a link; its user may name one by --file.
-        if Path(os.path.normpath(dockerfile)).is_relative_to(context_dir):
-            raise BuildContextError(
-                f"The Dockerfile {dockerfile} leads out of the build context, to {real_dockerfile}, which is not sent;"
-                f" if you want to build that file, name it with --file={real_dockerfile}"
-            )
-        return PurePosixPath(_OUTSIDE, dockerfile.name)
-    # By its own name where it has one in the context, since its own ignore file is named after that.
-    name = dockerfile if dockerfile.is_relative_to(context_dir) else real_dockerfile
-    base = context_dir if dockerfile.is_relative_to(context_dir) else real_context
-    return PurePosixPath(_CONTEXT, name.relative_to(base))
+    if _is_in(context_dir, dockerfile):
+        name = Path(os.path.normpath(dockerfile)).relative_to(context_dir)
+        if dockerfile.resolve() == context_dir.resolve() / name:
+            return PurePosixPath(_CONTEXT, name)
+    return PurePosixPath(_OUTSIDE, dockerfile.name)
 
 
-def _is_git_dir_replaced(source: _Source, git_depth: int | None) -> bool:
-    if source.patterns.ignores_all_of(".git"):
-        return False
-    return git_depth is not None or needs_own_git_dir(source.context_dir)
+def _is_git_dir_taken(source: _Source) -> bool:
+    """Whether ``.git`` of the context, or anything in it, is to be sent."""
+    state = source.patterns.match(".git", source.patterns.root)
+    return not state.is_ignored or any(True for _ in _walk_git_dir(source))
 
 
-def _size_in_memory_bytes(source: _Source) -> int:
-    """What a context takes of a tmpfs, which holds whole pages: one, too, for what it keeps of each path."""
-    return sum(_PAGE_BYTES - (-found.status.st_size // _PAGE_BYTES * _PAGE_BYTES) for found in _walk_context(source))
+def _checked(found_paths: Iterable[_Found]) -> Iterator[_Found]:
+    for found in found_paths:
+        if stat.S_ISREG(found.status.st_mode) and not os.access(found.path, os.R_OK):
+            raise _unreadable(found.path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+        yield found
+
+
+def _size(found_paths: Iterable[_Found]) -> ContextSize:
+    paths = content_bytes = 0
+    for found in found_paths:
+        paths += 1
+        content_bytes += found.status.st_size if stat.S_ISREG(found.status.st_mode) else 0
+    return ContextSize(paths, content_bytes)
+
+
+def _size_with_git_dir(source: _Source, checked: ContextSize | None) -> ContextSize:
+    """The size of what is sent, which was ``checked`` before ``git_dir`` was there."""
+    if checked is None:
+        return _size(_walk_context(source))
+    return checked if source.git_dir is None else checked + _size(_walk_git_dir(source))
 
 
 def _unpack_command(name: str, size_bytes: int) -> str:
@@ -246,59 +283,40 @@ def _remove(connection: SshConnection, name: str) -> None:
 
 
 def _tar(source: _Source) -> Iterator[bytes]:
-    size_bytes = 0
-    for chunk in _tar_entries(source):
-        size_bytes += len(chunk)
-        yield chunk
-    # Two empty blocks end an archive, which is padded to whole records.
-    end_bytes = 2 * BLOCKSIZE
-    yield b"\0" * (end_bytes + -(size_bytes + end_bytes) % RECORDSIZE)
+    return tar(_tar_entries(source))
 
 
 def _tar_entries(source: _Source) -> Iterator[bytes]:
-    yield _header(_CONTEXT, DIRTYPE, mode=0o755)
+    yield folder_entry(_CONTEXT)
     for found in _walk_context(source):
-        yield from _entry(found)
+        try:
+            yield from entry(f"{_CONTEXT}/{found.name}", found.path, found.status)
+        except FileNotFoundError:
+            # It has vanished since.
+            continue
+        except OSError as error:
+            raise _unreadable(found.path, error) from error
     if source.outside:
-        yield _header(_OUTSIDE, DIRTYPE, mode=0o755)
+        yield folder_entry(_OUTSIDE)
     for name, path in source.outside.items():
-        yield from _file_entry(name, str(path))
+        try:
+            yield from file_entry(name, str(path))
+        except OSError as error:
+            raise _unreadable(str(path), error) from error
 
 
 def _walk_context(source: _Source) -> Iterator[_Found]:
     """Every path to send, a directory before what is in it."""
-    # Of plain strings, each looked at once: there may be very many. Without recursion: they may be nested more deeply
-    # than Python functions can call each other.
-    open_folders = [_open_folder(source, None, source.patterns.root)]
-    # Ignored directories on the way to the current one. They come along as soon as something in them does.
-    not_sent: list[_Found] = []
-    while open_folders:
-        folder = open_folders[-1]
-        entry = next(folder.entries, None)
-        if entry is None:
-            open_folders.pop()
-            if not_sent and not_sent[-1] is folder.found:
-                not_sent.pop()
-            continue
-        name, path = entry
-        found_name = f"{folder.prefix}{name}"
-        state = source.patterns.match(name, folder.state)
-        is_sent = not state.is_ignored or found_name in source.forced
-        status = _status(path, is_missing_ok=not is_sent)
-        if status is None:
-            continue
-        found = _Found(found_name, path, status)
-        is_folder = stat.S_ISDIR(status.st_mode)
-        if is_sent and not stat.S_ISSOCK(status.st_mode):
-            yield from not_sent
-            not_sent.clear()
-            yield found
-        if is_folder and not is_sent:
-            if not (source.patterns.has_exceptions or source.is_above_forced(found_name)):
-                continue
-            not_sent.append(found)
-        if is_folder:
-            open_folders.append(_open_folder(source, found, state))
+    return _walk(source, _open_folder(source, None, source.patterns.root))
+
+
+def _walk_git_dir(source: _Source) -> Iterator[_Found]:
+    """Every path to send in ``.git``, if that is a directory."""
+    git = str(source.git_dir or source.context_dir / ".git")
+    state = source.patterns.match(".git", source.patterns.root)
+    status = _status(git)
+    if status is not None and stat.S_ISDIR(status.st_mode) and (not state.is_ignored or state.may_have_exceptions):
+        yield from _walk(source, _open_folder(source, _Found(".git", git, status), state))
 
 
 class _OpenFolder(NamedTuple):
@@ -308,6 +326,47 @@ class _OpenFolder(NamedTuple):
     prefix: str
     state: MatchState
     entries: Iterator[tuple[str, str]]
+
+
+def _walk(source: _Source, folder: _OpenFolder) -> Iterator[_Found]:
+    # Of plain strings, each looked at once: there may be very many. Without recursion: they may be nested more deeply
+    # than Python functions can call each other.
+    open_folders = [folder]
+    # Ignored directories on the way to the current one. They come along as soon as something in them does.
+    not_sent: list[_Found] = []
+    while open_folders:
+        folder = open_folders[-1]
+        child = next(folder.entries, None)
+        if child is None:
+            open_folders.pop()
+            if not_sent and not_sent[-1] is folder.found:
+                not_sent.pop()
+            continue
+        name, path = child
+        found_name = f"{folder.prefix}{name}"
+        state = source.patterns.match(name, folder.state)
+        is_sent = not state.is_ignored or found_name in source.forced
+        if _is_too_long(found_name, path):
+            if is_sent:
+                raise _too_long(source, found_name)
+            continue
+        status = _status(path)
+        if status is None:
+            continue
+        found = _Found(found_name, path, status)
+        is_folder = stat.S_ISDIR(status.st_mode)
+        if is_sent and not stat.S_ISSOCK(status.st_mode):
+            if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+                raise BuildContextError(f"{path} is a device, which cannot be sent; name it in {DOCKERIGNORE}")
+            yield from not_sent
+            not_sent.clear()
+            yield found
+        if is_folder and not is_sent:
+            if not (state.may_have_exceptions or source.is_above_forced(found_name)):
+                continue
+            not_sent.append(found)
+        if is_folder:
+            open_folders.append(_open_folder(source, found, state))
 
 
 def _open_folder(source: _Source, found: _Found | None, state: MatchState) -> _OpenFolder:
@@ -320,78 +379,42 @@ def _open_folder(source: _Source, found: _Found | None, state: MatchState) -> _O
 def _children(source: _Source, directory: str, prefix: str, *, is_ignored: bool) -> dict[str, str]:
     try:
         children = {name: f"{directory}/{name}" for name in os.listdir(directory)}  # noqa: PTH208 - names only
-    except PermissionError as error:
-        if is_ignored:
-            return {}
-        raise _unreadable(directory, error) from error
     except OSError as error:
+        # What has vanished since has nothing in it, and of what is ignored nothing need be there.
+        if isinstance(error, FileNotFoundError) or (is_ignored and isinstance(error, PermissionError)):
+            return {}
         raise _unreadable(directory, error) from error
     if not prefix:
         children |= {name: str(path) for name, path in source.replaced.items() if name in children}
-    if source.git_dir is not None:
+    if source.is_git_dir_replaced:
         git = children.get(".git")
-        if not prefix:
+        if not prefix and source.git_dir is not None:
             children[".git"] = str(source.git_dir)
-        elif git is not None and Path(git).is_file():
+        elif git is not None and (not prefix or Path(git).is_file()):
             # A submodule or worktree whose git directory is not sent: git stumbles over a link that leads nowhere.
             del children[".git"]
     return children
 
 
-def _status(path: str, *, is_missing_ok: bool) -> os.stat_result | None:
+def _status(path: str) -> os.stat_result | None:
+    """What is at a path; None where something was a moment ago."""
     try:
         return os.lstat(path)
-    except OSError as error:
-        if is_missing_ok and isinstance(error, FileNotFoundError):
-            return None
-        raise _unreadable(path, error) from error
-
-
-def _entry(found: _Found) -> Iterator[bytes]:
-    name, status = f"{_CONTEXT}/{found.name}", found.status
-    mode, mtime = stat.S_IMODE(status.st_mode), int(status.st_mtime)
-    if stat.S_ISREG(status.st_mode):
-        yield from _file_entry(name, found.path)
-    elif stat.S_ISDIR(status.st_mode):
-        yield _header(name, DIRTYPE, mode=mode, mtime=mtime)
-    elif stat.S_ISLNK(status.st_mode):
-        yield _header(name, SYMTYPE, mode=0o777, mtime=mtime, link=_link(found.path))
-    elif stat.S_ISFIFO(status.st_mode):
-        yield _header(name, FIFOTYPE, mode=mode, mtime=mtime)
-    else:
-        raise BuildContextError(f"{found.path} is a device, which cannot be sent; name it in {DOCKERIGNORE}")
-
-
-def _link(path: str) -> str:
-    try:
-        return str(Path(path).readlink())
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
-def _file_entry(name: str, path: str) -> Iterator[bytes]:
-    try:
-        # Not blocking: what was a file a moment ago may be a FIFO by now.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
-            yield _header(name, mode=stat.S_IMODE(status.st_mode), mtime=int(status.st_mtime), size=status.st_size)
-            left_bytes = status.st_size
-            while left_bytes > 0:
-                chunk = file.read(min(_CHUNK_BYTES, left_bytes))
-                if not chunk:
-                    raise BuildContextError(f"{path} became shorter while it was sent; try again")
-                left_bytes -= len(chunk)
-                yield chunk
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    yield b"\0" * (-status.st_size % BLOCKSIZE)
+def _is_too_long(name: str, path: str) -> bool:
+    return len(os.fsencode(name)) > _LONGEST_NAME_BYTES or len(os.fsencode(path)) > _LONGEST_PATH_BYTES
 
 
-def _header(name: str, kind: bytes = REGTYPE, *, mode: int, mtime: int = 0, size: int = 0, link: str = "") -> bytes:
-    info = TarInfo(name)
-    info.type, info.mode, info.mtime, info.size, info.linkname = kind, mode, mtime, size, link
-    # The GNU form carries names of any length, and bytes as they are.
-    return info.tobuf(format=GNU_FORMAT, encoding="utf-8", errors="surrogateescape")
+def _too_long(source: _Source, name: str) -> BuildContextError:
+    return BuildContextError(
+        f"{source.context_dir}/{name[:_LONGEST_SHOWN]}… is a path of {len(name)} characters, which is more than a VPS"
+        f" takes; name its folder in {DOCKERIGNORE}"
+    )
 
 
 def _unreadable(path: str, error: OSError) -> BuildContextError:

@@ -4,6 +4,7 @@ The rules are those of moby/patternmatcher and BuildKit, which the Docker SDK's 
 case, and loses files below ``!**/name``): https://docs.docker.com/build/concepts/context/#dockerignore-files.
 """
 
+import os
 import posixpath
 import re
 from collections.abc import Iterable
@@ -52,12 +53,14 @@ class _Pattern:
 class _Position:
     """Where the matcher may be in the patterns after some characters of a path.
 
-    ``last_match`` is the last pattern that matches these characters, or -1; ``steps`` leads to the position after one
-    more character, as far as such a step was taken before.
+    ``last_match`` is the last pattern that matches these characters, or -1; ``last_exception`` is the last exception
+    that may match more characters, or -1; ``steps`` leads to the position after one more character, as far as such a
+    step was taken before.
     """
 
     places: frozenset[int]
     last_match: int
+    last_exception: int
     steps: dict[str, "_Position"] = field(default_factory=dict)
 
 
@@ -72,6 +75,11 @@ class MatchState:
     last_match: int
     is_ignored: bool
     start_of_names: _Position
+
+    @property
+    def may_have_exceptions(self) -> bool:
+        """Whether something below may be taken though the path itself is left out."""
+        return self.start_of_names.last_exception > self.last_match
 
 
 class IgnorePatterns:
@@ -96,11 +104,6 @@ class IgnorePatterns:
         return cls(tuple(_parse_line(line.strip(), source) for line in lines if _is_pattern(line)))
 
     @property
-    def has_exceptions(self) -> bool:
-        """Whether something below an ignored directory may be taken all the same."""
-        return any(pattern.is_exception for pattern in self._patterns)
-
-    @property
     def root(self) -> MatchState:
         """The state of the directory itself, which is never left out."""
         return MatchState(last_match=-1, is_ignored=False, start_of_names=self._matcher.start)
@@ -122,18 +125,10 @@ class IgnorePatterns:
 
     def ignores(self, path: str) -> bool:
         """Whether ``path`` (relative, with ``/``) is left out."""
-        return self._state_of(path).is_ignored
-
-    def ignores_all_of(self, path: str) -> bool:
-        """Whether ``path`` is left out, and all that may be below it."""
-        state = self._state_of(path)
-        return state.is_ignored and not any(p.is_exception for p in self._patterns[state.last_match + 1 :])
-
-    def _state_of(self, path: str) -> MatchState:
         state = self.root
         for name in path.split("/"):
             state = self.match(name, state)
-        return state
+        return state.is_ignored
 
 
 class _Matcher:
@@ -147,11 +142,15 @@ class _Matcher:
         # Places are numbered across all patterns: one for each part, and one for the end of each pattern.
         self._parts: list[_Part] = []
         self._pattern_by_end: dict[int, int] = {}
+        self._exception_of: dict[int, int] = {}
         self._positions: dict[frozenset[int], _Position] = {}
         self._kept_steps = 0
         first_places: list[int] = []
         for number, pattern in enumerate(patterns):
             first_places.append(len(self._parts))
+            if pattern.is_exception:
+                places = range(len(self._parts), len(self._parts) + len(pattern.parts))
+                self._exception_of |= dict.fromkeys(places, number)
             self._parts += [*pattern.parts, _END]
             self._pattern_by_end[len(self._parts) - 1] = number
         self.start = self._position(self._entered(first_places))
@@ -189,7 +188,8 @@ class _Matcher:
         found = self._positions.get(kept)
         if found is None:
             last_match = max((self._pattern_by_end.get(place, -1) for place in kept), default=-1)
-            found = self._positions[kept] = _Position(kept, last_match)
+            last_exception = max((self._exception_of.get(place, -1) for place in kept), default=-1)
+            found = self._positions[kept] = _Position(kept, last_match, last_exception)
         return found
 
     def _forget_steps(self) -> None:
@@ -200,9 +200,15 @@ class _Matcher:
 
 
 def ignore_file_for(context_dir: Path, dockerfile: Path) -> Path | None:
-    """The ignore file that counts: the Dockerfile's own (``<Dockerfile>.dockerignore``) before the context's."""
+    """The ignore file that counts: the Dockerfile's own (``<Dockerfile>.dockerignore``) before the context's.
+
+    Raises BuildContextError for what is not a file, or a link that leads nowhere: what should be ignored is not known.
+    """
     candidates = (dockerfile.with_name(f"{dockerfile.name}{DOCKERIGNORE}"), context_dir / DOCKERIGNORE)
-    return next((path for path in candidates if path.is_file()), None)
+    path = next((path for path in candidates if os.path.lexists(path)), None)
+    if path is not None and not path.is_file():
+        raise BuildContextError(f"{path} is not a file; replace it by one, or remove it")
+    return path
 
 
 def _is_pattern(line: str) -> bool:

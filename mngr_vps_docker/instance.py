@@ -103,7 +103,7 @@ class VpsDockerProvider(PackageHooks):
         )
         build = self._parsed_build_args(build_args)
         run_args = operations.checks.checked_run_args(self._context, start_args or ())
-        operations.checks.check_build(self._context, build)
+        build = operations.checks.check_build(self._context, build)
         existing = self._registry.discover()
         source = None if snapshot is None else operations.snapshot.find_snapshot(self._context, existing, snapshot)
         request = operations.creation.CreateRequest(

@@ -89,11 +89,11 @@ def checked_run_args(context: ProviderContext, args: Sequence[str]) -> tuple[str
     return run_args
 
 
-def check_build(context: ProviderContext, build: ParsedBuildArgs) -> None:
-    """Refuse what this machine has not got, or what of the build context cannot be sent."""
+def check_build(context: ProviderContext, build: ParsedBuildArgs) -> ParsedBuildArgs:
+    """Refuse what this machine has not got, or what of the build context cannot be sent; return what is now known."""
     _warn_of_secrets(build.docker_build_args, "stays in the image (`docker history`), and in every snapshot")
     check_tools(context, build)
-    check_build_context(build)
+    return check_build_context(build)
 
 
 def _warn_of_secrets(args: Sequence[str], where: str) -> None:

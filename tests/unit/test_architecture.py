@@ -16,7 +16,7 @@ LONGEST_MODULE_LINES = 450
 LAYERS = (
     ("terminal", "untrusted", "volume_reader"),
     ("primitives", "errors", "image_reference", "files"),
-    ("config", "plain_text"),
+    ("config", "plain_text", "context_size"),
     ("docker_options",),
     ("ssh",),
     ("docker_commands", "remote_batch", "replay"),
@@ -25,7 +25,7 @@ LAYERS = (
     ("docker_over_ssh",),
     ("volume_scripts", "agent_data", "host_record", "root_account", "keys"),
     ("cloud_init",),
-    ("build_args", "start_args", "dockerignore", "git_command", "vps_client", "vps_identity"),
+    ("build_args", "start_args", "dockerignore", "git_command", "vps_client", "vps_identity", "tar_stream"),
     ("git_checkout",),
     ("git_context",),
     ("stored_state", "host_volume", "build_context"),

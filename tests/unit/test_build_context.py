@@ -5,6 +5,7 @@ import secrets
 import socket
 import stat
 import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from loguru import logger
 
+from imbue.mngr.primitives import LogLevel
 from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
 from imbue.mngr_vps_docker.build_context import archive
 from imbue.mngr_vps_docker.build_context import check_build_context
@@ -80,6 +83,15 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What the user is told."""
+    lines: list[str] = []
+    sink = logger.add(lines.append, level=LogLevel.BUILD.value, format="{message}")
+    yield lines
+    logger.remove(sink)
+
+
+@pytest.fixture
 def left_on_vps(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """Where there is something of this test, and not of others that run at the same time."""
     token = secrets.token_hex(16)
@@ -135,14 +147,22 @@ def test_a_socket_is_left_out_as_docker_does(
         assert names_below(unpack(build_of(project)) / "context") == names_below(project) - {"sock"}
 
 
-def test_an_ignored_file_may_vanish_at_any_time(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(project, {".dockerignore": "**/*.tmp\n"})
-    real_listdir = os.listdir
-    monkeypatch.setattr("imbue.mngr_vps_docker.build_context.os.listdir", lambda path: [*real_listdir(path), "x.tmp"])
+@pytest.mark.parametrize("call", ["lstat", "listdir", "readlink", "open"])
+def test_what_vanishes_while_it_is_looked_at_is_not_sent(
+    project: Path, unpack: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    write(project, {"z/x.tmp": ""})
+    (project / "l.tmp").symlink_to("a.txt")
+    real_call = getattr(os, call)
+
+    def vanishing(path: str | Path, *args: int) -> object:
+        if str(path).endswith((".tmp", "/z")):
+            raise FileNotFoundError(2, "No such file or directory")
+        return real_call(path, *args)
+
+    monkeypatch.setattr(f"imbue.mngr_vps_docker.build_context.os.{call}", vanishing)
     check_build_context(build_of(project))
-    write(project, {".dockerignore": ""})
-    with pytest.raises(BuildContextError, match=r"x\.tmp of the build context cannot be read"):
-        check_build_context(build_of(project))
+    assert names_below(unpack(build_of(project)) / "context") >= {"Dockerfile", "a.txt", "sub", "sub/b.txt"}
 
 
 def test_the_same_directory_gives_the_same_archive(project: Path) -> None:
@@ -219,14 +239,42 @@ def test_a_dockerfile_that_links_out_of_the_context_is_refused(
         check_build_context(build_of(project, dockerfile))
 
 
-def test_links_between_files_of_a_context_are_followed_for_docker(project: Path, unpack: Callable[..., Path]) -> None:
-    write(project, {"docker/app": "FROM app\n", "docker/ignore": "sub\n"})
+def test_an_ignore_file_that_links_out_of_the_context_is_refused(project: Path) -> None:
+    write(project.parent, {"out/ignore": "sub\n"})
+    (project / ".dockerignore").symlink_to("../out/ignore")
+    with pytest.raises(BuildContextError, match=f"{project}/.dockerignore leads out of the build context"):
+        check_build_context(build_of(project))
+
+
+@pytest.mark.parametrize("links", [{"Dockerfile": "docker/app"}, {"Dockerfile": "b/one", "b": "docker"}])
+@pytest.mark.parametrize("ignore", ["", "docker\n", "*\n"])
+def test_a_dockerfile_is_read_through_links_before_the_rules_apply(
+    project: Path, unpack: Callable[..., Path], links: dict[str, str], ignore: str
+) -> None:
+    write(project, {"docker/app": "FROM app\n", "docker/ignore": f"sub\n{ignore}"})
+    (project / "docker/one").symlink_to("two")
+    (project / "docker/two").symlink_to("app")
     (project / "Dockerfile").unlink()
-    (project / "Dockerfile").symlink_to("docker/app")
-    (project / ".dockerignore").symlink_to("docker/ignore")
-    context = unpack(build_of(project)) / "context"
-    assert (context / "Dockerfile").read_text() == "FROM app\n"
-    assert not (context / "sub").exists()
+    for name, target in (links | {".dockerignore": "docker/ignore"}).items():
+        (project / name).symlink_to(target)
+    unpacked = unpack(build_of(project))
+    assert (unpacked / "dockerfile/Dockerfile").read_text() == "FROM app\n"
+    assert (unpacked / "context/.dockerignore").read_text() == f"sub\n{ignore}"
+    assert not (unpacked / "context/.dockerignore").is_symlink()
+    assert not (unpacked / "context/sub").exists()
+    assert (unpacked / "context/docker").exists() is (ignore == "")
+
+
+def test_a_dockerfile_in_a_folder_that_is_a_link_is_read_with_its_own_ignore_file(
+    project: Path, unpack: Callable[..., Path]
+) -> None:
+    write(project, {"build/app": "FROM app\n", "build/rules": "sub\n"})
+    (project / "docker").symlink_to("build")
+    (project / "build/app.dockerignore").symlink_to("rules")
+    unpacked = unpack(build_of(project, "docker/app"))
+    assert (unpacked / "dockerfile/app").read_text() == "FROM app\n"
+    assert (unpacked / "dockerfile/app.dockerignore").read_text() == "sub\n"
+    assert not (unpacked / "context/sub").exists()
 
 
 @pytest.fixture
@@ -243,9 +291,66 @@ def test_folders_may_be_nested_deeply(project: Path, deep_folder: str) -> None:
     with archive(build_of(project)) as chunks:
         listing = subprocess.run(("tar", "-t"), input=b"".join(chunks), capture_output=True, check=True, timeout=60)
     assert f"context/{deep_folder}" in listing.stdout.decode().splitlines()
-    write(project, {".dockerignore": "d\n!nothing\n"})
-    with archive(build_of(project)) as chunks:
-        assert b"d/d" not in b"".join(chunks)
+    for ignore in ("d\n!nothing\n", "d\n!**/nothing\n"):
+        write(project, {".dockerignore": ignore})
+        with archive(build_of(project)) as chunks:
+            assert b"d/d" not in b"".join(chunks)
+
+
+@pytest.fixture
+def deeper_folders(project: Path) -> Iterator[None]:
+    """Folders below each other, at a path that is longer than there can be."""
+    script = "import os\nfor _ in range(1100): os.mkdir('1234'); os.chdir('1234')"
+    subprocess.run((sys.executable, "-c", script), cwd=project, check=True, timeout=60)
+    yield
+    subprocess.run(("rm", "-rf", "1234"), cwd=project, check=True, timeout=60)
+
+
+@pytest.mark.usefixtures("deeper_folders")
+def test_a_path_that_is_too_long_is_named_before_anything_is_sent(project: Path) -> None:
+    with pytest.raises(BuildContextError, match=r"/1234/1234/.*… is a path of .* name its folder in") as refusal:
+        check_build_context(build_of(project))
+    assert len(str(refusal.value)) < 500
+    for ignore in ("1234\n!nothing\n", "1234\n!**/nothing\n"):
+        write(project, {".dockerignore": ignore})
+        check_build_context(build_of(project))
+
+
+def test_a_path_that_is_too_long_for_the_vps_is_named_before_anything_is_sent(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imbue.mngr_vps_docker.build_context._LONGEST_NAME_BYTES", len("Dockerfile"))
+    write(project, {"sub/longer.txt": ""})
+    with pytest.raises(BuildContextError, match=r"sub/longer\.txt… is a path of 14 characters"):
+        check_build_context(build_of(project))
+
+
+@pytest.mark.parametrize(
+    ("ignore", "folders"),
+    [
+        ("modules\n!README.md\n", {"", "sub"}),
+        ("modules\n!modules/a/keep\n", {"", "sub", "modules", "modules/a"}),
+        ("*\n!sub/b.txt\n", {"", "sub"}),
+        ("modules\n!**/keep\n", {"", "sub", "modules", "modules/a", "modules/b", "modules/a/deep"}),
+    ],
+)
+def test_only_folders_that_an_exception_can_reach_are_looked_into_and_once(
+    project: Path, monkeypatch: pytest.MonkeyPatch, ignore: str, folders: set[str]
+) -> None:
+    write(project, {".dockerignore": ignore, "modules/a/deep/x": "", "modules/b/x": "", "modules/a/keep": ""})
+    looked_into: list[str] = []
+    real_listdir = os.listdir
+
+    def counted(path: str) -> list[str]:
+        looked_into.append(os.path.relpath(path, project).removeprefix("."))
+        return real_listdir(path)
+
+    monkeypatch.setattr("imbue.mngr_vps_docker.build_context.os.listdir", counted)
+    build = check_build_context(build_of(project))
+    assert sorted(looked_into) == sorted(folders)
+    with archive(build) as chunks:
+        list(chunks)
+    assert sorted(looked_into) == sorted([*folders, *folders])
 
 
 def test_an_upload_lasts_as_long_as_its_block(
@@ -291,6 +396,35 @@ def test_a_context_is_kept_in_memory_where_that_has_plenty_of_room(
         assert left_on_vps() == places
         assert names_below(Path(remote.context_dir)) == names_below(project)
     assert left_on_vps() == []
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "line"),
+    [
+        (3_000_000, "The build context has 3.0 MB in 5 files and folders\n"),
+        (
+            2_000_000_000,
+            "The build context has 2,000 MB in 5 files and folders;"
+            " name what the image does not need in .dockerignore\n",
+        ),
+    ],
+)
+def test_the_size_of_a_context_is_said_before_anything_is_sent(
+    project: Path, said: list[str], size_bytes: int, line: str
+) -> None:
+    with (project / "large").open("wb") as file:
+        file.truncate(size_bytes)
+    check_build_context(build_of(project))
+    assert said == [line]
+
+
+def test_how_much_of_a_large_context_is_sent_is_said_line_by_line(
+    vps: LocalMachine, project: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imbue.mngr_vps_docker.context_size._LEAST_PROGRESS_BYTES", 250_000)
+    (project / "large").write_bytes(bytes(1_000_000))
+    with uploaded_build_context(vps, build_of(project), timeout_seconds=60):
+        assert said == ["Sent 0.3 MB of 1.0 MB\n", "Sent 0.5 MB of 1.0 MB\n", "Sent 0.8 MB of 1.0 MB\n"]
 
 
 @pytest.mark.parametrize("name", ["awk", "df"])
@@ -357,6 +491,30 @@ def test_what_cannot_be_read_is_found_before_anything_is_sent(project: Path, mon
         check_build_context(build_of(project))
     write(project, {".dockerignore": "sub\n"})
     check_build_context(build_of(project))
+
+
+def test_a_device_is_found_before_anything_is_sent(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By a stand-in, since only root can make one.
+    null, real_lstat = os.lstat(os.devnull), os.lstat
+    monkeypatch.setattr(
+        "imbue.mngr_vps_docker.build_context.os.lstat",
+        lambda path: null if str(path).endswith("b.txt") else real_lstat(path),
+    )
+    with pytest.raises(BuildContextError, match=r"b\.txt is a device, which cannot be sent"):
+        check_build_context(build_of(project))
+    write(project, {".dockerignore": "sub\n"})
+    check_build_context(build_of(project))
+
+
+@pytest.mark.parametrize("name", [".dockerignore", "Dockerfile.dockerignore"])
+def test_an_ignore_file_that_is_no_file_is_found_before_anything_is_sent(project: Path, name: str) -> None:
+    (project / name).symlink_to("nowhere")
+    with pytest.raises(BuildContextError, match=f"{name} is not a file"):
+        check_build_context(build_of(project))
+    (project / name).unlink()
+    os.mkfifo(project / name)
+    with pytest.raises(BuildContextError, match=f"{name} is not a file"):
+        check_build_context(build_of(project))
 
 
 def test_a_bad_pattern_is_found_before_anything_is_sent(project: Path) -> None:

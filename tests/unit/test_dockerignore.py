@@ -124,17 +124,42 @@ def test_steps_that_were_forgotten_are_taken_again(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("patterns", "is_whole"),
+    ("patterns", "is_looked_into"),
     [
-        ([".git"], True),
-        (["!a", ".git"], True),
-        ([".git", "!a"], False),
-        (["**", "!a", ".git/x"], False),
         (["a"], False),
+        (["!b", "a"], False),
+        (["!a/b", "a"], False),
+        (["a", "!b"], False),
+        (["a", "!ab"], False),
+        (["a", "!b/a/c"], False),
+        (["a", "!?b/c"], False),
+        (["**", "!b", "a/x"], False),
+        (["a", "!a/b"], True),
+        (["a", "!a/b/c"], True),
+        (["*", "!*/b"], True),
+        (["a", "!**/b"], True),
+        (["a", "![a-c]/b"], True),
+        (["a", "!a/**"], True),
     ],
 )
-def test_a_folder_is_left_out_whole_if_no_exception_comes_later(patterns: list[str], is_whole: bool) -> None:
-    assert IgnorePatterns.parse(patterns).ignores_all_of(".git") is is_whole
+def test_a_folder_that_is_left_out_is_looked_into_if_a_later_exception_may_match_in_it(
+    patterns: list[str], is_looked_into: bool
+) -> None:
+    ignore = IgnorePatterns.parse(patterns)
+    folder = ignore.match("a", ignore.root)
+    assert folder.is_ignored
+    assert folder.may_have_exceptions is is_looked_into
+
+
+@given(
+    st.lists(st.sampled_from(["a", "!a", "!a/b", "a/b", "!**/b", "!*/a", "**", "!b*", "a/**"]), min_size=1),
+    st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=3),
+)
+def test_nothing_is_taken_of_a_folder_that_is_not_looked_into(patterns: list[str], below: list[str]) -> None:
+    ignore = IgnorePatterns.parse(patterns)
+    folder = ignore.match("a", ignore.root)
+    if folder.is_ignored and not folder.may_have_exceptions:
+        assert ignore.ignores("/".join(["a", *below]))
 
 
 @pytest.mark.parametrize("pattern", ["!", "!  ", "[", "a[b", "[]", "[a-]", "[-x]", "a\\", "[b-a]"])

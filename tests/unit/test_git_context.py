@@ -315,6 +315,33 @@ def test_an_ignored_git_directory_is_not_sent_in_any_form(worktree: Path, arrive
     assert not (arrive(worktree) / ".git").exists()
 
 
+@pytest.mark.parametrize("exception", ["keep.log", "**/keep.log", ".git/config", "**/.git/x"])
+def test_a_git_directory_of_which_nothing_is_taken_is_not_looked_at(
+    worktree: Path, checkout: Path, arrive: Arrive, exception: str
+) -> None:
+    write(worktree, ".dockerignore", f".git\n!{exception}\n")
+    write(worktree, "keep.log", "")
+    checkout.rename(checkout.with_name("moved"))
+    after = arrive(worktree, 1)
+    assert not (after / ".git").exists()
+    assert (after / "keep.log").exists()
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_git_directory_is_looked_at_if_something_in_it_is_taken(
+    worktree: Path, checkout: Path, arrive: Arrive, is_taken: bool
+) -> None:
+    write(checkout, ".dockerignore", ".git\n!**/keep.log\n")
+    if is_taken:
+        write(checkout, ".git/keep.log", "")
+    (checkout / ".git/objects/info/alternates").write_text("/nowhere\n")
+    if is_taken:
+        with pytest.raises(BuildContextError, match="borrows objects"):
+            arrive(checkout)
+    else:
+        assert not (arrive(checkout) / ".git").exists()
+
+
 def test_a_worktree_whose_checkout_is_gone_is_explained(worktree: Path, checkout: Path, arrive: Arrive) -> None:
     checkout.rename(checkout.with_name("moved"))
     with pytest.raises(BuildContextError, match="which is not a git repository"):

@@ -237,6 +237,7 @@ def test_what_is_refused_can_be_left_out(checkout: Path, send: Send) -> None:
     git_dir = pretend_worktree(checkout)
     (git_dir / "info").rename(git_dir / "elsewhere")
     (git_dir / "info").symlink_to("elsewhere")
+    write(git_dir, "keep", "")
     write(checkout, ".dockerignore", "*\n!Dockerfile\n!**/keep\n")
     with pytest.raises(BuildContextError, match=r"or add \.git at the end of \.dockerignore"):
         send(checkout)

@@ -27,7 +27,7 @@ class ContextSize:
         return ContextSize(self.paths + other.paths, self.content_bytes + other.content_bytes)
 
     def __str__(self) -> str:
-        return f"{_in_mb(self.content_bytes)} in {self.paths:,} files and folders"
+        return f"{_short(self.content_bytes)} in {self.paths:,} files and folders"
 
     @property
     def is_large(self) -> bool:
@@ -51,8 +51,8 @@ def with_progress(chunks: Iterable[bytes], size: ContextSize) -> Iterator[bytes]
         if next_bytes <= taken_bytes < total_bytes:
             next_bytes = taken_bytes + step_bytes
             # At the level of Docker's own lines, which come next.
-            logger.log(LogLevel.BUILD.value, "Sent {} of {}", _in_mb(taken_bytes), _in_mb(total_bytes))
+            logger.log(LogLevel.BUILD.value, "Sent {} of {}", _short(taken_bytes), _short(total_bytes))
 
 
-def _in_mb(size_bytes: int) -> str:
-    return f"{size_bytes / _MB:,.{1 if size_bytes < 10 * _MB else 0}f} MB"
+def _short(size_bytes: int) -> str:
+    return f"{size_bytes / 1000:,.1f} kB" if size_bytes < _MB else f"{size_bytes / _MB:,.0f} MB"

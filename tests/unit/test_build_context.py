@@ -401,7 +401,7 @@ def test_a_context_is_kept_in_memory_where_that_has_plenty_of_room(
 @pytest.mark.parametrize(
     ("size_bytes", "line"),
     [
-        (3_000_000, "The build context has 3.0 MB in 5 files and folders\n"),
+        (3_000_000, "The build context has 3 MB in 5 files and folders\n"),
         (
             2_000_000_000,
             "The build context has 2,000 MB in 5 files and folders;"
@@ -424,7 +424,7 @@ def test_how_much_of_a_large_context_is_sent_is_said_line_by_line(
     monkeypatch.setattr("imbue.mngr_vps_docker.context_size._LEAST_PROGRESS_BYTES", 250_000)
     (project / "large").write_bytes(bytes(1_000_000))
     with uploaded_build_context(vps, build_of(project), timeout_seconds=60):
-        assert said == ["Sent 0.3 MB of 1.0 MB\n", "Sent 0.5 MB of 1.0 MB\n", "Sent 0.8 MB of 1.0 MB\n"]
+        assert said == ["Sent 265.2 kB of 1 MB\n", "Sent 527.4 kB of 1 MB\n", "Sent 789.5 kB of 1 MB\n"]
 
 
 @pytest.mark.parametrize("name", ["awk", "df"])

@@ -1,0 +1,65 @@
+"""Images of the kinds that people use for agents, each in a folder of ``tests/images``, from create to snapshot.
+
+A folder has a Dockerfile, what that needs, and ``image.toml``: ``build_args`` and ``start_args`` of create, if there are
+any, a ``command`` and what it ``prints``. Nothing is fetched while an image is built: tools are imitated by scripts.
+"""
+
+import os
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.kept_vps import KeptVpsClient
+from support.provider import ProviderLab
+
+from imbue.mngr.hosts.host import Host
+from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostState
+from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
+
+IMAGES = sorted(Path(__file__).parents[1].joinpath("images").iterdir())
+# What `make test` runs of them; `make test-images` runs all.
+FEW = {"devcontainer", "here-documents", "multi-stage", "odd-environment", "python-uv", "volumes"}
+CHOSEN = [folder for folder in IMAGES if folder.name in FEW or os.environ.get("MNGR_TEST_IMAGES") == "all"]
+# Not on the volume, so that it is in a snapshot.
+MARK = Path("/srv/mark")
+
+
+@pytest.fixture(scope="module")
+def provider(lab: ProviderLab) -> Iterator[LocalVpsProvider]:
+    """A provider whose hosts are all on one VPS, one after the other."""
+    client = KeptVpsClient(account=lab.account)
+    yield lab.process(client)
+    client.remove()
+
+
+@pytest.mark.parametrize("folder", CHOSEN, ids=lambda folder: folder.name)
+def test_an_image_works_from_create_to_a_start_from_its_snapshot(provider: LocalVpsProvider, folder: Path) -> None:
+    image = tomllib.loads((folder / "image.toml").read_text())
+
+    def check(host: Host) -> None:
+        result = host.execute_idempotent_command(image["command"])
+        assert result.stdout == image["prints"].strip("\n"), result.stderr
+
+    host = provider.create_host(
+        HostName(folder.name),
+        build_args=[*image.get("build_args", []), str(folder)],
+        start_args=image.get("start_args", []),
+    )
+    try:
+        check(host)
+        host.write_file(MARK, b"in the snapshot\n")
+        snapshot = provider.create_snapshot(host)
+        provider.stop_host(host, create_snapshot=False)
+        (found,) = provider.discover_hosts(provider.mngr_ctx.concurrency_group)
+        assert found.host_state is HostState.STOPPED
+        host = provider.start_host(host)
+        check(host)
+        host.write_file(MARK, b"after it\n")
+        provider.stop_host(host, create_snapshot=False)
+        host = provider.start_host(host, snapshot)
+        check(host)
+        assert host.read_file(MARK) == b"in the snapshot\n"
+    finally:
+        provider.destroy_host(host)

@@ -1,0 +1,2 @@
+#!/bin/sh
+echo "pnpm in $NODE_ENV by $0"

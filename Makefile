@@ -13,7 +13,7 @@ SHELL_SCRIPTS = $(shell find .ci scripts mngr_vps_docker -type f \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-fast test-faults bench check clean-local bootstrap
+.PHONY: help demo test test-fast test-faults test-images bench check clean-local bootstrap
 
 help: ## show this list
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,10 @@ test-faults: bootstrap ## cut every operation short at every point, in every way
 	@scripts/ensure-engine
 	@MNGR_FAULTS=all $(PYTHON) -m pytest -n 4 --dist load tests/e2e/faults tests/e2e/test_concurrent_changes.py \
 		tests/e2e/test_cycles.py tests/unit/remote/test_host_store.py tests/unit/test_ssh_striped.py
+
+test-images: bootstrap ## try every image of tests/images, from create to a start from its snapshot (`make test` does some)
+	@scripts/ensure-engine
+	@MNGR_TEST_IMAGES=all MNGR_TEST_OS=$(OS) $(PYTHON) -m pytest -n 2 --dist load tests/e2e/test_corpus.py
 
 bench: bootstrap ## time what users wait for, from 0 and 100 ms away, beside the least that it can take (20 minutes)
 	@scripts/ensure-engine

@@ -1,7 +1,7 @@
 """Images of the kinds that people use for agents, each in a folder of ``tests/images``, from create to snapshot.
 
-A folder has a Dockerfile, what that needs, and ``image.toml``: ``build_args`` and ``start_args`` of create, if there are
-any, a ``command`` and what it ``prints``. Nothing is fetched while an image is built: tools are imitated by scripts.
+A folder has a Dockerfile, what that needs, and ``image.toml``: ``build_args`` and ``start_args`` of create, if there
+are any, a ``command`` and what it ``prints``. Nothing is fetched while an image is built: scripts stand for tools.
 """
 
 import os

@@ -13,7 +13,10 @@ from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
 
-_REMOVE_HOST = "docker ps --all --quiet | xargs -r docker rm --force; docker volume ls --quiet | xargs -r docker volume rm"
+_REMOVE_HOST = """\
+docker ps --all --quiet | xargs -r docker rm --force
+docker volume ls --quiet | xargs -r docker volume rm
+"""
 # As cloud-init does it at the first boot.
 _TAKE_INJECTED_KEY = "umask 077; cat >/etc/ssh/ssh_host_ed25519_key && systemctl reload ssh"
 

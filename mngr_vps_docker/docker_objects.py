@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
+from typing import Any
 from typing import Final
 
 from pydantic import AwareDatetime
@@ -17,6 +18,9 @@ from pydantic import ConfigDict
 from pydantic import Field
 from pydantic import TypeAdapter
 from pydantic import ValidationError
+from pydantic import ValidatorFunctionWrapHandler
+from pydantic import WrapValidator
+from pydantic import model_validator
 
 from imbue.mngr_vps_docker.docker_commands import PublishedPort
 from imbue.mngr_vps_docker.docker_errors import DockerError
@@ -59,7 +63,10 @@ class ContainerInfo:
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """One image on the machine; ``tags`` are its ``name:tag`` forms, ``size_bytes`` includes shared layers."""
+    """One image on the machine; ``tags`` are its ``name:tag`` forms, ``size_bytes`` includes shared layers.
+
+    ``created_at`` is None where whatever built the image did not say.
+    """
 
     id: str
     tags: tuple[str, ...]
@@ -85,6 +92,21 @@ class _Json(BaseModel):
     # Most commands read one kind of thing, and many none.
     model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_unknown(cls, data: Any) -> Any:
+        """Docker writes null, or an empty text, for what it does not know; some versions leave it out."""
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None and value != ""}
+
+
+def _or_none(value: object, read: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return read(value)
+    except ValidationError:
+        return None
+
 
 # Docker counts in 64 bits.
 type _Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -99,7 +121,7 @@ class _State(_Json):
 
 class _Config(_Json):
     image: str = Field(default="", alias="Image")
-    labels: dict[str, str] | None = Field(default=None, alias="Labels")
+    labels: dict[str, str] = Field(default={}, alias="Labels")
 
 
 class _HostConfig(_Json):
@@ -107,7 +129,7 @@ class _HostConfig(_Json):
     cpu_quota: _Number = Field(default=0, alias="CpuQuota")
     cpu_period: _Number = Field(default=0, alias="CpuPeriod")
     memory: _Number = Field(default=0, alias="Memory")
-    port_bindings: dict[str, list[dict[str, str]] | None] | None = Field(default=None, alias="PortBindings")
+    port_bindings: dict[str, list[dict[str, str]] | None] = Field(default={}, alias="PortBindings")
 
 
 class _Mount(_Json):
@@ -121,17 +143,18 @@ class _Container(_Json):
     created: AwareDatetime = Field(alias="Created")
     image: str = Field(default="", alias="Image")
     state: _State = Field(alias="State")
-    config: _Config = Field(alias="Config")
-    host_config: _HostConfig = Field(alias="HostConfig")
-    mounts: tuple[_Mount, ...] | None = Field(default=None, alias="Mounts")
+    config: _Config = Field(default_factory=_Config, alias="Config")
+    host_config: _HostConfig = Field(default_factory=_HostConfig, alias="HostConfig")
+    mounts: tuple[_Mount, ...] = Field(default=(), alias="Mounts")
 
 
 class _Image(_Json):
     id: str = Field(alias="Id")
-    repo_tags: tuple[str, ...] | None = Field(default=None, alias="RepoTags")
-    created: AwareDatetime | None = Field(default=None, alias="Created")
+    repo_tags: tuple[str, ...] = Field(default=(), alias="RepoTags")
+    # Written by whatever built the image, and needed for nothing but tidying up.
+    created: Annotated[AwareDatetime | None, WrapValidator(_or_none)] = Field(default=None, alias="Created")
     size: _Number = Field(default=0, alias="Size")
-    config: _Config | None = Field(default=None, alias="Config")
+    config: _Config = Field(default_factory=_Config, alias="Config")
 
 
 class _Info(_Json):
@@ -140,7 +163,7 @@ class _Info(_Json):
     memory: _Number = Field(alias="MemTotal")
     root_dir: str = Field(alias="DockerRootDir")
     driver: str = Field(alias="Driver")
-    runtimes: dict[str, object] | None = Field(default=None, alias="Runtimes")
+    runtimes: dict[str, object] = Field(default={}, alias="Runtimes")
     architecture: str = Field(default="", alias="Architecture")
 
 
@@ -174,10 +197,10 @@ def parse_images(text: str) -> tuple[ImageInfo, ...]:
     return tuple(
         ImageInfo(
             id=raw.id,
-            tags=raw.repo_tags or (),
-            created_at=raw.created,
+            tags=raw.repo_tags,
+            created_at=_moment(raw.created),
             size_bytes=raw.size,
-            labels=(raw.config.labels if raw.config else None) or {},
+            labels=raw.config.labels,
         )
         for raw in images
     )
@@ -200,7 +223,7 @@ def parse_info(text: str) -> DockerInfo:
         memory_bytes=raw.memory,
         root_dir=raw.root_dir,
         driver=raw.driver,
-        runtimes=tuple(raw.runtimes or ()),
+        runtimes=tuple(raw.runtimes),
         architecture=raw.architecture,
     )
 
@@ -228,20 +251,20 @@ def _container(raw: _Container) -> ContainerInfo:
         created_at=raw.created,
         started_at=_moment(raw.state.started_at),
         finished_at=_moment(raw.state.finished_at),
-        labels=raw.config.labels or {},
+        labels=raw.config.labels,
         image=raw.config.image,
         image_id=raw.image,
         nano_cpus=limits.nano_cpus or quota_nano_cpus or None,
         memory_bytes=limits.memory or None,
         ports=tuple(_ports(limits)),
-        volumes=tuple(mount.name for mount in raw.mounts or () if mount.type == "volume" and mount.name),
+        volumes=tuple(mount.name for mount in raw.mounts if mount.type == "volume" and mount.name),
     )
 
 
 def _ports(limits: _HostConfig) -> list[PublishedPort]:
     """What the container publishes by its configuration; unlike Docker's NetworkSettings, also while it is stopped."""
     ports: list[PublishedPort] = []
-    for container_port, bindings in (limits.port_bindings or {}).items():
+    for container_port, bindings in limits.port_bindings.items():
         number, _, protocol = container_port.partition("/")
         for binding in bindings or ():
             host_port = binding.get("HostPort", "")

@@ -9,6 +9,7 @@ import pytest
 
 from imbue.mngr_vps_docker import docker_errors as errors
 from imbue.mngr_vps_docker.docker_commands import PublishedPort
+from imbue.mngr_vps_docker.docker_objects import ImageInfo
 from imbue.mngr_vps_docker.docker_objects import parse_containers
 from imbue.mngr_vps_docker.docker_objects import parse_images
 from imbue.mngr_vps_docker.docker_objects import parse_info
@@ -72,6 +73,27 @@ def test_images_are_read(answers: dict[str, Any]) -> None:
     assert image.labels["kept"] == "yes"
     assert image.created_at is not None
     assert image.size_bytes > 50 << 20
+
+
+@pytest.mark.parametrize(
+    "created", ['""', "null", '"0001-01-01T00:00:00Z"', '"2026-01-02T03:04:05"', '"unknown"', "{}"]
+)
+def test_what_is_not_known_of_an_image_is_no_error(created: str) -> None:
+    (image,) = parse_images(
+        f'[{{"Id": "sha256:1", "Created": {created}, "Config": null, "RepoTags": null, "Size": null}}]'
+    )
+    assert image == ImageInfo(id="sha256:1", tags=(), created_at=None, size_bytes=0, labels={})
+    assert parse_images('[{"Id": "sha256:1", "Config": {"Labels": null}}]') == (image,)
+
+
+def test_nor_is_what_is_not_known_of_a_container() -> None:
+    state = '{"Status": "created", "ExitCode": null, "StartedAt": "", "FinishedAt": ""}'
+    (container,) = parse_containers(
+        '[{"Id": "1", "Name": "/c", "Created": "2026-01-02T03:04:05Z", "Image": null, "Mounts": null, "Config": null,'
+        f' "HostConfig": null, "State": {state}}}]'
+    )
+    assert (container.started_at, container.finished_at) == (None, None)
+    assert (container.memory_bytes, container.ports, container.volumes) == (None, (), ())
 
 
 def test_the_engine_is_read(answers: dict[str, Any]) -> None:

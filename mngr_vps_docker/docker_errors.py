@@ -34,6 +34,10 @@ class NoSuchImageError(DockerError):
     """The image is neither on the machine nor in its registry (or the registry does not show it to us)."""
 
 
+class WrongArchitectureError(DockerError):
+    """The image is made for another kind of processor than the machine's."""
+
+
 class NoSuchVolumeError(DockerError):
     """There is no volume of that name."""
 
@@ -98,6 +102,13 @@ _KINDS: Final = (
         r"docker: (?:command )?not found",
         r"command not found: docker",
     ),
+    # The kernel uses the words of a full disk for its limit of keys.
+    _kind(
+        DockerError,
+        "no disk is full: raise the kernel's limits of keys on the machine with sysctl, kernel.keys.maxkeys and"
+        " kernel.keys.maxbytes (for root, kernel.keys.root_maxkeys and kernel.keys.root_maxbytes)",
+        r"session key.*disk quota exceeded",
+    ),
     _kind(
         DiskFullError,
         "free space on the machine ('docker system df' shows what Docker holds) or choose a larger plan",
@@ -110,6 +121,41 @@ _KINDS: Final = (
         r"toomanyrequests",
         r"pull rate limit",
         r"429 too many requests",
+    ),
+    _kind(
+        DockerError,
+        "an image has 125 layers at most, and each snapshot adds one: use fewer RUN, COPY and ADD lines, or make one"
+        " layer of the image with 'docker export' and 'docker import'",
+        r"max depth exceeded",
+    ),
+    _kind(
+        DockerError,
+        "remove credsStore and credHelpers from ~/.docker/config.json on the machine, or install what they name",
+        r"error (?:getting|listing) credentials",
+        r"docker-credential-\S+\W+executable file not found",
+    ),
+    _kind(
+        DockerError,
+        "check the machine's clock; the certificate of a registry of your own belongs in /etc/docker/certs.d there",
+        r"x509: certificate ",
+    ),
+    _kind(
+        DockerError,
+        "something removed Docker's firewall rules: run 'systemctl restart docker' on the machine",
+        r"no chain/target/match by that name",
+        r"chain 'docker\S*' does not exist",
+    ),
+    _kind(
+        DockerError,
+        "the image needs a shell at /bin/sh, as images of Debian and Ubuntu have it",
+        r'exec: \\?"(?:/bin/)?sh\\?": ',
+    ),
+    _kind(
+        WrongArchitectureError,
+        "use an image for the machine's processor, or choose a plan or region with machines for the image's",
+        r"exec format error",
+        r"no matching manifest for",
+        r"was found but (?:does not match|its platform \(\S+\) does not match) the specified platform",
     ),
     _kind(
         InvalidDockerArgumentError,
@@ -168,7 +214,8 @@ _KINDS: Final = (
         r"pull access denied",
         r"manifest (?:for .* )?(?:not found|unknown)",
         r"repository .* not found",
-        r"no matching manifest",
+        r"no basic auth credentials",
+        r"unauthorized: ",
         r"failed to resolve (?:reference|source metadata).*: not found",
     ),
 )

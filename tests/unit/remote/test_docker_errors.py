@@ -128,8 +128,74 @@ def test_dockers_words_are_recognised(kind: type[errors.DockerError], printed: s
     assert recognise(printed)[0] is kind
 
 
+# What people met, and the words of the hint that lead on.
+_HINTS = [
+    (
+        "docker: Error response from daemon: failed to create shim task: OCI runtime create failed: runc create"
+        " failed: unable to start container process: error during container init: unable to join session keyring:"
+        " unable to create session key: disk quota exceeded: unknown.",
+        "kernel.keys.maxkeys",
+    ),
+    (
+        "docker: Error response from daemon: OCI runtime create failed: container_linux.go:349: starting container"
+        ' process caused "process_linux.go:449: container init caused \\"join session keyring: create session key:'
+        ' disk quota exceeded\\"": unknown.',
+        "kernel.keys.maxkeys",
+    ),
+    ("write /var/lib/docker/tmp/x: disk quota exceeded", "free space"),
+    ("docker: Error response from daemon: max depth exceeded.\nSee 'docker run --help'.", "125 layers"),
+    ("failed to register layer: max depth exceeded", "125 layers"),
+    (
+        'error getting credentials - err: exec: "docker-credential-desktop": executable file not found in $PATH,'
+        " out: ``",
+        "~/.docker/config.json",
+    ),
+    (
+        'ERROR: failed to solve: debian: error getting credentials - err: exec: "docker-credential-ecr-login":'
+        " executable file not found in $PATH, out: ``",
+        "~/.docker/config.json",
+    ),
+    (
+        'Error response from daemon: Get "https://registry-1.docker.io/v2/": x509: certificate has expired or is not'
+        " yet valid: current time 2026-01-01T00:00:00Z is before 2026-02-02T00:00:00Z",
+        "clock",
+    ),
+    (
+        "docker: Error response from daemon: driver failed programming external connectivity on endpoint c (0a):"
+        " (iptables failed: iptables --wait -t nat -A DOCKER -p tcp -d 0/0 --dport 2222 -j DNAT: iptables: No"
+        " chain/target/match by that name.\n (exit status 1)).",
+        "systemctl restart docker",
+    ),
+    (
+        "docker: Error response from daemon: OCI runtime create failed: runc create failed: unable to start container"
+        ' process: exec: "sh": executable file not found in $PATH: unknown.',
+        "shell",
+    ),
+    ("no matching manifest for linux/arm64/v8 in the manifest list entries", "processor"),
+    ("standard_init_linux.go:228: exec user process caused: exec format error", "processor"),
+    (
+        "docker: Error response from daemon: image with reference x:1 was found but does not match the specified"
+        " platform: wanted linux/arm64, actual: linux/amd64.",
+        "processor",
+    ),
+    (
+        "docker: Error response from daemon: image with reference x:1 was found but its platform (linux/amd64) does"
+        " not match the specified platform (linux/arm64)",
+        "processor",
+    ),
+    ("Error response from daemon: Get https://r.example/v2/x/manifests/1: no basic auth credentials", "docker login"),
+]
+
+
+@pytest.mark.parametrize(("printed", "way_out"), _HINTS)
+def test_each_refusal_comes_with_its_own_way_out(printed: str, way_out: str) -> None:
+    assert way_out in recognise(printed)[2]
+
+
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("words", ["repository ", "memory", 'invalid argument "', "manifest for ", "error during\n"])
+@pytest.mark.parametrize(
+    "words", ["repository ", "memory", 'invalid argument "', "manifest for ", "error during\n", "session key"]
+)
 def test_a_line_without_end_does_not_take_for_ever_to_recognise(words: str) -> None:
     assert len(recognise(words * (2_000_000 // len(words)))[1]) < 2000
 

@@ -10,6 +10,7 @@ from dataclasses import field
 from pathlib import Path
 
 from imbue.mngr_vps_docker.context_size import ContextSize
+from imbue.mngr_vps_docker.docker_options import SPLIT_AT_SPACES
 from imbue.mngr_vps_docker.docker_options import DockerOptions
 from imbue.mngr_vps_docker.docker_options import Option
 from imbue.mngr_vps_docker.docker_options import Rule
@@ -238,7 +239,10 @@ def _find_build(words: _Words) -> tuple[Path | None, Path | None]:
     """Find the context directory and the Dockerfile, and check that they are there."""
     if len(words.paths) > 1:
         paths = " and ".join(words.paths)
-        raise BuildArgumentError(f"There can be one context directory only, not {shown(paths)}")
+        raise BuildArgumentError(
+            f"There can be one context directory only, not {shown(paths)} ({SPLIT_AT_SPACES}"
+            """ -b '--build-arg=NAME="a b"')"""
+        )
     if not words.paths:
         if words.file is not None or words.docker:
             raise BuildArgumentError("Building an image needs a context directory; add it last, for example: -b .")

@@ -17,6 +17,9 @@ from typing import Final
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.plain_text import shown
 
+# How the parts of such a value arrive here cannot be told from words that were meant to be two.
+SPLIT_AT_SPACES: Final = "mngr splits arguments at spaces; a value with spaces needs quotes of its own, as in"
+
 _NAME: Final = re.compile(r"--[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 # What Go's strconv.ParseBool knows.
 _ON: Final = frozenset({"1", "t", "T", "true", "TRUE", "True"})

@@ -14,6 +14,7 @@ from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
 from imbue.mngr_vps_docker.config import VPS_SSH_PORT
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.docker_commands import without_value
+from imbue.mngr_vps_docker.docker_options import SPLIT_AT_SPACES
 from imbue.mngr_vps_docker.docker_options import DockerOptions
 from imbue.mngr_vps_docker.docker_options import Rule
 from imbue.mngr_vps_docker.docker_options import always
@@ -110,6 +111,7 @@ def checked_start_args(
         if isinstance(option, str):
             raise BuildArgumentError(
                 f"{_KIND} '{shown(option)}' is no option of `docker run`; write --option=value in one word"
+                f""" ({SPLIT_AT_SPACES} -s '--label=NAME="a b"')"""
             )
         options.check(option, allowed)
         words.append(option.word)

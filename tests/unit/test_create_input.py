@@ -1,6 +1,8 @@
 """Whatever a user asks for: one clear line before anybody is asked for anything, or Docker is given exactly that."""
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -20,11 +22,14 @@ from support.memory_provider import MemoryProvider
 from support.memory_provider import Network
 from support.memory_provider import record_of
 
+from imbue.mngr.cli.create import _split_cli_args
 from imbue.mngr.errors import MngrError
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
+from imbue.mngr_vps_docker.build_args import parse_build_args
 from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.lifecycle import checks
@@ -32,6 +37,7 @@ from imbue.mngr_vps_docker.lifecycle import create
 from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
 from imbue.mngr_vps_docker.lifecycle.container import host_container
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
+from imbue.mngr_vps_docker.start_args import checked_start_args
 from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
 from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
 
@@ -71,6 +77,32 @@ BUILD_ARGS = st.one_of(
     st.lists(options(BUILD_OPTIONS, CARRIED), min_size=1, max_size=4),
     st.lists(options(BUILD_OPTIONS, TEXTS), max_size=4),
 )
+
+
+@pytest.mark.parametrize(
+    ("option", "last"), [("--build-arg=NAME=a b", ["."]), ("--label=NAME=a b", [])], ids=["-b", "-s"]
+)
+def test_a_value_with_spaces_is_given_as_the_error_and_the_readme_say(
+    option: str, last: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mngr's command line splits what it is given once more, as the shell did before."""
+    (tmp_path / "Dockerfile").touch()
+    monkeypatch.chdir(tmp_path)
+
+    def accepted(words: list[str]) -> tuple[str, ...]:
+        args = _split_cli_args((*words, *last))
+        if last:
+            return parse_build_args(args, default_region="r", default_plan="p", default_os_id=1).docker_build_args
+        return checked_start_args(args)
+
+    with pytest.raises(BuildArgumentError) as refused:
+        accepted([option])
+    (example,) = re.findall(r"-[bs] '--.*'", str(refused.value))
+    assert accepted(shlex.split(example)[1:]) == (option,)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (written,) = re.findall(rf"`{example[:2]} ('.*?')`", readme)
+    (value,) = accepted(shlex.split(written))
+    assert value.endswith("=two words")
 
 
 class Accepted(Exception):

@@ -69,6 +69,65 @@ PerSourceMaxStartups 10
 PerSourceNetBlockSize 32:64
 """
 
+# In images, sources of packages are often broken, and so is what was left half installed. A source counts only if a
+# package cannot be had without it. Files of the image's maker stay as they are, and nothing asks.
+_INSTALL_PACKAGES = r"""
+  export LC_ALL=C DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1
+  keep="--force-confdef --force-confold"
+  # The machine's clock may be slow. As root, since apt's own user may be unable to read a source or to write to /tmp.
+  options="-q -y -o DPkg::Lock::Timeout=120 -o Acquire::Retries=1 -o Acquire::http::Timeout=15
+    -o Acquire::https::Timeout=15 -o Acquire::Max-FutureTime=86400 -o APT::Sandbox::User=root"
+  for option in $keep; do options="$options -o Dpkg::Options::=$option"; done
+  broken=
+  # apt reads no source at all if one is malformed or contradicts another: take those that it can read together.
+  if ! apt-get $options indextargets >/dev/null 2>&1; then
+    readable=$(mktemp -d)
+    trap 'rm -rf "$readable"' EXIT
+    options="$options -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts=$readable"
+    check_source() { # NAME SOURCE
+      apt-get $options indextargets </dev/null >/dev/null 2>&1 && return
+      rm -f "$readable/$1"
+      broken="$broken$2: apt cannot read it; "
+    }
+    number=0
+    cd /etc/apt
+    for file in sources.list sources.list.d/debian.sources sources.list.d/ubuntu.sources \
+      sources.list.d/*.list sources.list.d/*.sources; do
+      name=${file##*/}
+      [ -f "$file" ] && [ ! -e "$readable/$name" ] || continue
+      if [ "${name%.list}" = "$name" ]; then
+        cp "$file" "$readable/$name"
+        check_source "$name" "$file"
+        continue
+      fi
+      while read -r line || [ -n "$line" ]; do
+        case $line in deb*) ;; *) continue ;; esac
+        number=$((number + 1))
+        printf '%s\n' "$line" >"$readable/$number.list"
+        check_source "$number.list" "'$line' in $file"
+      done <"$file"
+    done
+  fi
+  dpkg $keep --configure -a >/dev/null 2>&1 || :
+  tries=60
+  until updated=$(timeout -k 5 150 apt-get $options update 2>&1); do
+    # apt waits for dpkg's lock by itself, but not for the one of its lists.
+    case $updated in *"Could not get lock"*) [ $((tries -= 1)) -gt 0 ] && sleep 2 && continue ;; esac
+    break
+  done
+  broken="$broken$(printf '%s\n' "$updated" |
+    sed -n -e '/^Err:/{N;s/^Err:[0-9]* \(.*\)\n */\1: /;s/$/;/p;}' -e '/^E: Release file/s/$/;/p')"
+  install() { apt-get $options --no-install-recommends --no-remove install "$@" 2>&1; }
+  in_one_line() { printf '%s\n' "$2" | tail -n 8 | tr -s '\n\t ' ' ' | sed "s/^ */$1: /;s/[; ]*\$/\n/"; }
+  if said=$(install "$@") || { install --fix-broken >/dev/null && said=$(install "$@"); }; then
+    [ -z "$broken" ] || in_one_line "Not needed, and not to be used" "$broken"
+  else
+    in_one_line "apt-get cannot install $*" "$said"
+    [ -z "$broken" ] || in_one_line "Sources that cannot be used" "$broken"
+    exit 1
+  fi
+"""
+
 _SHUTDOWN_SCRIPT = f"""\
 #!/bin/sh
 # Called by the activity watcher when the host is idle (no argument) or all its agents have ended (STOPPED).
@@ -106,8 +165,9 @@ def setup_script(setup: ContainerSetup) -> Secret:
             _install_commands(setup.host_dir),
             _start_services(setup.host_dir),
             "}",
-            # The script itself comes on stdin: nothing that it runs may read from there.
-            "main </dev/null",
+            # The script itself comes on stdin: nothing that it runs may read from there. What it prints is one stream,
+            # so that an error shows the end of all of it.
+            "main </dev/null 2>&1",
             "",
         ]
     )
@@ -139,9 +199,8 @@ if [ -n "$missing" ]; then
     exit 1
   }}
   echo "Installing what the image lacks:$missing"
-  export DEBIAN_FRONTEND=noninteractive
-  apt-get -qq -o DPkg::Lock::Timeout=120 update
-  apt-get -qq -o DPkg::Lock::Timeout=120 install --yes --no-install-recommends $missing >/dev/null
+  install_packages() ({_INSTALL_PACKAGES})
+  install_packages $missing
 fi"""
 
 

@@ -1,0 +1,99 @@
+"""What images of real life bring along: broken sources of packages, files of their own, Dockerfiles of today."""
+
+import secrets
+import shlex
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+import pytest
+from support.booted_vps import Vps
+
+from imbue.mngr_vps_docker.docker_commands import ContainerSpec
+from imbue.mngr_vps_docker.docker_exec import exec_step
+from imbue.mngr_vps_docker.docker_exec import judged
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.errors import RemoteCommandError
+from imbue.mngr_vps_docker.keys import load_or_create_key_pair
+from imbue.mngr_vps_docker.lifecycle.container_setup import STATE_CONTAINER_SCRIPT
+from imbue.mngr_vps_docker.lifecycle.container_setup import ContainerSetup
+from imbue.mngr_vps_docker.lifecycle.container_setup import setup_script
+from imbue.mngr_vps_docker.local_vps.clean import clean
+from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
+from imbue.mngr_vps_docker.remote_batch import run_chain
+from imbue.mngr_vps_docker.ssh.shell import Secret
+
+SOURCES = "/etc/apt/sources.list.d"
+BROKEN_SOURCES = f"""
+mkdir -p /srv/empty/dists/s /srv/late
+touch /srv/empty/dists/s/InRelease
+echo 'deb file:/srv/empty s main' >{SOURCES}/empty.list
+echo 'deb http://mirror.invalid/debian s main' >{SOURCES}/unknown-host.list
+echo 'deb http://mirror.invalid/debian' >{SOURCES}/malformed.list
+echo 'deb [trusted=yes] file:/srv/late ./' >{SOURCES}/late.list
+cd /srv/late
+touch Packages
+echo "Date: $(date -u -R -d '+2 hours')" >Release
+echo "SHA256:
+ $(sha256sum Packages | cut -d ' ' -f 1) 0 Packages" >>Release
+"""
+
+
+@pytest.fixture(scope="module")
+def vps(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vps]:
+    account = f"test-{secrets.token_hex(4)}"
+    try:
+        machine = Vps(LocalVpsClient(account=account), tmp_path_factory.mktemp("vps"), os_id)
+        assert machine.wait().is_success
+        yield machine
+        machine.connection.close()
+    finally:
+        list(clean(account))
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Secret:
+    """What makes a host of a container."""
+    key = load_or_create_key_pair(tmp_path_factory.mktemp("key") / "host")
+    private_key = Secret(key.private_key_path.read_text())
+    return setup_script(ContainerSetup(PurePosixPath("/mngr"), key.public_key, private_key))
+
+
+def set_up(vps: Vps, script: Secret, preparation: str, name: str = "") -> str:
+    """Run a container of the agents' image, change what is in it, and set it up; what that printed."""
+    name = name or f"c-{secrets.token_hex(4)}"
+    spec = ContainerSpec(name, vps.agent_image, entrypoint="sh", command=("-c", STATE_CONTAINER_SCRIPT))
+    DockerOverSsh(vps.connection).run_container(spec)
+    vps.run(f"docker exec {name} sh -ec {shlex.quote(preparation)}", 120).checked()
+    step = exec_step(name, "sh -s", stdin=script, purpose="set up the container", timeout_seconds=300)
+    (outcome,) = run_chain(vps.connection, [step], purpose="set up the container", timeout_seconds=320)
+    return judged(outcome, 300).checked().text
+
+
+def test_packages_come_from_whatever_sources_work_and_the_image_keeps_its_files(vps: Vps, script: Secret) -> None:
+    said = set_up(
+        vps,
+        script,
+        f"""{BROKEN_SOURCES}
+        dpkg --purge --force-all openssh-server openssh-client 2>/dev/null
+        mkdir -p /etc/ssh
+        echo '# mine' | tee /etc/ssh/ssh_config >/etc/ssh/moduli
+        sed -n '/^Package: tar$/,/^$/p' /var/lib/dpkg/status >/var/lib/dpkg/updates/0001
+        """,
+        "kept",
+    )
+    assert vps.run("docker exec kept cat /etc/ssh/ssh_config /etc/ssh/moduli").text == "# mine\n" * 2
+    (unused,) = [line for line in said.splitlines() if line.startswith("Not needed")]
+    for source in ("file:/srv/empty", "mirror.invalid/debian s", "'deb http://mirror.invalid/debian' in"):
+        assert source in unused
+    assert "late" not in unused
+
+
+def test_a_source_that_fails_is_named_if_a_package_is_then_missing(vps: Vps, script: Secret) -> None:
+    without = "dpkg --purge --force-all xxd 2>/dev/null; rm /etc/apt/sources.list; rm -rf /var/lib/apt/lists/*"
+    with pytest.raises(RemoteCommandError) as failed:
+        set_up(vps, script, BROKEN_SOURCES + without)
+    message = str(failed.value)
+    assert "Unable to locate package xxd" in message and len(message.splitlines()) == 1
+    assert "file:/srv/empty s InRelease: Clearsigned file" in message
+    assert "mirror.invalid/debian s InRelease: Could not resolve" in message
+    assert "'deb http://mirror.invalid/debian' in sources.list.d/malformed.list: apt cannot read it" in message

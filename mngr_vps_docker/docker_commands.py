@@ -22,6 +22,14 @@ type Argv = tuple[str, ...]
 _WORD_WITH_SECRET: Final = re.compile(r"(--(?:env|build-arg)=([^=]*)=)(.*)", re.DOTALL)
 
 
+# BuildKit, if Docker has it: up to Docker 22 it must be asked for, and from 23 on it needs the plugin buildx, without
+# which asking for it is an error. Of several builders, the one that belongs to Docker leaves the image there.
+_CHOOSE_BUILDER: Final = """\
+export BUILDX_BUILDER=default DOCKER_BUILDKIT=1
+docker build --help >/dev/null 2>&1 || unset DOCKER_BUILDKIT
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class PublishedPort:
     """A container's TCP port, reachable at a port of the machine; on all of its addresses if ``host_ip`` is None."""
@@ -58,7 +66,8 @@ class ContainerSpec:
 class BuildSpec:
     """What to build: ``build_args`` are raw options in order, ``context_dir`` and ``dockerfile`` paths on the machine.
 
-    With DEPOT, the machine's ``depot`` builds at depot.dev and loads the result into the machine's Docker.
+    With DEPOT, the machine's ``depot`` builds at depot.dev and loads the result into the machine's Docker. With
+    ``is_own_syntax``, a line ``# syntax=`` of the Dockerfile is left out: it names an image that reads the rest.
     """
 
     tag: str
@@ -66,6 +75,7 @@ class BuildSpec:
     dockerfile: str | None = None
     build_args: Sequence[str] = ()
     builder: DockerBuilder = DockerBuilder.DOCKER
+    is_own_syntax: bool = False
 
 
 def as_script(argv: Argv) -> ShellScript:
@@ -114,14 +124,27 @@ def run_argv(spec: ContainerSpec) -> Argv:
     return (*argv, *spec.extra_args, spec.image, *spec.command)
 
 
+def build_script(spec: BuildSpec) -> ShellScript:
+    """``build_argv`` by the best builder that the machine's Docker has; values of build arguments are secrets."""
+    build = as_script(build_argv(spec))
+    text = str(build)
+    if spec.is_own_syntax:
+        dockerfile = spec.dockerfile or f"{spec.context_dir}/Dockerfile"
+        text = f"sed '0,/^#[[:space:]]*syntax[[:space:]]*=/I{{//d}}' {quoted(dockerfile)} | {text}"
+    if spec.builder is DockerBuilder.DOCKER:
+        text = _CHOOSE_BUILDER + text
+    return ShellScript(text, build.secrets)
+
+
 def build_argv(spec: BuildSpec) -> Argv:
-    """``docker build`` (the machine's default builder: BuildKit where Docker has it) or ``depot build``.
+    """``docker build`` or ``depot build``.
 
     ``--force-rm`` is for the older builder, which leaves the container of a failed step behind.
     """
     is_depot = spec.builder is DockerBuilder.DEPOT
     program = ("depot", "build", "--load") if is_depot else ("docker", "build", "--force-rm")
-    file = () if spec.dockerfile is None else ("--file", spec.dockerfile)
+    dockerfile = "-" if spec.is_own_syntax else spec.dockerfile
+    file = () if dockerfile is None else ("--file", dockerfile)
     return (*program, "--tag", spec.tag, *file, *spec.build_args, "--", spec.context_dir)
 
 

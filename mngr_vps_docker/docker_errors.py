@@ -5,6 +5,7 @@ error keeps Docker's words and adds one hint. What is not recognised is a plain 
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -158,6 +159,14 @@ _KINDS: Final = (
         r"was found but (?:does not match|its platform \(\S+\) does not match) the specified platform",
     ),
     _kind(
+        DockerError,
+        "if it is no typing error, it is too new for that builder: begin the Dockerfile with"
+        " '# syntax=docker/dockerfile:1', and where Docker is 23 or newer, install docker-buildx on the machine (with"
+        " docker-ce: docker-buildx-plugin)",
+        r"requires buildkit",
+        r"dockerfile parse error.*unknown (?:instruction|flag)",
+    ),
+    _kind(
         InvalidDockerArgumentError,
         "see 'docker run --help' for the options and their forms",
         r"unknown (?:shorthand )?flag:",
@@ -220,43 +229,58 @@ _KINDS: Final = (
     ),
 )
 
-_PREFIXES: Final = re.compile(r"^(?:docker: |error response from daemon: |error: )+", re.IGNORECASE)
-_NOISE: Final = re.compile(r"^(?:see '|run '.*--help'|usage:|unable to find image|warning:)", re.IGNORECASE)
+_PREFIXES: Final = re.compile(r"^(?:#\d+ [\d.]+ )?(?:docker: |error response from daemon: |error: )*", re.IGNORECASE)
+NOISE: Final = re.compile(
+    r"^(?:see '|run '.*--help'|usage:|view build details:|unable to find image|warning:)", re.IGNORECASE
+)
 _WORDS_LIMIT: Final = 600
 # What is looked at of what was printed, at its end, and of each line: patterns take the square of a line's length.
 _TEXT_LIMIT: Final = 64 << 10
 _LINE_LIMIT: Final = 4 << 10
 
 
-def recognise(text: str) -> tuple[type[DockerError], str, str]:
-    """The error class for what Docker printed, Docker's own words (one line), and a hint (may be empty)."""
+def recognise(text: str, ignored: Collection[type[DockerError]] = ()) -> tuple[type[DockerError], str, str]:
+    """The error class for what Docker printed, Docker's own words (one line), and a hint (may be empty).
+
+    Classes that are ``ignored`` are not looked for.
+    """
     lines = [line.strip()[:_LINE_LIMIT] for line in text[-_TEXT_LIMIT:].splitlines() if line.strip()]
-    for kind in _KINDS:
+    for kind in (kind for kind in _KINDS if kind.error not in ignored):
         for line in lines:
             if re.search(kind.words, line, re.IGNORECASE):
                 return kind.error, _own_words(line), kind.hint
-    telling = [line for line in lines if not _NOISE.match(line)] or lines
+    telling = [line for line in lines if not NOISE.match(line)] or lines
     return DockerError, " / ".join(_own_words(line) for line in telling[-3:]), ""
 
 
-def refusal(text: str, *, purpose: str, host: str, outcome: CommandOutcome | None = None) -> DockerError:
+def refusal(
+    text: str,
+    *,
+    purpose: str,
+    host: str,
+    outcome: CommandOutcome | None = None,
+    ignored: Collection[type[DockerError]] = (),
+) -> DockerError:
     """The error for what Docker printed when it refused to do ``purpose`` on ``host``."""
-    error, words, hint = recognise(text)
+    error, words, hint = recognise(text, ignored)
     silence = "it failed without a word" if outcome is None else f"it ended with {outcome.exit_code}, without a word"
     reference = "" if outcome is None else outcome.reference
     what = f"Could not {purpose} on {host}{reference}: {words or silence}"
     return error(f"{what} ({hint})" if hint else what, outcome)
 
 
-def docker_error(outcome: CommandOutcome, text: str | None = None) -> VpsDockerError:
+def docker_error(
+    outcome: CommandOutcome, text: str | None = None, *, ignored: Collection[type[DockerError]] = ()
+) -> VpsDockerError:
     """The error for an unsuccessful docker command: Docker's refusal, or what ssh met.
 
-    ``text`` is what Docker printed, where that is not simply stderr (stdout, where stderr is empty).
+    ``text`` is what Docker printed, where that is not simply stderr (stdout, where stderr is empty). Classes that are
+    ``ignored`` are not looked for in it.
     """
     if outcome.status is not OutcomeStatus.COMPLETED:
         return outcome.error()
     printed = text if text is not None else outcome.error_text.strip() or outcome.text
-    return refusal(printed, purpose=outcome.purpose, host=outcome.host, outcome=outcome)
+    return refusal(printed, purpose=outcome.purpose, host=outcome.host, outcome=outcome, ignored=ignored)
 
 
 def checked_docker(outcome: CommandOutcome) -> CommandOutcome:

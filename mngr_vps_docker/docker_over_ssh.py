@@ -13,16 +13,13 @@ from typing import Final
 
 from imbue.mngr.primitives import DockerBuilder
 from imbue.mngr_vps_docker import docker_commands as commands
+from imbue.mngr_vps_docker.docker_build import build_image
 from imbue.mngr_vps_docker.docker_commands import BuildSpec
 from imbue.mngr_vps_docker.docker_commands import ContainerSpec
-from imbue.mngr_vps_docker.docker_errors import DaemonNotRunningError
-from imbue.mngr_vps_docker.docker_errors import DiskFullError
 from imbue.mngr_vps_docker.docker_errors import DockerError
-from imbue.mngr_vps_docker.docker_errors import InvalidDockerArgumentError
 from imbue.mngr_vps_docker.docker_errors import NoSuchContainerError
 from imbue.mngr_vps_docker.docker_errors import NoSuchImageError
 from imbue.mngr_vps_docker.docker_errors import NoSuchVolumeError
-from imbue.mngr_vps_docker.docker_errors import PullRateLimitError
 from imbue.mngr_vps_docker.docker_errors import checked_docker
 from imbue.mngr_vps_docker.docker_errors import docker_error
 from imbue.mngr_vps_docker.docker_exec import exec_in_container
@@ -35,7 +32,6 @@ from imbue.mngr_vps_docker.docker_objects import parse_image
 from imbue.mngr_vps_docker.docker_objects import parse_images
 from imbue.mngr_vps_docker.docker_objects import parse_info
 from imbue.mngr_vps_docker.docker_objects import server_errors
-from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.ssh.connection import OnLine
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
@@ -52,9 +48,6 @@ __all__ = ["BuildSpec", "ContainerInfo", "ContainerSpec", "DockerInfo", "DockerO
 # For what Docker does at once, on a machine that may be busy; a daemon that hangs is then noticed.
 _QUICK_SECONDS: Final = 60.0
 _SLOW_SECONDS: Final = 1800.0
-_FAILED_BUILD_LINES: Final = 15
-_BUILD_KINDS: Final = (DaemonNotRunningError, DiskFullError, NoSuchImageError, PullRateLimitError)
-_DOCKER_USAGE_CODE: Final = 125
 _REPLACED_STOP_SECONDS: Final = 10
 # Exit code of a script of ours that found a container stopped.
 NOT_RUNNING: Final = 87
@@ -207,19 +200,17 @@ class DockerOverSsh:
     ) -> None:
         """Build an image from a directory of the machine and tag it; see BuildSpec for the arguments.
 
-        Output goes to ``on_line`` as it comes. A failed build raises DockerError (DiskFullError, NoSuchImageError…
-        where the cause is one of those) with the exit code and the end of both streams.
+        BuildKit builds it wherever the machine's Docker has it. Output goes to ``on_line`` as it comes, without values
+        of build arguments in the names of steps. A failed build raises DockerError (DiskFullError, NoSuchImageError…
+        where the cause is one of those) with the step, the exit code and the end of both streams.
         """
-        line = commands.as_script(commands.build_argv(BuildSpec(tag, context_dir, dockerfile, build_args, builder)))
-        purpose = f"build image {tag}"
-        if depot_token is not None:
-            line = ShellScript(f"export DEPOT_TOKEN\nexec {line}", {**line.secrets, "DEPOT_TOKEN": depot_token})
-        # A second run finds in Docker's cache what a first one, whose connection was lost, has built.
-        outcome = self._run(
-            line, purpose=purpose, timeout_seconds=timeout_seconds, on_line=on_line, effect=Effect.REPEATABLE
+        build_image(
+            self.connection,
+            BuildSpec(tag, context_dir, dockerfile, build_args, builder),
+            depot_token=depot_token,
+            on_line=on_line,
+            timeout_seconds=timeout_seconds,
         )
-        if not outcome.is_success:
-            raise _build_error(outcome)
 
     def inspect_image(self, image: str) -> ImageInfo | None:
         """Describe one image of the machine; None only if Docker says that there is no such image."""
@@ -422,23 +413,3 @@ def is_only_vanished(stderr: str) -> bool:
     """Whether all that Docker complained of is containers that were removed between listing and describing them."""
     lines = [line for line in stderr.lower().splitlines() if line.strip()]
     return bool(lines) and all("no such container" in line for line in lines)
-
-
-def _build_error(outcome: CommandOutcome) -> VpsDockerError:
-    error = docker_error(outcome)
-    if not isinstance(error, DockerError):
-        return error
-    # What a build's own steps print is among its output: only what can be said of a build is believed.
-    is_usage = isinstance(error, InvalidDockerArgumentError) and outcome.exit_code == _DOCKER_USAGE_CODE
-    kind = type(error) if is_usage or isinstance(error, _BUILD_KINDS) else DockerError
-    streams = [
-        f"The end of {name}:\n{tail}"
-        for name, text in (("stdout", outcome.text), ("stderr", outcome.error_text))
-        if (tail := _last_lines(text))
-    ]
-    return kind("\n".join([f"{error} [exit code {outcome.exit_code}]", *streams]), outcome)
-
-
-def _last_lines(text: str) -> str:
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    return "\n".join(lines[-_FAILED_BUILD_LINES:])

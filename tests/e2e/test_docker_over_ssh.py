@@ -1,7 +1,6 @@
 """Docker's verbs and the state of a VPS, over a real ssh to this machine and its own engine."""
 
 import json
-import os
 import re
 import secrets
 import socket
@@ -19,8 +18,6 @@ import pytest
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
-from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
-from imbue.mngr_vps_docker.build_context import uploaded_build_context
 from imbue.mngr_vps_docker.docker_errors import ContainerNotRunningError
 from imbue.mngr_vps_docker.docker_errors import DockerError
 from imbue.mngr_vps_docker.docker_errors import InvalidDockerArgumentError
@@ -300,63 +297,6 @@ def test_images_are_committed_inspected_and_removed(real: Engine, running: str) 
     docker.remove_image(image, is_missing_ok=True)
     with pytest.raises(NoSuchImageError):
         docker.remove_image(image)
-
-
-@pytest.mark.parametrize("dockerfile", ["Dockerfile", "../Dockerfile"])
-@pytest.mark.parametrize("memory_share", [8, 10**9], ids=["memory", "disk"])
-def test_docker_builds_of_what_was_uploaded_into_memory_or_to_disk(
-    real: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dockerfile: str, memory_share: int
-) -> None:
-    monkeypatch.setattr("imbue.mngr_vps_docker.build_context._MEMORY_SHARE", memory_share)
-    project = tmp_path / "project"
-    (project / "sub").mkdir(parents=True)
-    (project / "sub" / "a.txt").touch()
-    (project / dockerfile).write_text(f"FROM {IMAGE}\nCOPY . /ctx/\nRUN test -f /ctx/sub/a.txt\n")
-    build = ParsedBuildArgs(region="r", plan="p", os_id=1, context_dir=project, dockerfile=project / dockerfile)
-    tag = f"{real.prefix}:of-upload"
-    try:
-        with uploaded_build_context(real.docker.connection, build, timeout_seconds=60) as remote:
-            folder = Path(remote.context_dir).parent
-            assert folder.is_symlink() == (memory_share == 8)
-            real.docker.build(tag=tag, context_dir=remote.context_dir, dockerfile=remote.dockerfile)
-        assert not os.path.lexists(folder)
-    finally:
-        real.docker.remove_image(tag, is_missing_ok=True)
-
-
-def test_builds_stream_their_output_and_tell_why_they_failed(real: Engine, tmp_path: Path) -> None:
-    (tmp_path / "Dockerfile").write_text(f"FROM {IMAGE}\nARG WORD\nRUN echo said-$WORD && test $WORD = good\n")
-    lines: list[str] = []
-    tag = f"{real.prefix}:built"
-
-    def build(word: str) -> None:
-        real.docker.build(
-            tag=tag,
-            context_dir=str(tmp_path),
-            dockerfile=str(tmp_path / "Dockerfile"),
-            build_args=("--build-arg", f"WORD={word}"),
-            on_line=lambda line, is_stdout: lines.append(line),
-        )
-
-    def containers() -> set[str]:
-        return {container.id for container in real.docker.list_containers({})}
-
-    try:
-        build("good")
-        assert any("said-good" in line for line in lines)
-        assert real.docker.inspect_image(tag) is not None
-        with pytest.raises(DockerError, match=r"(?s)exit code 1.*said-bad"):
-            build("bad")
-        with pytest.raises(InvalidDockerArgumentError):
-            real.docker.build(tag=tag, context_dir=str(tmp_path), build_args=("--no-such-option",))
-        ran_in = re.findall(r"Running in ([0-9a-f]{12})", "\n".join(lines))
-        assert not [identifier for identifier in containers() if identifier.startswith(tuple(ran_in) or ("none",))]
-    finally:
-        real.docker.remove_image(tag, is_missing_ok=True)
-        base = real.docker.inspect_image(IMAGE)
-        for layer in reversed(re.findall(r"---> ([0-9a-f]{12})$", "\n".join(lines), re.MULTILINE)):
-            if base is not None and not base.id.startswith(f"sha256:{layer}"):
-                real.docker.remove_image(layer, is_missing_ok=True)
 
 
 def test_volumes(real: Engine) -> None:

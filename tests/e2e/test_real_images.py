@@ -3,12 +3,17 @@
 import secrets
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from pathlib import PurePosixPath
 
 import pytest
 from support.booted_vps import Vps
 
+from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
+from imbue.mngr_vps_docker.build_context import uploaded_build_context
 from imbue.mngr_vps_docker.docker_commands import ContainerSpec
+from imbue.mngr_vps_docker.docker_errors import DockerError
+from imbue.mngr_vps_docker.docker_errors import InvalidDockerArgumentError
 from imbue.mngr_vps_docker.docker_exec import exec_step
 from imbue.mngr_vps_docker.docker_exec import judged
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
@@ -97,3 +102,82 @@ def test_a_source_that_fails_is_named_if_a_package_is_then_missing(vps: Vps, scr
     assert "file:/srv/empty s InRelease: Clearsigned file" in message
     assert "mirror.invalid/debian s InRelease: Could not resolve" in message
     assert "'deb http://mirror.invalid/debian' in sources.list.d/malformed.list: apt cannot read it" in message
+
+
+DOCKERFILE = """\
+# syntax=docker/dockerfile:1
+FROM {image}
+ARG WORD
+COPY --chmod=750 Dockerfile /copied
+RUN --mount=type=cache,target=/cache echo "found $(stat -c %a /copied) $WORD" >/cache/x && cat /cache/x
+"""
+
+
+def test_a_dockerfile_for_buildkit_is_built_by_it(vps: Vps) -> None:
+    """No registry can be reached here, so what the first line names cannot be fetched."""
+    docker, lines = DockerOverSsh(vps.connection), list[str]()
+    vps.run(f"mkdir -p /srv/c && printf %s {shlex.quote(DOCKERFILE.format(image=vps.agent_image))} >/srv/c/Dockerfile")
+    # Another builder is selected, which leaves its images with itself.
+    vps.run("docker buildx create --use --name another")
+
+    def build(*args: str) -> None:
+        docker.build(tag="b:1", context_dir="/srv/c", build_args=args, on_line=lambda line, _: lines.append(line))
+
+    if vps.run("DOCKER_BUILDKIT=1 docker build --help").is_success:
+        build("--build-arg=WORD=two words")
+        assert any("found 750 two words" in line for line in lines)
+        assert docker.inspect_image("b:1") is not None
+    else:
+        with pytest.raises(DockerError, match=r"requires BuildKit.*docker-buildx"):
+            build()
+
+
+def test_a_step_of_a_build_has_no_more_rights_than_a_container(vps: Vps) -> None:
+    show = "grep -hE '^(Cap|NoNew|Seccomp:)' /proc/self/status"
+    container = vps.run(f"docker run --rm {vps.agent_image} {show}").checked().text
+    step = vps.build(f"FROM {vps.agent_image}\nRUN {show} >/rights\n")
+    assert step.is_success and "Seccomp:\t2" in container
+    assert vps.run("docker run --rm built cat /rights").text == container
+    for flag in ("--network=host", "--security=insecure"):
+        assert not vps.build(f"FROM {vps.agent_image}\nRUN {flag} true # {secrets.token_hex(4)}\n").is_success
+
+
+@pytest.mark.parametrize("dockerfile", ["Dockerfile", "../Dockerfile"])
+@pytest.mark.parametrize("memory_share", [8, 10**9], ids=["memory", "disk"])
+def test_docker_builds_of_what_was_uploaded_into_memory_or_to_disk(
+    vps: Vps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dockerfile: str, memory_share: int
+) -> None:
+    monkeypatch.setattr("imbue.mngr_vps_docker.build_context._MEMORY_SHARE", memory_share)
+    project = tmp_path / "project"
+    (project / "sub").mkdir(parents=True)
+    (project / "sub" / "a.txt").touch()
+    (project / dockerfile).write_text(f"FROM {vps.agent_image}\nCOPY . /ctx/\nRUN test -f /ctx/sub/a.txt\n")
+    build = ParsedBuildArgs(region="r", plan="p", os_id=1, context_dir=project, dockerfile=project / dockerfile)
+    with uploaded_build_context(vps.connection, build, timeout_seconds=60) as remote:
+        folder = PurePosixPath(remote.context_dir).parent
+        assert vps.run(f"test -L {folder}").is_success == (memory_share == 8)
+        DockerOverSsh(vps.connection).build(
+            tag="uploaded", context_dir=remote.context_dir, dockerfile=remote.dockerfile
+        )
+    assert not vps.run(f"test -e {folder} || test -L {folder}").is_success
+
+
+def test_builds_stream_their_output_and_tell_why_they_failed(vps: Vps) -> None:
+    docker, lines = DockerOverSsh(vps.connection), list[str]()
+    dockerfile = f"FROM {vps.agent_image}\nARG WORD\nRUN echo said-$WORD && test $WORD = good\n"
+    vps.run(f"mkdir -p /srv/w && printf %s {shlex.quote(dockerfile)} >/srv/w/Dockerfile").checked()
+
+    def build(*args: str) -> None:
+        docker.build(
+            tag="words", context_dir="/srv/w", build_args=args, on_line=lambda line, is_stdout: lines.append(line)
+        )
+
+    containers = {container.id for container in docker.list_containers({})}
+    build("--build-arg=WORD=good")
+    assert any("said-good" in line for line in lines)
+    assert docker.inspect_image("words") is not None
+    with pytest.raises(DockerError, match=r"(?s)test \$WORD = good.*exit code 1.*said-bad"):
+        build("--build-arg=WORD=bad")
+    with pytest.raises(InvalidDockerArgumentError):
+        build("--no-such-option")
+    assert {container.id for container in docker.list_containers({})} == containers

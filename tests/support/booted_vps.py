@@ -9,6 +9,8 @@ from support.remote import wait_for
 
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
+from imbue.mngr_vps_docker.docker_commands import BuildSpec
+from imbue.mngr_vps_docker.docker_commands import build_script
 from imbue.mngr_vps_docker.keys import load_or_create_key_pair
 from imbue.mngr_vps_docker.local_vps.client import DEFAULT_PLAN
 from imbue.mngr_vps_docker.local_vps.client import DEFAULT_REGION
@@ -84,10 +86,15 @@ class Vps:
         return self.run(ask).is_success
 
     def answers_build(self, address: str, port: int) -> bool:
-        """Whether a step of a build does; each attempt is another step, which no cache answers."""
+        """Whether a step of a build of ours does; each attempt is another step, which no cache answers."""
         step = f"RUN {_connect(address, port)} # {secrets.token_hex(4)}"
-        dockerfile = shlex.quote(f"FROM {self.agent_image}\n{step}\n")
-        return self.run(f"printf %s {dockerfile} | docker build --force-rm -").is_success
+        return self.build(f"FROM {self.agent_image}\n{step}\n").is_success
+
+    def build(self, dockerfile: str, *build_args: str, tag: str = "built") -> CommandOutcome:
+        """Build an image as create does."""
+        write = f"mkdir -p /srv/context && printf %s {shlex.quote(dockerfile)} >/srv/context/Dockerfile"
+        self.run(write).checked()
+        return self.run(build_script(BuildSpec(tag, "/srv/context", build_args=build_args)), 120)
 
 
 def _connect(address: str, port: int) -> str:

@@ -21,7 +21,7 @@ LAYERS = (
     ("ssh",),
     ("docker_commands", "remote_batch", "replay"),
     ("docker_errors",),
-    ("docker_objects", "docker_exec"),
+    ("docker_objects", "docker_exec", "docker_build"),
     ("docker_over_ssh",),
     ("volume_scripts", "agent_data", "host_record", "root_account", "keys"),
     ("cloud_init",),
@@ -156,7 +156,7 @@ def test_shell_text_is_quoted_in_one_place(source: Path) -> None:
 
 # On a VPS, docker is spoken to by docker_over_ssh and the modules under it; the reference cloud is an engine on this
 # machine, with command lines of its own.
-DOCKER_SPEAKERS = {"docker_over_ssh", "docker_commands", "docker_exec", "local_vps", "testing"}
+DOCKER_SPEAKERS = {"docker_over_ssh", "docker_commands", "docker_exec", "docker_build", "local_vps", "testing"}
 
 
 @every_source

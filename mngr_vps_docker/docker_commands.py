@@ -200,6 +200,11 @@ def container_is_running_argv(container: str) -> Argv:
     return ("docker", "container", "inspect", "--format", "{{.State.Running}}", "--", container)
 
 
+def image_of_container_argv(container: str) -> Argv:
+    """``docker container inspect``: the id of the image that the container runs."""
+    return ("docker", "container", "inspect", "--format", "{{.Image}}", "--", container)
+
+
 def list_container_ids_argv(labels: Mapping[str, str | None]) -> Argv:
     """``docker ps`` of running and stopped containers that carry all ``labels`` (with any value, where it is None)."""
     filters = [
@@ -223,6 +228,11 @@ def pull_argv(image: str) -> Argv:
 def inspect_image_argv(*images: str) -> Argv:
     """``docker image inspect``: a JSON list."""
     return ("docker", "image", "inspect", "--", *images)
+
+
+def architecture_of_image_argv(image: str) -> Argv:
+    """``docker image inspect``: the processor that the image is for, in Go's words (amd64, arm64, …)."""
+    return ("docker", "image", "inspect", "--format", "{{.Architecture}}", "--", image)
 
 
 def list_image_ids_argv(repository: str) -> Argv:
@@ -268,6 +278,11 @@ def list_volume_mountpoints_argv() -> Argv:
 def info_argv() -> Argv:
     """``docker info``: one JSON object."""
     return ("docker", "info", "--format", "{{json .}}")
+
+
+def architecture_argv() -> Argv:
+    """``docker version``: the machine's processor, in Go's words (amd64, arm64, …)."""
+    return ("docker", "version", "--format", "{{.Server.Arch}}")
 
 
 def _labels(labels: Mapping[str, str]) -> list[str]:

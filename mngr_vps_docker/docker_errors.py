@@ -155,6 +155,7 @@ _KINDS: Final = (
         WrongArchitectureError,
         "use an image for the machine's processor, or choose a plan or region with machines for the image's",
         r"exec format error",
+        r"the image is for \S+ where the machine is",
         r"no matching manifest for",
         r"was found but (?:does not match|its platform \(\S+\) does not match) the specified platform",
     ),
@@ -206,6 +207,8 @@ _KINDS: Final = (
         r"no such container",
         r"no such object",
     ),
+    # See explaining_end in docker_over_ssh.
+    _kind(ContainerNotRunningError, "", r"^the container has ended: "),
     _kind(
         ContainerNotRunningError,
         "start it first",

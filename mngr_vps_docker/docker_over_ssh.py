@@ -49,6 +49,7 @@ __all__ = ["BuildSpec", "ContainerInfo", "ContainerSpec", "DockerInfo", "DockerO
 _QUICK_SECONDS: Final = 60.0
 _SLOW_SECONDS: Final = 1800.0
 _REPLACED_STOP_SECONDS: Final = 10
+_LAST_LOG_LINES: Final = 3
 # Exit code of a script of ours that found a container stopped.
 NOT_RUNNING: Final = 87
 
@@ -374,6 +375,27 @@ def unless_container(container: str, step: ChainStep) -> ChainStep:
     """``step``, but nothing if there is a container of that name."""
     there = joined(commands.container_is_running_argv(container))
     return replace(step, command=f"{there} >/dev/null 2>&1 && exit 0\n{step.command}")
+
+
+def explaining_end(container: str, step: ChainStep) -> ChainStep:
+    """``step``; if it fails because the container has ended, its error says what the container printed last.
+
+    It also says so if the image is for another processor than the machine's.
+    """
+    is_running = joined(commands.container_is_running_argv(container))
+    image = joined(commands.image_of_container_argv(container))
+    image_architecture = joined(commands.architecture_of_image_argv("$image")).replace("'$image'", '"$image"')
+    script = (
+        f"({step.command}); rc=$?\n"
+        f'if [ $rc -ne 0 ] && [ "$({is_running})" = false ]; then\n'
+        f"  said=$({joined(commands.logs_argv(container, _LAST_LOG_LINES))} 2>&1 | tr -s '\\n' ' ')\n"
+        f"  image=$({image}) && image=$({image_architecture}) && machine=$({joined(commands.architecture_argv())})\n"
+        '  [ "$image" = "$machine" ] || said="$said, and the image is for $image where the machine is $machine"\n'
+        '  echo "the container has ended: $said" >&2\n'
+        "fi\n"
+        "exit $rc"
+    )
+    return replace(step, command=script)
 
 
 def stop_if_running(container: str, timeout_seconds: int) -> str:

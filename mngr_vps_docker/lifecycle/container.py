@@ -17,6 +17,7 @@ from imbue.mngr_vps_docker.docker_commands import ContainerSpec
 from imbue.mngr_vps_docker.docker_exec import exec_step
 from imbue.mngr_vps_docker.docker_exec import judged
 from imbue.mngr_vps_docker.docker_objects import ContainerInfo
+from imbue.mngr_vps_docker.docker_over_ssh import explaining_end
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.lifecycle.container_setup import HOST_CONTAINER_SCRIPT
 from imbue.mngr_vps_docker.lifecycle.container_setup import STATE_CONTAINER_SCRIPT
@@ -153,6 +154,7 @@ def setup_step(
         timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS,
     )
     # Another machine may do the same at the same time. A lock inside, the container's agent could hold for ever.
+    step = explaining_end(container, step)
     lock = _LOCK_FOLDER / f"mngr-{host_id}.lock"
     return replace(step, command=f"(flock -w {_LOCK_SECONDS} 9; {step.command}) 9>{lock}")
 

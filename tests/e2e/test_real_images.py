@@ -8,15 +8,19 @@ from pathlib import PurePosixPath
 
 import pytest
 from support.booted_vps import Vps
+from support.remote import wait_for
 
 from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
 from imbue.mngr_vps_docker.build_context import uploaded_build_context
 from imbue.mngr_vps_docker.docker_commands import ContainerSpec
+from imbue.mngr_vps_docker.docker_errors import ContainerNotRunningError
 from imbue.mngr_vps_docker.docker_errors import DockerError
 from imbue.mngr_vps_docker.docker_errors import InvalidDockerArgumentError
+from imbue.mngr_vps_docker.docker_errors import WrongArchitectureError
 from imbue.mngr_vps_docker.docker_exec import exec_step
 from imbue.mngr_vps_docker.docker_exec import judged
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.docker_over_ssh import explaining_end
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.keys import load_or_create_key_pair
 from imbue.mngr_vps_docker.lifecycle.container_setup import STATE_CONTAINER_SCRIPT
@@ -69,7 +73,12 @@ def set_up(vps: Vps, script: Secret, preparation: str, name: str = "") -> str:
     spec = ContainerSpec(name, vps.agent_image, entrypoint="sh", command=("-c", STATE_CONTAINER_SCRIPT))
     DockerOverSsh(vps.connection).run_container(spec)
     vps.run(f"docker exec {name} sh -ec {shlex.quote(preparation)}", 120).checked()
+    return set_up_container(vps, script, name)
+
+
+def set_up_container(vps: Vps, script: Secret, name: str) -> str:
     step = exec_step(name, "sh -s", stdin=script, purpose="set up the container", timeout_seconds=300)
+    step = explaining_end(name, step)
     (outcome,) = run_chain(vps.connection, [step], purpose="set up the container", timeout_seconds=320)
     return judged(outcome, 300).checked().text
 
@@ -102,6 +111,28 @@ def test_a_source_that_fails_is_named_if_a_package_is_then_missing(vps: Vps, scr
     assert "file:/srv/empty s InRelease: Clearsigned file" in message
     assert "mirror.invalid/debian s InRelease: Could not resolve" in message
     assert "'deb http://mirror.invalid/debian' in sources.list.d/malformed.list: apt cannot read it" in message
+
+
+def test_an_image_for_another_processor_is_named_as_such(vps: Vps, script: Secret) -> None:
+    """A program for 64-bit ARM, of which the header is all that the kernel looks at."""
+    elf = r"\177ELF\002\001\001\000\000\000\000\000\000\000\000\000\002\000\267\000\001"
+    build = f"""mkdir -p /srv/arm && cd /srv/arm && printf '{elf}' >sh && head -c 200 /dev/zero >>sh && chmod 755 sh
+    printf 'FROM scratch\nCOPY sh /bin/sh\n' >Dockerfile && docker build -q --platform=linux/arm64 -t arm ."""
+    vps.run(build).checked()
+    docker = DockerOverSsh(vps.connection)
+    docker.run_container(ContainerSpec("arm", "arm", entrypoint="sh", command=("-c", STATE_CONTAINER_SCRIPT)))
+    wait_for(lambda: not (found := docker.inspect_container("arm")) or not found.is_running)
+    with pytest.raises(WrongArchitectureError, match="is for arm64 where the machine is amd64"):
+        set_up_container(vps, script, "arm")
+
+
+def test_a_container_that_ends_at_once_is_explained_by_what_it_printed(vps: Vps, script: Secret) -> None:
+    docker = DockerOverSsh(vps.connection)
+    ends = ("-c", "echo 'sh: error while loading libc'; exit 1")
+    docker.run_container(ContainerSpec("ends", vps.agent_image, entrypoint="sh", command=ends))
+    wait_for(lambda: not (found := docker.inspect_container("ends")) or not found.is_running)
+    with pytest.raises(ContainerNotRunningError, match="has ended: sh: error while loading libc"):
+        set_up_container(vps, script, "ends")
 
 
 DOCKERFILE = """\

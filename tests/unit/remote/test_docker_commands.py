@@ -101,6 +101,9 @@ def test_argvs_of_the_other_verbs() -> None:
         commands.create_volume_argv("v", {"k": "w"}): "volume create --label k=w -- v",
         commands.remove_volume_argv("v"): "volume rm -- v",
         commands.volume_mountpoint_argv("v"): "volume inspect --format {{.Mountpoint}} -- v",
+        commands.image_of_container_argv("c"): "container inspect --format {{.Image}} -- c",
+        commands.architecture_of_image_argv("i"): "image inspect --format {{.Architecture}} -- i",
+        commands.architecture_argv(): "version --format {{.Server.Arch}}",
         commands.info_argv(): "info --format {{json .}}",
     }
     for argv, expected in table.items():

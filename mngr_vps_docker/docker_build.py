@@ -44,6 +44,8 @@ _OF_CONTAINERS: Final = (
 )
 # BuildKit's plain progress: "#5 [2/3] RUN make", "#5 0.437 what the step prints", " > [2/3] RUN make:" once it failed.
 _STEP_NAME: Final = re.compile(r"(?:#\d+| >) \[[^\]]*\] ")
+# Docker 20.10 writes one under each name.
+_DIGEST: Final = re.compile(r"#\d+ sha256:[0-9a-f]{64}\s*$")
 _PROGRESS: Final = re.compile(r"#\d+ |-{6}")
 _STEP_OUTPUT: Final = re.compile(r"#\d+ \d+\.\d+ ")
 _FAILED_STEP: Final = re.compile(r"^ > (.*):$", re.MULTILINE)
@@ -69,7 +71,7 @@ def build_image(
         mask = _Mask(values)
 
         def show(text: str, is_stdout: bool) -> None:
-            if on_line is not None:
+            if on_line is not None and not _DIGEST.match(text):
                 on_line(text if is_stdout else mask(text), is_stdout)
 
         # A second run finds in Docker's cache what a first one, whose connection was lost, has built.
@@ -81,7 +83,7 @@ def build_image(
             effect=Effect.REPEATABLE,
         )
         mask = _Mask(values)
-        text = "".join(mask(line) for line in outcome.error_text.splitlines(keepends=True))
+        text = "".join(mask(line) for line in outcome.error_text.splitlines(keepends=True) if not _DIGEST.match(line))
         return replace(outcome, stderr=text.encode())
 
     outcome, problem = attempt(spec), ""

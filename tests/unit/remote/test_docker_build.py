@@ -107,6 +107,7 @@ def test_the_first_line_of_an_error_names_the_step_and_no_value_is_anywhere(buil
     assert "test $N = 2" in first and first.endswith("1 [exit code 1]")
     assert "no such container" not in first and "no such container: 1" in "\n".join(rest)
     for text in (str(error), *builder.lines):
+        assert "sha256:" not in text
         assert "hunter2" not in text and "rest;" not in text
     if printed != OLD_BUILDER:
         assert "[2/3] RUN echo *** ***" in "\n".join(builder.lines)

@@ -389,9 +389,11 @@ def explaining_end(container: str, step: ChainStep) -> ChainStep:
         f"({step.command}); rc=$?\n"
         f'if [ $rc -ne 0 ] && [ "$({is_running})" = false ]; then\n'
         f"  said=$({joined(commands.logs_argv(container, _LAST_LOG_LINES))} 2>&1 | tr -s '\\n' ' ')\n"
+        '  said="the container has ended: ${said% }"\n'
         f"  image=$({image}) && image=$({image_architecture}) && machine=$({joined(commands.architecture_argv())})\n"
-        '  [ "$image" = "$machine" ] || said="$said, and the image is for $image where the machine is $machine"\n'
-        '  echo "the container has ended: $said" >&2\n'
+        '  [ "${image:-$machine}" = "$machine" ] ||\n'
+        '    said="$said, and the image is for $image where the machine is $machine"\n'
+        "  printf '%s\\n' \"$said\" >&2\n"
         "fi\n"
         "exit $rc"
     )

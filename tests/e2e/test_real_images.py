@@ -122,7 +122,7 @@ def test_an_image_for_another_processor_is_named_as_such(vps: Vps, script: Secre
     docker = DockerOverSsh(vps.connection)
     docker.run_container(ContainerSpec("arm", "arm", entrypoint="sh", command=("-c", STATE_CONTAINER_SCRIPT)))
     wait_for(lambda: not (found := docker.inspect_container("arm")) or not found.is_running)
-    with pytest.raises(WrongArchitectureError, match="is for arm64 where the machine is amd64"):
+    with pytest.raises(WrongArchitectureError, match="error, and the image is for arm64 where the machine is amd64"):
         set_up_container(vps, script, "arm")
 
 

@@ -16,6 +16,7 @@ from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.docker_commands import without_value
 from imbue.mngr_vps_docker.docker_options import SPLIT_AT_SPACES
 from imbue.mngr_vps_docker.docker_options import DockerOptions
+from imbue.mngr_vps_docker.docker_options import Option
 from imbue.mngr_vps_docker.docker_options import Rule
 from imbue.mngr_vps_docker.docker_options import always
 from imbue.mngr_vps_docker.docker_options import is_foreign_network
@@ -66,6 +67,18 @@ _USUAL_CAPABILITIES: Final = _words("""
 """)
 # Of https://docs.docker.com/engine/logging/configure/#supported-logging-drivers, those that only write on the VPS.
 _LOCAL_LOG_DRIVERS: Final = _words("json-file local journald none")
+# What sshd lets nobody in without (the first four, AUDIT_WRITE for a login with a terminal), and apt installs nothing.
+_NEEDED_CAPABILITIES: Final = _words("AUDIT_WRITE SETGID SETUID SYS_CHROOT CHOWN DAC_OVERRIDE FOWNER")
+# What setting a container up takes, with room to spare: apt, sshd, tmux and the watcher.
+_LEAST_MEMORY: Final = 128 << 20
+_LEAST_PROCESSES: Final = 32
+_LEAST_FILES: Final = 64
+# As docker/go-units reads a size.
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)i?b?", re.ASCII | re.IGNORECASE)
+# Folders without which no program of the image runs.
+_SYSTEM_FOLDERS: Final = _words("""
+    / /bin /dev /etc /lib /lib64 /proc /sbin /sys /usr /usr/bin /usr/lib /usr/sbin /var /var/lib /var/lib/dpkg
+""")
 _SAFE_SECURITY_OPTIONS: Final = frozenset({"no-new-privileges", "no-new-privileges=true", "no-new-privileges:true"})
 _VOLUME_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]+", re.ASCII)
 _HOST_VOLUMES: Final = "mngr-host-vol-"
@@ -106,7 +119,7 @@ def checked_start_args(
     """
     check_texts(_KIND, args, may_have_lines=True)
     options = _options_of(host_dir, ssh_port, state_volume)
-    words: list[str] = []
+    found: list[Option] = []
     for option in options.parsed(args):
         if isinstance(option, str):
             raise BuildArgumentError(
@@ -114,8 +127,14 @@ def checked_start_args(
                 f""" ({SPLIT_AT_SPACES} -s '--label=NAME="a b"')"""
             )
         options.check(option, allowed)
-        words.append(option.word)
-    return tuple(words)
+        found.append(option)
+    missing = ", ".join(sorted(_NEEDED_CAPABILITIES - _capabilities(found)))
+    if missing:
+        raise BuildArgumentError(
+            f"{_KIND} '--cap-drop' cannot be used so: sshd and apt in the container need {missing}; drop less, or give"
+            " them back by --cap-add"
+        )
+    return tuple(option.word for option in found)
 
 
 def without_values(args: Sequence[str]) -> tuple[str, ...]:
@@ -131,24 +150,73 @@ def _is_foreign_namespace(value: str) -> bool:
     return value == "host" or value.startswith("container:")
 
 
+def _capability(value: str) -> str:
+    return value.upper().removeprefix("CAP_")
+
+
 def _is_unusual_capability(value: str) -> bool:
-    return value.upper().removeprefix("CAP_") not in _USUAL_CAPABILITIES
+    return _capability(value) not in _USUAL_CAPABILITIES
+
+
+def _capabilities(options: Sequence[Option]) -> frozenset[str]:
+    """Those that the container would have, of the needed ones at least: see oci/caps/utils.go of moby."""
+    added, dropped = (
+        frozenset(_capability(option.value or "") for option in options if option.name == name)
+        for name in ("--cap-add", "--cap-drop")
+    )
+    if any(option.name == "--privileged" and is_on(option.value or "") for option in options):
+        return _NEEDED_CAPABILITIES
+    if "ALL" in added:
+        return _NEEDED_CAPABILITIES - dropped
+    return added if "ALL" in dropped else _USUAL_CAPABILITIES - dropped | added
+
+
+def _is_too_little_memory(value: str) -> bool:
+    size = _SIZE.fullmatch(value)
+    # 0 means no limit.
+    return size is not None and 0 < float(size[1]) * 1024 ** "bkmgtp".index(size[2].lower() or "b") < _LEAST_MEMORY
+
+
+def _is_below(least: int, number: str) -> bool:
+    return number.isdecimal() and len(number) < 10 and int(number) < least
+
+
+def _is_too_few_processes(value: str) -> bool:
+    # 0 means no limit, too.
+    return value != "0" and _is_below(_LEAST_PROCESSES, value)
+
+
+def _is_too_few_files(value: str) -> bool:
+    name, _, limits = value.partition("=")
+    return name == "nofile" and any(_is_below(_LEAST_FILES, limit) for limit in limits.split(":"))
+
+
+def _is_no_network(value: str) -> bool:
+    return "none" in (value, dict(settings_of(value.lower())).get("name"))
 
 
 @dataclass(frozen=True, slots=True)
 class _Mount:
-    """What a container would see at ``target``: a volume by its name, a path of the VPS, or "" for something new."""
+    """What a container would see at ``target``: a volume by its name, a path of the VPS, or "" for something new.
+
+    One that ``is_empty`` hides what the image has there; Docker copies that to a new volume.
+    """
 
     source: str
     target: str
     is_unusual: bool = False
+    is_empty: bool = False
 
     @property
     def is_of_vps(self) -> bool:
         return self.is_unusual or (self.source != "" and not _VOLUME_NAME.fullmatch(self.source))
 
+    @property
+    def path(self) -> str:
+        return posixpath.normpath(f"/{self.target.lstrip('/')}")
+
     def is_at(self, path: PurePosixPath) -> bool:
-        return PurePosixPath(posixpath.normpath(f"/{self.target.lstrip('/')}")).is_relative_to(path)
+        return PurePosixPath(self.path).is_relative_to(path)
 
 
 def _of_volume(value: str) -> _Mount:
@@ -157,7 +225,7 @@ def _of_volume(value: str) -> _Mount:
 
 
 def _of_tmpfs(value: str) -> _Mount:
-    return _Mount("", value.partition(":")[0])
+    return _Mount("", value.partition(":")[0], is_empty=True)
 
 
 # See opts/mount.go of docker/cli.
@@ -167,10 +235,12 @@ _MOUNT_ALIASES: Final = {"src": "source", "dst": "target", "destination": "targe
 def _of_mount(value: str) -> _Mount:
     # Of several settings of one meaning, the last counts.
     settings = {_MOUNT_ALIASES.get(key, key): setting for key, setting in settings_of(value)}
-    is_plain = settings.get("type", "volume").lower() in ("volume", "tmpfs") and "volume-opt" not in settings
+    kind = settings.get("type", "volume").lower()
+    is_plain = kind in ("volume", "tmpfs") and "volume-opt" not in settings
     is_local = settings.get("volume-driver", "local") == "local"
     target = settings.get("target", "")
-    return _Mount(settings.get("source", ""), target, is_unusual=not (is_plain and is_local and target))
+    is_unusual = not (is_plain and is_local and target)
+    return _Mount(settings.get("source", ""), target, is_unusual, is_empty=kind == "tmpfs")
 
 
 _MOUNTS: Final = {"--volume": _of_volume, "--mount": _of_mount, "--tmpfs": _of_tmpfs}
@@ -241,6 +311,14 @@ _FORBIDDEN: Final = {
     "--env-file": Rule("it would read a file of the VPS, not of this machine", always),
     "--label-file": Rule("it would read a file of the VPS, not of this machine", always),
     "--help": Rule("no container would run", is_on),
+    "--attach": Rule("the container runs in the background", always),
+    "--read-only": Rule("mngr sets a container up after its start, in its own file system", is_on),
+    "--network": Rule("nothing would reach the container's sshd", _is_no_network),
+    "--memory": Rule(f"mngr needs {_LEAST_MEMORY >> 20} MiB in a container", _is_too_little_memory),
+    "--pids-limit": Rule(f"mngr needs {_LEAST_PROCESSES} processes in a container", _is_too_few_processes),
+    "--ulimit": Rule(f"mngr needs {_LEAST_FILES} open files in a container", _is_too_few_files),
+    "--workdir": Rule("it must be an absolute path", lambda value: not value.startswith("/")),
+    "--pull": Rule("mngr itself brings the image to the VPS before", lambda value: value == "always"),
     "--label": Rule("labels that begin so are mngr's own", lambda value: value.startswith("com.imbue.mngr.")),
 }
 _RUN: Final = DockerOptions(
@@ -264,13 +342,15 @@ def _options_of(host_dir: PurePosixPath, ssh_port: int | None, state_volume: str
     def is_taken(read: Callable[[str], _Mount], value: str) -> bool:
         mount = read(value)
         is_own = mount.source == state_volume or mount.source.startswith(_HOST_VOLUMES)
-        return is_own or any(mount.is_at(place) for place in own_places)
+        is_hiding = mount.is_empty and mount.path in _SYSTEM_FOLDERS
+        return is_own or is_hiding or any(mount.is_at(place) for place in own_places)
 
     def is_port_taken(value: str) -> bool:
         return any(port in _host_ports(value) for port in (VPS_SSH_PORT, ssh_port))
 
     mounts = {
-        name: Rule("mngr keeps data of its own there", partial(is_taken, read)) for name, read in _MOUNTS.items()
+        name: Rule("it would hide data of mngr's own, or the image's programs", partial(is_taken, read))
+        for name, read in _MOUNTS.items()
     }
     ports = {"--publish": Rule("the VPS's own sshd, or the container's, has that port", is_port_taken)}
     return replace(_RUN, forbidden={**_FORBIDDEN, **mounts, **ports})

@@ -16,9 +16,11 @@ HARMLESS = [
     ["-v", "data:/data", "-v/cache", "--volume=/anonymous", "--tmpfs", "/tmp"],
     ["--mount", "type=volume,src=data,dst=/data", "--mount=type=tmpfs,dst=/scratch"],
     ["--privileged=false", "--rm=false", "--network", "bridge", "--net=mine", "--restart=no"],
-    ["--cap-add", "net_raw", "--cap-add=CAP_KILL", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"],
+    ["--cap-add", "net_raw", "--cap-add=CAP_KILL", "--cap-drop", "SETPCAP", "--security-opt", "no-new-privileges"],
+    ["--memory=0", "--memory=128m", "-m0.5GiB", "--pids-limit=-1", "--pids-limit=0", "--ulimit=nofile=1024:4096"],
+    ["--tmpfs=/run", "--tmpfs", "/usr/local/x", "-v", "system:/usr", "-w", "/work", "--init", "-t", "--pull=never"],
     ["--runtime=runsc", "--oom-score-adj=900", "--label", "team=a", "--log-driver=journald"],
-    ["--network=name=mine,alias=web", "--network", "none", "--net", "default", "--volume-driver=local"],
+    ["--network=name=mine,alias=web", "--net", "default", "--volume-driver=local"],
     ["-p", "2222:22/udp", "-p=127.0.0.1::22", "-p2220-2221:80-81", "--publish=published=8022,target=22"],
     ["-v", "data:/mngr-volume", "--tmpfs=/mngr.d", "--mount=src=mngr-host,dst=/data,readonly", "--env=A=b\n\tc"],
 ]
@@ -109,8 +111,25 @@ OURS = [
     ["-p", "127.0.0.1:2222:80/tcp"],
     ["--publish=[::1]:2220-2230:80-90"],
     ["--publish", "target=80,published=22"],
+    ["--read-only"],
+    ["--network=none"],
+    ["--net", "name=none,alias=x"],
+    ["-a", "stdout"],
+    ["-m", "6m"],
+    ["--memory=100000"],
+    ["--memory=0.1g"],
+    ["--pids-limit=1"],
+    ["--ulimit=nofile=1"],
+    ["--ulimit", "nofile=1024:16"],
+    ["--tmpfs=/etc"],
+    ["--mount=type=tmpfs,dst=/usr/"],
+    ["-w", "work"],
+    ["--pull=always"],
 ]
-ALLOWED_IN_VAIN = "name entrypoint rm detach restart cidfile label help env-file label-file volume mount tmpfs publish"
+ALLOWED_IN_VAIN = (
+    "name entrypoint rm detach restart cidfile label help env-file label-file volume mount tmpfs publish read-only"
+    " network attach memory pids-limit ulimit workdir pull"
+)
 UNREADABLE = [
     ["--new", "--privileged"],
     ["--new"],
@@ -179,6 +198,15 @@ def test_what_mngr_needs_for_itself_is_refused_whatever_is_allowed(args: list[st
             ssh_port=2222,
             state_volume="mngr-docker-state-me",
         )
+
+
+def test_capabilities_that_sshd_or_apt_needs_cannot_be_dropped() -> None:
+    names = ("AUDIT_WRITE", "CHOWN", "dac_override", "FOWNER", "SETGID", "CAP_SETUID", "SYS_CHROOT")
+    given = [f"--cap-add={name}" for name in names]
+    assert checked_start_args(["--cap-drop=ALL", *given])
+    for args in (["--cap-drop=all"], ["--cap-drop=ALL", *given[1:]], ["--cap-drop", "audit_write"]):
+        with pytest.raises(BuildArgumentError, match=r"sshd and apt in the container need .*AUDIT_WRITE"):
+            checked_start_args(args)
 
 
 @pytest.mark.parametrize("args", [["alpine"], ["--cpus", "2", "alpine"], ["-"], ["--"], [""], ["-z"], ["x\0y"]])

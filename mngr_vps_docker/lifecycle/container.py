@@ -49,8 +49,13 @@ PROTECTIVE_ARGS = (
 )
 
 
+# What ends our own process 1 in order, whatever signal the image or a start arg would have a program of theirs get.
+_STOP_SIGNAL_ARG = "--stop-signal=SIGTERM"
 # The state container runs the agent's own image for nothing but to sleep.
 _KEEPER_ARGS = (
+    _STOP_SIGNAL_ARG,
+    "--no-healthcheck",
+    "--workdir=/",
     "--network=none",
     "--read-only",
     "--cap-drop=ALL",
@@ -111,7 +116,7 @@ def host_container(context: ProviderContext, request: ContainerRequest) -> Conta
         volumes={context.host_volume_name(request.host_id): str(HOST_VOLUME_PATH)},
         published_ports={context.config.container_ssh_port: CONTAINER_SSHD_PORT},
         publish_address=LOOPBACK_ADDRESS if context.config.container_ssh_via_vps else None,
-        extra_args=(*PROTECTIVE_ARGS, *request.start_args),
+        extra_args=(*PROTECTIVE_ARGS, *request.start_args, _STOP_SIGNAL_ARG),
         entrypoint="sh",
         command=("-c", HOST_CONTAINER_SCRIPT),
     )

@@ -109,7 +109,8 @@ def exec_step(container: str, command: str, *, stdin: Secret, purpose: str, time
 
     All that are in one chain are fed the same.
     """
-    argv = exec_argv(container, exec_script(command, timeout_seconds), has_stdin=True)
+    # The folder that the image's WORKDIR names may be gone.
+    argv = exec_argv(container, exec_script(command, timeout_seconds), has_stdin=True, workdir="/")
     # Without its input, `sh -s` would do nothing and say that all is well.
     has_stdin = f': "${{{_STEP_STDIN}?}}"'
     return ChainStep(f'{has_stdin}; printf %s "${_STEP_STDIN}" | {joined(argv)}', purpose, {_STEP_STDIN: stdin})

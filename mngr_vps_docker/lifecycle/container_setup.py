@@ -156,6 +156,7 @@ def setup_script(setup: ContainerSetup) -> Secret:
             "set -eu",
             "umask 022",
             "main() {",
+            _check_own_places(setup.host_dir),
             _open_roots_account(),
             _install_packages(),
             _mend_ping(),
@@ -172,6 +173,25 @@ def setup_script(setup: ContainerSetup) -> Secret:
         ]
     )
     return Secret(text)
+
+
+def _check_own_places(host_dir: PurePosixPath) -> str:
+    """Refuse an image that puts mngr's data outside of the host's volume, where it goes with the container."""
+    folder = quoted(host_dir)
+    return f"""\
+while read -r _ _ _ _ place _; do
+  case $place in {folder} | {folder}/* | {HOST_VOLUME_PATH}/*)
+    echo "The image has a VOLUME at $place, where mngr keeps its own data: remove it from the Dockerfile" >&2
+    exit 1 ;;
+  esac
+done </proc/self/mountinfo
+if [ -L {folder} ] && [ "$(readlink -f {folder})" != "$(readlink -f {HOST_VOLUME_PATH})" ]; then
+  echo {folder}" is a link to $(readlink {folder}) in the image, where mngr keeps its own data: remove it there" >&2
+  exit 1
+elif [ -e {folder} ] && [ ! -d {folder} ]; then
+  echo {folder}" is a file in the image, where mngr has its own folder: remove it there" >&2
+  exit 1
+fi"""
 
 
 def _open_roots_account() -> str:

@@ -18,8 +18,12 @@ from imbue.mngr_vps_docker.docker_exec import exec_step
 from imbue.mngr_vps_docker.docker_exec import judged
 from imbue.mngr_vps_docker.docker_objects import ContainerInfo
 from imbue.mngr_vps_docker.docker_over_ssh import explaining_end
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.errors import VpsConnectionError
+from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.lifecycle.container_setup import HOST_CONTAINER_SCRIPT
+from imbue.mngr_vps_docker.lifecycle.container_setup import REFUSALS_SCRIPT
 from imbue.mngr_vps_docker.lifecycle.container_setup import STATE_CONTAINER_SCRIPT
 from imbue.mngr_vps_docker.lifecycle.container_setup import ContainerSetup
 from imbue.mngr_vps_docker.lifecycle.container_setup import setup_script
@@ -29,7 +33,9 @@ from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_LABEL
 from imbue.mngr_vps_docker.lifecycle.context import TAGS_LABEL
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.remote_batch import ChainStep
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.terminal import logger
 
@@ -66,6 +72,7 @@ _KEEPER_ARGS = (
 )
 _LOCK_FOLDER = PurePosixPath("/run")
 _LOCK_SECONDS = 120
+_LOG_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +177,20 @@ def check_setup(outcome: CommandOutcome) -> None:
         logger.debug("{}", line)
 
 
-def enter_container(context: ProviderContext, *, address: str, host_id: HostId, is_new: bool = False) -> None:
+def enter_container(
+    context: ProviderContext, *, address: str, host_id: HostId, container: str, is_new: bool = False
+) -> None:
     """Pin the host key of a container that was set up, and prove by a command that mngr can work on it.
 
     Raises VpsProvisioningError for a new one in which mngr's rsync and git would fail. Of one that was in use, whose
     agent may have changed its start-up files, that is only logged: it can be mended from inside.
     """
     context.pin_container(host_id, address, context.keys.container_host_key(host_id).public_key)
-    greeting = context.container(address, host_id).wait_until_ready(context.config.ssh_connect_timeout)
+    try:
+        greeting = context.container(address, host_id).wait_until_ready(context.config.ssh_connect_timeout)
+    except VpsConnectionError as error:
+        reason = _what_sshd_says(context.vps(address, host_id, _LOG_SECONDS), container)
+        raise type(error)(f"{error}. In the container: {reason}") from error
     if not greeting:
         return
     problem = (
@@ -187,6 +200,17 @@ def enter_container(context: ProviderContext, *, address: str, host_id: HostId, 
     if is_new:
         raise VpsProvisioningError(problem)
     logger.warning("{}", problem)
+
+
+def _what_sshd_says(vps: SshConnection, container: str) -> str:
+    """Why a container's sshd may refuse us, as far as the container can say, in one line."""
+    try:
+        said = DockerOverSsh(vps).exec(
+            container, REFUSALS_SCRIPT, purpose="read sshd's log", timeout_seconds=_LOG_SECONDS, effect=Effect.READS
+        )
+    except VpsDockerError as error:
+        return str(error)
+    return said.last_words(8)
 
 
 def certified_data_json(data: CertifiedHostData) -> str:

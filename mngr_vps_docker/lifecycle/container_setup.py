@@ -38,6 +38,12 @@ HOST_CONTAINER_SCRIPT = (
     f"trap '[ -e {_STOP_REASON_PATH} ] || echo STOPPED >{_STOP_REASON_PATH}; exit 0' TERM INT; {_IDLE_LOOP}"
 )
 
+# Why sshd lets nobody in: the end of its log, or, of which it logs nothing, the rules of TCP wrappers.
+REFUSALS_SCRIPT = f"""\
+tail -n 5 {SSHD_FOLDER}/log | tail -c 1000
+sed -n 's,^[^#],/etc/hosts.deny: &,p' /etc/hosts.deny 2>/dev/null | tail -n 3 | tail -c 500
+"""
+
 # mngr's own ssh offers every key of the user's agent before the host's key. Fewer tries would lock out who has as many
 # keys, and protect nothing: no key can be guessed, and LoginGraceTime ends what takes long.
 _SSHD_CONFIG = f"""\

@@ -274,7 +274,13 @@ def _start_container(creation: Creation) -> None:
 
 
 def _enter_container(creation: Creation) -> None:
-    enter_container(creation.context, address=creation.address, host_id=creation.host_id, is_new=True)
+    enter_container(
+        creation.context,
+        address=creation.address,
+        host_id=creation.host_id,
+        container=creation.context.container_name(creation.request.name),
+        is_new=True,
+    )
 
 
 def _take_key_back(creation: Creation) -> None:

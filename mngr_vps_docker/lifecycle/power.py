@@ -143,7 +143,7 @@ def _bring_up(context: ProviderContext, sighting: HostSighting, address: str, co
     else:
         record = settle(context, sighting, change, outcomes)
     record = _with_container(context, sighting.with_record(record), found)
-    enter_container(context, address=address, host_id=host_id)
+    enter_container(context, address=address, host_id=host_id, container=container)
     context.journal.update(host_id, state=HostState.RUNNING)
     return sighting.started(record, found)
 
@@ -182,7 +182,7 @@ def repair_host(context: ProviderContext, sighting: HostSighting) -> None:
         effect=Effect.REPEATABLE,
     )
     check_setup(outcome)
-    enter_container(context, address=address, host_id=sighting.host_id)
+    enter_container(context, address=address, host_id=sighting.host_id, container=config.container_name)
 
 
 def _replace_container(

@@ -14,6 +14,7 @@ from imbue.mngr.primitives import DockerBuilder
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.ssh.shell import ShellScript
+from imbue.mngr_vps_docker.ssh.shell import joined
 from imbue.mngr_vps_docker.ssh.shell import quoted
 from imbue.mngr_vps_docker.terminal import MASK
 
@@ -162,9 +163,11 @@ def exec_argv(
     return (*argv, "--", container, *command)
 
 
-def start_argv(container: str) -> Argv:
-    """``docker start``; a running container is left as it is."""
-    return ("docker", "start", "--", container)
+def start_script(container: str) -> str:
+    """Shell text that starts a stopped container, or resumes a paused one; a running one is left as it is."""
+    start, resume = (joined(("docker", verb, "--", container)) for verb in ("start", "unpause"))
+    # Docker refuses to start one that is paused.
+    return f"said=$({start} 2>&1) || {resume} >/dev/null 2>&1 || {{ printf '%s\\n' \"$said\" >&2; exit 1; }}"
 
 
 def stop_argv(container: str, timeout_seconds: int) -> Argv:

@@ -60,6 +60,11 @@ class ContainerInfo:
         """Whether a process of the container can run now."""
         return self.status == "running"
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether its processes are frozen, by `docker pause`."""
+        return self.status == "paused"
+
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:

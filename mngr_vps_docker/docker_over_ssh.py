@@ -108,8 +108,9 @@ class DockerOverSsh:
         )
 
     def start_container(self, container: str) -> None:
-        """Start a stopped container; a running one is left as it is."""
-        self._docker(commands.start_argv(container), purpose=f"start container {container}", effect=Effect.REPEATABLE)
+        """Start a stopped container, or resume a paused one; a running one is left as it is."""
+        start = commands.start_script(container)
+        checked_docker(self._run(start, purpose=f"start container {container}", effect=Effect.REPEATABLE))
 
     def stop_container(self, container: str, *, timeout_seconds: float = 10) -> None:
         """Stop a container, killing it after ``timeout_seconds``; a stopped one is left as it is."""

@@ -13,7 +13,7 @@ from imbue.mngr.primitives import HostState
 from imbue.mngr.primitives import SnapshotId
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
 from imbue.mngr_vps_docker.docker_commands import inspect_container_argv
-from imbue.mngr_vps_docker.docker_commands import start_argv
+from imbue.mngr_vps_docker.docker_commands import start_script
 from imbue.mngr_vps_docker.docker_errors import NoSuchContainerError
 from imbue.mngr_vps_docker.docker_errors import checked_docker
 from imbue.mngr_vps_docker.docker_objects import ContainerInfo
@@ -92,7 +92,8 @@ def start_host(
 ) -> HostSighting:
     """Bring the host up, from a snapshot of it if given, and wait until mngr can log in; a running one stays as it is.
 
-    A container that is gone is made anew from its image; its volume, and with it mngr's folder, is kept.
+    One that is paused is resumed. A container that is gone is made anew from its image; its volume, and with it mngr's
+    folder, is kept.
     """
     address, config = usable(sighting)
     # A machine without the container's key could start it, but not prove that it can be used.
@@ -124,7 +125,7 @@ def _bring_up(context: ProviderContext, sighting: HostSighting, address: str, co
     started, *outcomes = run_chain(
         context.vps(address, host_id),
         [
-            docker_step(start_argv(container), f"start container {container}"),
+            ChainStep(start_script(container), f"start container {container}"),
             setup_step(context, host_id=host_id, container=container),
             docker_step(inspect_container_argv(container), f"inspect container {container}"),
             *(() if change is None else change.steps),

@@ -177,6 +177,11 @@ class HostSighting:
         return _STOP_REASONS.get(self.stop_reason or "", HostState.CRASHED)
 
     @property
+    def _is_frozen(self) -> bool:
+        """Whether somebody has paused the container, which mngr itself never does."""
+        return self.container is not None and self.container.is_paused
+
+    @property
     def _last_seen_state(self) -> HostState:
         """The state that this machine noted; a host that was not looked at since it was made or started runs."""
         recorded = None if self.record is None else self.record.certified_host_data.stop_reason
@@ -187,13 +192,17 @@ class HostSighting:
         """Why the host stopped, if it stopped in an orderly way."""
         if self.is_running:
             return None
+        if self._is_frozen:
+            return HostState.PAUSED.value
         if self.reading is not None and self.reading.stop_reason in _STOP_REASONS:
             return self.reading.stop_reason
         return None if self.record is None else self.record.certified_host_data.stop_reason
 
     @property
     def problem_text(self) -> str | None:
-        """Why the host is shown as it was last seen, and since when if its VPS does not answer; None if it is not."""
+        """Why the host is shown as last seen, and since when if its VPS does not answer; or why it is paused."""
+        if self._is_frozen and self.problem is None:
+            return "its container was paused on the VPS (docker pause): `mngr start` resumes it"
         if self.problem is None or self.reading is not None or self.entry.unreachable is None:
             return None if self.problem is None else printable(str(self.problem))
         return printable(f"unreachable since {self.entry.unreachable.since:%Y-%m-%d %H:%M:%S} UTC: {self.problem}")
@@ -244,7 +253,8 @@ class HostSighting:
         if self.is_abandoned and self.reading is not None and self.reading.is_volume_read:
             return datetime.fromtimestamp(0, UTC)
         # A host with agents does not grow old: one that crashed would be deleted with all that they did.
-        if self.record is None or self.container is None or self.problem is not None or self.agents:
+        # Since when a container is frozen, Docker does not say.
+        if self.record is None or self.container is None or self._is_frozen or self.problem is not None or self.agents:
             return None
         moments = (self.record.certified_host_data.updated_at, self.container.started_at, self.container.finished_at)
         return max(moment for moment in moments if moment is not None)

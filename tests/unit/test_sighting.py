@@ -56,7 +56,7 @@ def entry(phase: HostPhase = HostPhase.READY, *, has_record: bool = True, **chan
 def container(status: str) -> ContainerInfo:
     return ContainerInfo(
         id="c", name="c", status=status, exit_code=0, created_at=LONG_AGO, started_at=LONG_AGO, finished_at=LONG_AGO,
-        labels={}, image="i", image_id="i", nano_cpus=None, memory_bytes=None, ports=(), volumes=(),
+        labels={}, image="i", image_id="i", nano_cpus=None, memory_bytes=None, ports=(), volumes={},
     )  # fmt: skip
 
 
@@ -90,6 +90,9 @@ CASES = {
     ),
     "went idle": Case(
         HostSighting(entry(), reading("exited", stop_reason="PAUSED")), HostState.PAUSED, is_garbage=True
+    ),
+    "is paused by Docker's own means": Case(
+        HostSighting(entry(record=record("STOPPED")), reading("paused", record=record("STOPPED"))), HostState.PAUSED
     ),
     "was stopped with an agent": Case(
         HostSighting(entry(), reading("exited", stop_reason="STOPPED", persisted_agents=(AGENT,))),

@@ -82,7 +82,6 @@ def test_exec_argv_attaches_stdin_only_where_there_is_some() -> None:
 
 def test_argvs_of_the_other_verbs() -> None:
     table = {
-        commands.start_argv("c"): "start -- c",
         commands.stop_argv("c", 7): "stop -t 7 -- c",
         commands.remove_container_argv("c"): "rm --force --volumes -- c",
         commands.inspect_container_argv("c", "d"): "container inspect -- c d",

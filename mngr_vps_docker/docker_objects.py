@@ -37,7 +37,7 @@ class ContainerInfo:
     ``status`` is Docker's word: created, running, paused, restarting, removing, exited or dead. ``exit_code`` is of
     the last run (0 while running). ``started_at`` and ``finished_at`` are None if that never happened. ``nano_cpus``
     (1e-9 of a CPU) and ``memory_bytes`` are the container's limits, None where it has none. ``image`` is the name it
-    was started with, ``image_id`` what that name meant. ``volumes`` are the names of its named volumes.
+    was started with, ``image_id`` what that name meant. ``volumes`` are its volumes, by where it sees them.
     """
 
     id: str
@@ -53,7 +53,7 @@ class ContainerInfo:
     nano_cpus: int | None
     memory_bytes: int | None
     ports: tuple[PublishedPort, ...]
-    volumes: tuple[str, ...]
+    volumes: Mapping[str, str]
 
     @property
     def is_running(self) -> bool:
@@ -140,6 +140,7 @@ class _HostConfig(_Json):
 class _Mount(_Json):
     type: str = Field(default="", alias="Type")
     name: str = Field(default="", alias="Name")
+    destination: str = Field(default="", alias="Destination")
 
 
 class _Container(_Json):
@@ -262,7 +263,7 @@ def _container(raw: _Container) -> ContainerInfo:
         nano_cpus=limits.nano_cpus or quota_nano_cpus or None,
         memory_bytes=limits.memory or None,
         ports=tuple(_ports(limits)),
-        volumes=tuple(mount.name for mount in raw.mounts if mount.type == "volume" and mount.name),
+        volumes={mount.destination: mount.name for mount in raw.mounts if mount.type == "volume" and mount.name},
     )
 
 

@@ -353,9 +353,11 @@ def replace_step(spec: ContainerSpec, *, aside: str) -> ChainStep:
     """``run_step`` in the place of the container that has the name, if there is one; see ``new_container_id``.
 
     The old one is stopped and called ``aside`` until the new one runs, and has its name back if that does not start.
-    Where this was cut short in between, doing it again goes on with it.
+    Its volumes are the new one's too, those without a name as well: what is on them is in no image. Where this was
+    cut short in between, doing it again goes on with it.
     """
     run = run_step(spec)
+    with_volumes = run_step(replace(spec, extra_args=(*spec.extra_args, "--volumes-from", aside)))
     is_there = joined(commands.container_is_running_argv(spec.name))
     stop = joined(commands.stop_argv(spec.name, _REPLACED_STOP_SECONDS))
     remove = joined(commands.remove_container_argv(aside))
@@ -364,7 +366,9 @@ def replace_step(spec: ContainerSpec, *, aside: str) -> ChainStep:
         f"  {remove} >/dev/null 2>&1\n"
         f"  {stop} >/dev/null && {joined(commands.rename_container_argv(spec.name, aside))} || exit\n"
         "fi\n"
-        f"({run.command}); rc=$?\n"
+        f"if {joined(commands.container_is_running_argv(aside))} >/dev/null 2>&1; then\n"
+        f"  ({with_volumes.command}); rc=$?\n"
+        f"else ({run.command}); rc=$?; fi\n"
         f"if [ $rc -eq 0 ]; then {remove}; else {joined(commands.rename_container_argv(aside, spec.name))}; fi"
         " >/dev/null 2>&1\n"
         "exit $rc"

@@ -18,6 +18,7 @@ from imbue.mngr.interfaces.data_types import SnapshotInfo
 from imbue.mngr.interfaces.data_types import SnapshotRecord
 from imbue.mngr.primitives import SnapshotId
 from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
 from imbue.mngr_vps_docker.docker_commands import commit_argv
 from imbue.mngr_vps_docker.docker_errors import DockerError
 from imbue.mngr_vps_docker.docker_errors import checked_docker
@@ -49,7 +50,10 @@ LISTING_SECONDS = 3600.0
 
 
 def create_snapshot(context: ProviderContext, sighting: HostSighting, name: SnapshotName | None) -> SnapshotId:
-    """Commit the host's container to an image and list it in the record. The host's volume is not part of it."""
+    """Commit the host's container to an image and list it in the record; warn of volumes that are not part of it.
+
+    The host's own is not, either.
+    """
     address, config = usable(sighting)
     name = name or SnapshotName(f"snapshot-{uuid4().hex}")
     _check_name(sighting, name, sighting.certified_data.snapshots)
@@ -82,6 +86,10 @@ def create_snapshot(context: ProviderContext, sighting: HostSighting, name: Snap
         record = change_certified_data(context, sighting, with_snapshot)
     else:
         record = settle(context, sighting, change, outcomes)
+    if sighting.container is not None:
+        left_out = sorted(sighting.container.volumes.keys() - {str(HOST_VOLUME_PATH)})
+        if left_out:
+            logger.warning("Snapshot {} leaves out what is on volumes of the container: {}", name, ", ".join(left_out))
     _remove_unlisted_images(docker, sighting.with_record(record), images)
     return SnapshotId(image)
 

@@ -59,7 +59,7 @@ def test_containers_are_read(answers: dict[str, Any]) -> None:
     assert (running.nano_cpus, running.memory_bytes) == (500_000_000, 64 << 20)
     assert (stopped.nano_cpus, stopped.memory_bytes) == (None, None)
     assert running.ports == (PublishedPort(host_port=2222, container_port=22, host_ip=None),)
-    assert running.volumes == ("data",)
+    assert running.volumes == {"/data": "data"}
     assert running.image_id == stopped.image_id == created.image_id
     assert (running.finished_at, created.started_at, created.finished_at) == (None, None, None)
     assert stopped.started_at is not None and stopped.finished_at is not None

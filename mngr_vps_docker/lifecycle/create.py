@@ -71,6 +71,8 @@ _KEY_PAUSES_SECONDS = (1.0, 3.0)
 # What the cloud will give is not known yet: an address of documentation (RFC 5737), which no Host line means.
 _UNKNOWN_ADDRESS = "192.0.2.1"
 _PREPARING_IMAGE = "Preparing the image"
+_STARTING_CONTAINER = "Starting the container and setting it up"
+_ENTERING_CONTAINER = "Logging in to the container"
 
 KEEP_FAILED_HOSTS_VARIABLE = "MNGR_KEEP_FAILED_HOSTS"
 HOW_TO_REMOVE = "mngr gc --all-providers"
@@ -107,8 +109,15 @@ def _explained(creation: Creation, error: Exception) -> MngrError:
     """The error for the user: what was wrong with the request as it is, all else with its stage and what is left."""
     if isinstance(error, MngrError) and not creation.leftovers and not _is_of_a_stage(error):
         return error
-    parts = (f"{creation.failed_step} failed: {describe_error(error)}", *creation.leftovers)
+    parts = (f"{creation.failed_step} failed: {describe_error(error)}", *_suspects(creation), *creation.leftovers)
     return VpsProvisioningError(". ".join(part.rstrip(".") for part in parts))
+
+
+def _suspects(creation: Creation) -> tuple[str, ...]:
+    """A reminder of the start arguments, by their names: what they break, its error does not always tell."""
+    names = dict.fromkeys(word.partition("=")[0] for word in creation.request.start_args)
+    is_suspect = names and creation.failed_step in (_STARTING_CONTAINER, _ENTERING_CONTAINER)
+    return (f"Start arguments of this host may be the reason: {', '.join(names)}",) if is_suspect else ()
 
 
 def _is_of_a_stage(error: MngrError) -> bool:
@@ -394,8 +403,8 @@ CREATE_STEPS: tuple[Step[Creation], ...] = (
     Step("Waiting for cloud-init and Docker", _wait_for_docker),
     Step("Replacing the host key that the cloud knows", _give_own_host_key),
     Step(_PREPARING_IMAGE, _wait_for_image),
-    Step("Starting the container and setting it up", _start_container),
-    Step("Logging in to the container", _enter_container),
+    Step(_STARTING_CONTAINER, _start_container),
+    Step(_ENTERING_CONTAINER, _enter_container),
     Step("Taking the public key back from the cloud", _take_key_back),
     Step("Writing the host record", _write_record),
 )

@@ -1,6 +1,7 @@
 """The containers of a host are started so that they cannot harm their VPS, whatever its record says."""
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,14 +12,22 @@ import pytest
 from pyinfra.api.host import Host as PyinfraHost
 from support.pair import Pair
 
+from imbue.mngr.interfaces.data_types import ActivityConfig
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
 from imbue.mngr.primitives import SnapshotId
 from imbue.mngr_vps_docker import outer_host
+from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
 from imbue.mngr_vps_docker.docker_commands import run_argv
 from imbue.mngr_vps_docker.docker_errors import DockerError
 from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.lifecycle import create
 from imbue.mngr_vps_docker.lifecycle.container import setup_step
 from imbue.mngr_vps_docker.lifecycle.container import state_container
+from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
+from imbue.mngr_vps_docker.lifecycle.creation import Creation
 
 SNAPSHOT = "mngr-snapshot:1"
 
@@ -59,6 +68,30 @@ def test_start_arguments_of_a_record_are_checked_before_a_container_is_made_of_t
     assert set(asked) == {"read the state of the VPS", f"inspect image {SNAPSHOT}"}
     with pytest.raises(DockerError, match=r"unexpected command line: docker (rename|run|inspect|container)"):
         pair.process(allowed_start_args=("--privileged",)).start_host(pair.spoiled, SnapshotId(SNAPSHOT))
+
+
+def test_a_container_that_cannot_be_set_up_is_reported_with_the_names_of_its_start_arguments(pair: Pair) -> None:
+    context = pair.process()._context
+    request = CreateRequest(
+        host_id=HostId.generate(),
+        name=HostName("new"),
+        build=ParsedBuildArgs(region="r", plan="p", os_id=1),
+        image="debian",
+        snapshot=None,
+        start_args=("--dns=192.0.2.1", "--env=TOKEN=secret", "--env=A=b"),
+        tags={},
+        activity=ActivityConfig(idle_timeout_seconds=1),
+        others=(),
+    )
+    creation = Creation(context, request, create._new_entry(context, request))
+    for step, said in (
+        ("Ordering the VPS", ""),
+        ("Logging in to the container", ". Start arguments .*: --dns, --env"),
+    ):
+        creation.failed_step = step
+        assert re.fullmatch(
+            f"{step} failed: no answer{said}", str(create._explained(creation, VpsDockerError("no answer")))
+        )
 
 
 def test_a_set_up_has_its_script_with_it(pair: Pair) -> None:

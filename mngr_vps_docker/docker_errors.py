@@ -71,6 +71,10 @@ class UnknownRuntimeError(DockerError):
     """The container runtime that was asked for is not installed on the machine."""
 
 
+class NoShellError(DockerError):
+    """The image has no ``sh``, by which everything is run in its containers."""
+
+
 class InvalidDockerArgumentError(DockerError):
     """Docker does not know an option, or refuses its value."""
 
@@ -147,8 +151,8 @@ _KINDS: Final = (
         r"chain 'docker\S*' does not exist",
     ),
     _kind(
-        DockerError,
-        "the image needs a shell at /bin/sh, as images of Debian and Ubuntu have it",
+        NoShellError,
+        "the image has no shell, by which mngr runs everything: use a Debian or Ubuntu image",
         r'exec: \\?"(?:/bin/)?sh\\?": ',
     ),
     _kind(

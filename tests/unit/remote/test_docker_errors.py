@@ -100,6 +100,11 @@ _WORDS = [
     ),
     (errors.UnknownRuntimeError, "docker: Error response from daemon: Unknown runtime specified runsc."),
     (errors.UnknownRuntimeError, "docker: Error response from daemon: unknown or invalid runtime name: runsc"),
+    (
+        errors.NoShellError,
+        "docker: Error response from daemon: OCI runtime create failed: runc create failed: unable to start container"
+        ' process: exec: "sh": executable file not found in $PATH: unknown.',
+    ),
     (errors.InvalidDockerArgumentError, "unknown flag: --bogus\nSee 'docker run --help'."),
     (errors.InvalidDockerArgumentError, "unknown shorthand flag: 'y' in -y\nSee 'docker run --help'."),
     (

@@ -151,17 +151,17 @@ _KINDS: Final = (
         r"chain 'docker\S*' does not exist",
     ),
     _kind(
-        NoShellError,
-        "the image has no shell, by which mngr runs everything: use a Debian or Ubuntu image",
-        r'exec: \\?"(?:/bin/)?sh\\?": ',
-    ),
-    _kind(
         WrongArchitectureError,
         "use an image for the machine's processor, or choose a plan or region with machines for the image's",
         r"exec format error",
         r"the image is for \S+ where the machine is",
         r"no matching manifest for",
         r"was found but (?:does not match|its platform \(\S+\) does not match) the specified platform",
+    ),
+    _kind(
+        NoShellError,
+        "the image has no shell, by which mngr runs everything: use a Debian or Ubuntu image",
+        r'exec: \\?"(?:/bin/)?sh\\?": ',
     ),
     _kind(
         DockerError,

@@ -303,6 +303,11 @@ _FORBIDDEN: Final = {
         lambda value: value.endswith(f"={MASK}"),
     ),
     "--name": Rule("mngr names the container itself", always),
+    "--user": Rule(
+        "mngr sets the container up, and runs its agents, as root in it; have a command of the agent change to another"
+        " user",
+        lambda value: value.partition(":")[0] not in ("root", "0"),
+    ),
     "--entrypoint": Rule("mngr keeps the container running by an entry point of its own", always),
     "--rm": Rule("a stopped host must not vanish", is_on),
     "--detach": Rule("the container runs in the background", is_off),

@@ -41,6 +41,8 @@ from imbue.mngr_vps_docker.terminal import logger
 
 STATE_VOLUME_PATH = PurePosixPath("/mngr-state")
 CONTAINER_SSHD_PORT = 22
+# Whatever the image names: what sets a container up has to be root, which may not be able to enter another folder.
+_AS_ROOT = ("--user=0:0", "--workdir=/")
 # What keeps an agent from taking the VPS down with it; start args come later, and win. `local` is a log driver whose
 # logs are bounded (100 MB); a fork bomb ends at the limit; when memory is short, the container's processes go first.
 # Raw sockets lead to much code of the kernel, and device files to its drivers. AUDIT_WRITE stays: without it sshd ends
@@ -100,7 +102,7 @@ def state_container(context: ProviderContext, *, image: str) -> ContainerSpec:
         labels={"com.imbue.mngr.type": "state-container", PROVIDER_LABEL: context.provider_name},
         volumes={name: f"{STATE_VOLUME_PATH}:ro"},
         restart_policy="unless-stopped",
-        extra_args=_KEEPER_ARGS,
+        extra_args=(*_AS_ROOT, *_KEEPER_ARGS),
         entrypoint="sh",
         command=("-c", STATE_CONTAINER_SCRIPT),
     )
@@ -123,7 +125,7 @@ def host_container(context: ProviderContext, request: ContainerRequest) -> Conta
         volumes={context.host_volume_name(request.host_id): str(HOST_VOLUME_PATH)},
         published_ports={context.config.container_ssh_port: CONTAINER_SSHD_PORT},
         publish_address=LOOPBACK_ADDRESS if context.config.container_ssh_via_vps else None,
-        extra_args=(*PROTECTIVE_ARGS, *request.start_args, _STOP_SIGNAL_ARG),
+        extra_args=(*_AS_ROOT, *PROTECTIVE_ARGS, *request.start_args, _STOP_SIGNAL_ARG),
         entrypoint="sh",
         command=("-c", HOST_CONTAINER_SCRIPT),
     )

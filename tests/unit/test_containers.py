@@ -45,6 +45,8 @@ def test_the_state_container_can_do_nothing_but_look_at_the_records(pair: Pair) 
     options = argv[: argv.index("the-agents-own")]
     assert f"{context.state_volume_name}:/mngr-state:ro" in options
     assert {
+        "--user=0:0",
+        "--workdir=/",
         "--network=none",
         "--read-only",
         "--cap-drop=ALL",

@@ -20,6 +20,7 @@ HARMLESS = [
     ["--memory=0", "--memory=128m", "-m0.5GiB", "--pids-limit=-1", "--pids-limit=0", "--ulimit=nofile=1024:4096"],
     ["--tmpfs=/run", "--tmpfs", "/usr/local/x", "-v", "system:/usr", "-w", "/work", "--init", "-t", "--pull=never"],
     ["--runtime=runsc", "--oom-score-adj=900", "--label", "team=a", "--log-driver=journald"],
+    ["--user=0:0", "-u", "root", "--workdir=/tmp"],
     ["--network=name=mine,alias=web", "--net", "default", "--volume-driver=local"],
     ["-p", "2222:22/udp", "-p=127.0.0.1::22", "-p2220-2221:80-81", "--publish=published=8022,target=22"],
     ["-v", "data:/mngr-volume", "--tmpfs=/mngr.d", "--mount=src=mngr-host,dst=/data,readonly", "--env=A=b\n\tc"],
@@ -87,6 +88,8 @@ OURS = [
     ["--entrypoint", "bash"],
     ["--rm"],
     ["-d=false"],
+    ["-u", "nobody"],
+    ["--user=1000:0"],
     ["--restart=always"],
     ["--cidfile=/x"],
     ["-l", "com.imbue.mngr.host-id=x"],
@@ -127,7 +130,7 @@ OURS = [
     ["--pull=always"],
 ]
 ALLOWED_IN_VAIN = (
-    "name entrypoint rm detach restart cidfile label help env-file label-file volume mount tmpfs publish read-only"
+    "name entrypoint rm detach user restart cidfile label help env-file label-file volume mount tmpfs publish read-only"
     " network attach memory pids-limit ulimit workdir pull"
 )
 UNREADABLE = [

@@ -20,6 +20,13 @@ from imbue.mngr_vps_docker.terminal import MASK
 
 type Argv = tuple[str, ...]
 
+# Of a variable of the image, or of the start arguments, which only the user's sessions are to see.
+HIDDEN_PREFIX: Final = "MNGR_CONTAINER_ENV_"
+_PLAIN_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# The variables of an image as words of a shell, whatever is in them.
+_VARIABLES_AS_WORDS: Final = (
+    "{{with .Config}}{{range .Env}}" + """'{{join (split . "'") "'\\\\''"}}' """ + "{{end}}{{end}}"
+)
 _WORD_WITH_SECRET: Final = re.compile(r"(--(?:env|build-arg)=([^=]*)=)(.*)", re.DOTALL)
 
 
@@ -48,7 +55,8 @@ class ContainerSpec:
     to where the container sees it; ``published_ports`` a TCP port of the machine to one of the container, on the
     machine's address ``publish_address`` (all of them if None). ``restart_policy`` is Docker's word
     (``unless-stopped``…). ``extra_args`` are raw ``docker run`` options of the user, in order; they come after ours
-    (where an option counts once, the user's wins).
+    (where an option counts once, the user's wins). With ``hides_environment``, its processes have none of
+    the image's variables: see ``run_script``.
     """
 
     name: str
@@ -61,6 +69,7 @@ class ContainerSpec:
     publish_address: str | None = None
     restart_policy: str | None = None
     extra_args: Sequence[str] = ()
+    hides_environment: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +131,8 @@ def run_argv(spec: ContainerSpec) -> Argv:
         argv += ["--restart", spec.restart_policy]
     if spec.entrypoint is not None:
         argv += ["--entrypoint", spec.entrypoint]
+    if spec.hides_environment:
+        argv += ["--env", _PLAIN_PATH]
     return (*argv, *spec.extra_args, spec.image, *spec.command)
 
 
@@ -135,6 +146,37 @@ def build_script(spec: BuildSpec) -> ShellScript:
     if spec.builder is DockerBuilder.DOCKER:
         text = _CHOOSE_BUILDER + text
     return ShellScript(text, build.secrets)
+
+
+def run_script(spec: ContainerSpec) -> ShellScript:
+    """What ``run_argv`` says, as shell text; that also hides the environment of the image, if ``spec`` is to.
+
+    Docker sets each variable of the image under a name with HIDDEN_PREFIX, and unsets it under its own, which is what
+    ``--env NAME`` does where this shell has no such variable. A snapshot has them hidden; what it may have under their
+    own names is of here, not of the image.
+    """
+    run = as_script(run_argv(spec))
+    if not spec.hides_environment:
+        return run
+    inspect = joined(("docker", "inspect", "--type=image", "--format", _VARIABLES_AS_WORDS, "--", spec.image))
+    hide = f"""\
+words=$({inspect}) || words=$({joined(pull_argv(spec.image))} >&2 && {inspect}) || exit
+eval "set -- $words"
+for variable; do
+  shift
+  name=${{variable%%=*}}
+  case $variable in ({HIDDEN_PREFIX}* | "$name") continue ;; esac
+  set -- "$@" --env "$name"
+  case $words in (*"'{HIDDEN_PREFIX}$name="*) continue ;; esac
+  [ "$variable" = "{_PLAIN_PATH}" ] || set -- "$@" --env "{HIDDEN_PREFIX}$variable"
+done
+"""
+    return ShellScript(f'{hide}docker run "$@"{run.removeprefix("docker run")}', run.secrets)
+
+
+def hidden(word: str) -> str:
+    """An option of `docker run`, with HIDDEN_PREFIX before the name of the variable if it is one that sets any."""
+    return f"--env={HIDDEN_PREFIX}{word.removeprefix('--env=')}" if word.startswith("--env=") else word
 
 
 def build_argv(spec: BuildSpec) -> Argv:

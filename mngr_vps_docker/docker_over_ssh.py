@@ -325,7 +325,7 @@ def run_step(spec: ContainerSpec) -> ChainStep:
     """What ``DockerOverSsh.run_container`` runs, as a step of a chain; see ``new_container_id``."""
     # Docker prints the new container's id even where starting it fails: by it, nobody else's is removed.
     remove = joined(commands.remove_container_argv("$id")).replace("'$id'", '"$id"')
-    run = commands.as_script(commands.run_argv(spec))
+    run = commands.run_script(spec)
     script = (
         f"id=$({run}); rc=$?\n"
         f'if [ $rc -ne 0 ] && [ -n "$id" ]; then {remove} >/dev/null 2>&1; fi\n'

@@ -30,6 +30,7 @@ from imbue.mngr_vps_docker.agent_data import SeenAgents
 from imbue.mngr_vps_docker.agent_data import believed
 from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
 from imbue.mngr_vps_docker.certified_changes import change_between
+from imbue.mngr_vps_docker.container_environment import SOURCE_ENVIRONMENT
 from imbue.mngr_vps_docker.errors import HostGoneError
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import SshdDownError
@@ -297,6 +298,10 @@ class VpsDockerHost(_OverOpenSsh, Host):
     def get_name(self) -> HostName:
         """The name that the user gave the host."""
         return Host.get_name(self)
+
+    def _build_source_env_commands(self, agent: AgentInterface[Any]) -> list[str]:
+        """What mngr has shells read before a command of the user or an agent: the container's environment first."""
+        return [SOURCE_ENVIRONMENT, *Host._build_source_env_commands(self, agent)]
 
     def get_certified_data(self) -> CertifiedHostData:
         """The content of data.json."""

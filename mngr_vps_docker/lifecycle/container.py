@@ -14,6 +14,7 @@ from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
 from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
 from imbue.mngr_vps_docker.config import LOOPBACK_ADDRESS
 from imbue.mngr_vps_docker.docker_commands import ContainerSpec
+from imbue.mngr_vps_docker.docker_commands import hidden
 from imbue.mngr_vps_docker.docker_exec import exec_step
 from imbue.mngr_vps_docker.docker_exec import judged
 from imbue.mngr_vps_docker.docker_objects import ContainerInfo
@@ -103,6 +104,7 @@ def state_container(context: ProviderContext, *, image: str) -> ContainerSpec:
         volumes={name: f"{STATE_VOLUME_PATH}:ro"},
         restart_policy="unless-stopped",
         extra_args=(*_AS_ROOT, *_KEEPER_ARGS),
+        hides_environment=True,
         entrypoint="sh",
         command=("-c", STATE_CONTAINER_SCRIPT),
     )
@@ -125,7 +127,8 @@ def host_container(context: ProviderContext, request: ContainerRequest) -> Conta
         volumes={context.host_volume_name(request.host_id): str(HOST_VOLUME_PATH)},
         published_ports={context.config.container_ssh_port: CONTAINER_SSHD_PORT},
         publish_address=LOOPBACK_ADDRESS if context.config.container_ssh_via_vps else None,
-        extra_args=(*_AS_ROOT, *PROTECTIVE_ARGS, *request.start_args, _STOP_SIGNAL_ARG),
+        extra_args=(*_AS_ROOT, *PROTECTIVE_ARGS, *(hidden(word) for word in request.start_args), _STOP_SIGNAL_ARG),
+        hides_environment=True,
         entrypoint="sh",
         command=("-c", HOST_CONTAINER_SCRIPT),
     )

@@ -15,16 +15,23 @@ from imbue.mngr.providers.ssh_host_setup import REQUIRED_HOST_PACKAGES
 from imbue.mngr.providers.ssh_host_setup import RequiredHostPackage
 from imbue.mngr.providers.ssh_host_setup import load_resource_script
 from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
+from imbue.mngr_vps_docker.container_environment import SESSION_FILE
+from imbue.mngr_vps_docker.container_environment import SESSION_SSHD_CONFIG
+from imbue.mngr_vps_docker.container_environment import SSHD_FOLDER
+from imbue.mngr_vps_docker.container_environment import profile_script
+from imbue.mngr_vps_docker.container_environment import session_script
+from imbue.mngr_vps_docker.container_environment import take_environment_script
 from imbue.mngr_vps_docker.root_account import root_account_script
 from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.ssh.shell import quoted
 
 # Written whenever the container stops in an orderly way, removed when it starts; absent on a stopped host: it crashed.
 STOP_REASON_FILE = "stop_reason"
-SSHD_FOLDER = HOST_VOLUME_PATH / ".sshd"
 
 # The keys that the host was made with: only who makes it knows them, and every later set-up leaves them alone.
 _EXTRA_KEYS_FILE = "extra_authorized_keys"
+# The first of its folder, so that what others there add to PATH is kept.
+_PROFILE_FILE = PurePosixPath("/etc/profile.d/00-mngr.sh")
 _STOP_REASON_PATH = HOST_VOLUME_PATH / STOP_REASON_FILE
 
 # A file of its own, so that it can be read, linted and run by itself.
@@ -162,6 +169,7 @@ def setup_script(setup: ContainerSetup) -> Secret:
             "set -eu",
             "umask 022",
             "main() {",
+            take_environment_script(),
             _check_own_places(setup.host_dir),
             _open_roots_account(),
             _install_packages(),
@@ -258,12 +266,19 @@ mkdir -p {HOST_VOLUME_PATH}/agents {HOST_VOLUME_PATH}/activity {HOST_VOLUME_PATH
 
 def _configure_sshd(setup: ContainerSetup) -> str:
     steps = [
-        f"mkdir -p {SSHD_FOLDER} && chmod 700 {SSHD_FOLDER}",
         _write_file(SSHD_FOLDER / "host_key", setup.host_private_key.revealed, mode="600"),
         "mkdir -p /run/sshd",
         _write_file(SSHD_FOLDER / "sshd_config", _SSHD_CONFIG),
         f"if /usr/sbin/sshd -T -f {SSHD_FOLDER}/sshd_config | grep -qi '^persourcemaxstartups '; then",
         _write_file(SSHD_FOLDER / "sshd_config", _SSHD_CONFIG + _SSHD_LIMITS_PER_SOURCE),
+        "fi",
+        # A container without an environment of its own needs no session script, which takes a millisecond.
+        'if [ -n "$environment" ]; then',
+        _write_file(SESSION_FILE, session_script()),
+        f"printf %s {quoted(SESSION_SSHD_CONFIG)} >>{SSHD_FOLDER}/sshd_config",
+        "fi",
+        f"if [ -d {_PROFILE_FILE.parent} ]; then",
+        _write_file(_PROFILE_FILE, profile_script()),
         "fi",
         _write_file(SSHD_FOLDER / "authorized_keys", _lines([setup.client_public_key]), mode="600"),
     ]

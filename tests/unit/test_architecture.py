@@ -24,7 +24,7 @@ LAYERS = (
     ("docker_objects", "docker_exec", "docker_build"),
     ("docker_over_ssh",),
     ("volume_scripts", "agent_data", "host_record", "root_account", "keys"),
-    ("cloud_init",),
+    ("cloud_init", "container_environment"),
     ("build_args", "start_args", "dockerignore", "git_command", "vps_client", "vps_identity", "tar_stream"),
     ("git_checkout",),
     ("git_context",),

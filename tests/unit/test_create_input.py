@@ -28,6 +28,7 @@ from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.build_args import parse_build_args
 from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
+from imbue.mngr_vps_docker.docker_commands import hidden
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
@@ -323,7 +324,8 @@ def test_arguments_are_refused_or_arrive_as_they_are(
     if request is not None:
         run, _ = desk.given_to_docker(request)
         # What ends mngr's own process 1 comes last, and counts.
-        assert run[len(run) - 4 - len(request.start_args) : -3] == [*request.start_args, "--stop-signal=SIGTERM"]
+        given = [*(hidden(word) for word in request.start_args), "--stop-signal=SIGTERM"]
+        assert run[len(run) - 3 - len(given) : -3] == given
     request = desk.ask(build_args=[*build_args, "."])
     if request is not None:
         _, build = desk.given_to_docker(request)

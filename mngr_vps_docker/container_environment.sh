@@ -1,0 +1,32 @@
+#!/bin/sh
+# Writes the environment of the user's sessions, which Docker gives a container under other names, to files in $folder:
+# `environment` is read by their shells, `path` by mngr's own commands. Later programs do not see it any more.
+environment='' path=''
+for name in $(env | sed -n 's/^MNGR_CONTAINER_ENV_\([A-Za-z_][A-Za-z0-9_]*\)=.*/\1/p'); do
+    hidden=MNGR_CONTAINER_ENV_$name
+    eval "rest=\${$hidden-} is_set=\${$hidden+yes}"
+    # A line of a value may look like a variable.
+    [ -n "$is_set" ] || continue
+    unset "$hidden"
+    unless=''
+    case $name in
+    # A shell keeps these for itself, and refuses to set some of them.
+    IFS | OPTIND | LINENO | PPID | PWD | OLDPWD | SHLVL | _) continue ;;
+    UID | EUID | SHELLOPTS | BASHOPTS | BASH_VERSINFO) continue ;;
+    # A session in a terminal has the right one.
+    TERM) unless="[ -n \"\${TERM-}\" ] || " ;;
+    PATH) path=$rest ;;
+    esac
+    value=''
+    while case $rest in *\'*) ;; *) false ;; esac; do
+        value="$value${rest%%\'*}'\\''"
+        rest=${rest#*\'}
+    done
+    environment="$environment${unless}export $name='$value$rest'
+"
+done
+mkdir -p "$folder"
+chmod 700 "$folder"
+(umask 077 && printf %s "$environment" >"$folder/environment.new" && printf %s "$path" >"$folder/path.new")
+mv -f "$folder/environment.new" "$folder/environment"
+mv -f "$folder/path.new" "$folder/path"

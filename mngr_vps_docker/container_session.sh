@@ -1,0 +1,27 @@
+#!/bin/sh
+# What sshd runs for each command and each login of root, if the container has an environment of its own. The programs
+# that mngr itself runs might not start in it: they do without, and find what is on its PATH after all else.
+folder=${0%/*} shell=$SHELL command=${SSH_ORIGINAL_COMMAND-}
+unset SSH_ORIGINAL_COMMAND
+case $command in
+# Of this package (ssh/framing.py).
+'sh -c '*'\036%s:%d'* | 'under() { '*)
+    PATH=$PATH:$(cat "$folder/path")
+    exec /bin/sh -c "$command"
+    ;;
+# Of mngr, and of whoever copies files.
+'bash -c '*'tmux attach -t '* | 'git-receive-pack '* | 'git-upload-pack '* | 'rsync --server '* | 'scp '*)
+    exec "$shell" -c "$command"
+    ;;
+internal-sftp*)
+    for server in /usr/lib/openssh /usr/libexec/openssh /usr/lib/ssh /usr/libexec; do
+        [ ! -x "$server/sftp-server" ] || exec "$server/sftp-server"
+    done
+    echo "The image has no sftp-server" >&2
+    exit 127
+    ;;
+esac
+# shellcheck source=/dev/null
+. "$folder/environment"
+[ -z "$command" ] || exec "$shell" -c "$command"
+exec "$shell" -l

@@ -1,0 +1,107 @@
+"""The environment of an image reaches the user's sessions as it is, and those alone."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from imbue.mngr_vps_docker import container_environment
+from imbue.mngr_vps_docker.docker_commands import HIDDEN_PREFIX
+from imbue.mngr_vps_docker.docker_commands import ContainerSpec
+from imbue.mngr_vps_docker.docker_commands import hidden
+from imbue.mngr_vps_docker.docker_commands import run_script
+from imbue.mngr_vps_docker.ssh.framing import Framing
+from imbue.mngr_vps_docker.ssh.shell import for_stdin
+
+PLAIN_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+VALUES = {
+    "QUOTES": "it's \"x\" ''",
+    "SIGNS": " $HOME \\ `id` # = * ; \t é ",
+    "LINES": f"a\n{HIDDEN_PREFIX}NO=1\n\nexport NO=1\n",
+    "EMPTY": "",
+    "PATH": f"/opt/tool:{os.environ['PATH']}",
+}
+
+
+def run(argv: list[str | Path], env: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(argv, env=env, capture_output=True, check=False, timeout=30)
+
+
+def variables(shown: bytes) -> dict[str, str]:
+    return dict(variable.split("=", 1) for variable in shown.decode().split("\0") if variable)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What the set-up makes of VALUES."""
+    (tmp_path / "session").write_text(container_environment.session_script())
+    take = container_environment.take_environment_script().split("\n", 1)[1]
+    env = {f"{HIDDEN_PREFIX}{name}": value for name, value in VALUES.items()} | {"PATH": os.environ["PATH"]}
+    shown = run(["sh", "-euc", f"folder={tmp_path}\n{take}\nenv -0"], env)
+    assert [name for name in variables(shown.stdout) if name.startswith(HIDDEN_PREFIX)] == [], shown.stderr
+    return tmp_path
+
+
+def session(folder: Path, command: str | None) -> subprocess.CompletedProcess[bytes]:
+    env = {"PATH": os.environ["PATH"], "SHELL": "/bin/sh"}
+    return run(["/bin/sh", folder / "session"], env if command is None else env | {"SSH_ORIGINAL_COMMAND": command})
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_shell_that_reads_the_environment_has_every_value_unchanged(folder: Path, shell: str) -> None:
+    shown = run([shell, "-euc", f". {folder}/environment; env -0"], {"PATH": os.environ["PATH"]})
+    assert VALUES.items() <= variables(shown.stdout).items()
+    assert "NO" not in variables(shown.stdout)
+
+
+def test_nobody_else_can_read_it(folder: Path) -> None:
+    assert [(folder / name).stat().st_mode & 0o777 for name in (".", "environment", "path")] == [0o700, 0o600, 0o600]
+
+
+def test_a_session_has_it_and_ends_as_its_command_does(folder: Path) -> None:
+    assert VALUES.items() <= variables(session(folder, "env -0").stdout).items()
+    assert "SSH_ORIGINAL_COMMAND" not in variables(session(folder, "env -0").stdout)
+    assert (session(folder, "exit 7").returncode, session(folder, "kill -TERM $$").returncode) == (7, -15)
+
+
+def test_commands_of_ours_do_without_it_but_find_its_programs_last(folder: Path) -> None:
+    framing = Framing("0123456789abcdef")
+    script = for_stdin("env -0")
+    wrapped = subprocess.run(
+        ["/bin/sh", folder / "session"],
+        input=script,
+        env={"PATH": os.environ["PATH"], "SHELL": "/bin/false", "SSH_ORIGINAL_COMMAND": framing.wrap(len(script), 20)},
+        capture_output=True,
+        timeout=30,
+        check=True,
+    )
+    shown = variables(wrapped.stdout.partition(b"\n")[2].rpartition(b"\0")[0])
+    assert not shown.keys() & VALUES.keys() - {"PATH"}
+    assert shown["PATH"] == f"{os.environ['PATH']}:{VALUES['PATH']}"
+    (folder / "environment").write_text("echo read >&2\n")
+    for command in (framing.end_command(1 << 22), "git-receive-pack '/x'", "rsync --server .", "scp -t /x"):
+        assert b"read" not in session(folder, command).stderr
+    assert b"read" in session(folder, "git status").stderr
+
+
+def test_docker_gets_the_variables_of_image_and_arguments_under_other_names(tmp_path: Path) -> None:
+    words = f"'A=it'\\''s' 'B=\n1' 'GONE' 'C=ours' '{HIDDEN_PREFIX}C=of snapshot' '{PLAIN_PATH}' "
+    docker = tmp_path / "docker"
+    docker.write_text(f'#!/bin/sh\n[ "$1" = run ] || exec cat {tmp_path}/words\nprintf "%s\\0" "$@"\n')
+    docker.chmod(0o755)
+    (tmp_path / "words").write_text(words)
+    extra = (hidden("--env=A=arg"), hidden("--env=D"), hidden("--memory=1g"))
+    script = run_script(ContainerSpec("c", "i", extra_args=extra, hides_environment=True))
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-c", 'eval "$(cat)"'], input=for_stdin(script), env={"PATH": path}, capture_output=True
+    )
+    assert done.stdout.decode().split("\0")[:-1] == [
+        "run",
+        *("--env", "A", "--env", f"{HIDDEN_PREFIX}A=it's", "--env", "B", "--env", f"{HIDDEN_PREFIX}B=\n1"),
+        *("--env", "C", "--env", "PATH"),
+        *("--detach", "--name", "c", "--env", PLAIN_PATH),
+        *(f"--env={HIDDEN_PREFIX}A=arg", f"--env={HIDDEN_PREFIX}D", "--memory=1g", "i"),
+    ]

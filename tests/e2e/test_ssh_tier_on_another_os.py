@@ -26,8 +26,8 @@ CONSTRAINTS = CHECKOUT / "constraints.txt"
 OS_ID = "debian-13" if CHOSEN_OS.startswith(DEFAULT_OS) else CHOSEN_OS
 TIMEOUT_SECONDS = 500
 
-# In one home: that ssh passes over the user's settings does not depend on its version. The checkout is read-only there,
-# and installed nowhere. From Debian 14 on sshd comes without the client.
+# In one home: that ssh passes over the user's settings does not depend on its version. The checkout is read-only, and
+# installed nowhere. From Debian 14 on sshd comes without the client.
 RUN = """\
 command -v ssh >/dev/null || { apt-get -qq update && apt-get -qq install -y openssh-client >/dev/null; } || exit
 mkdir -p /run/sshd /package/imbue

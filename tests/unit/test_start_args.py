@@ -130,8 +130,8 @@ OURS = [
     ["--pull=always"],
 ]
 ALLOWED_IN_VAIN = (
-    "name entrypoint rm detach user restart cidfile label help env-file label-file volume mount tmpfs publish read-only"
-    " network attach memory pids-limit ulimit workdir pull"
+    "name entrypoint rm detach user restart cidfile label help env-file label-file volume mount tmpfs publish"
+    " read-only network attach memory pids-limit ulimit workdir pull"
 )
 UNREADABLE = [
     ["--new", "--privileged"],

@@ -93,7 +93,7 @@ def test_nor_is_what_is_not_known_of_a_container() -> None:
         f' "HostConfig": null, "State": {state}}}]'
     )
     assert (container.started_at, container.finished_at) == (None, None)
-    assert (container.memory_bytes, container.ports, container.volumes) == (None, (), ())
+    assert (container.memory_bytes, container.ports, container.volumes) == (None, (), {})
 
 
 def test_the_engine_is_read(answers: dict[str, Any]) -> None:

@@ -13,8 +13,12 @@ from imbue.mngr.api.connect import build_ssh_base_args
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
+from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.lifecycle.container import PROTECTIVE_ARGS
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
 from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image_of_os
+from imbue.mngr_vps_docker.start_args import start_args_of
 
 # As ENV has them in a Dockerfile, and what they mean.
 OF_IMAGE = {
@@ -150,6 +154,28 @@ def test_files_travel_and_commands_end_as_they_do_without(lab: Lab) -> None:
     ends = [lab.ssh(command).returncode for command in ("exit 7", "kill -TERM $$", "tool", "ls")]
     assert ends == [7, 255, 0, 127]
     assert lab.ssh("read line; echo $line; exec tool", stdin="in\n").stdout == "in\ntool\n"
+
+
+def test_setuid_programs_such_as_sudo_work_for_other_users_where_the_settings_allow_it(lab: Lab, os_id: str) -> None:
+    way_out = "--security-opt=no-new-privileges=false"
+    with pytest.raises(BuildArgumentError, match=f"add '{way_out}' to allowed_start_args"):
+        start_args_of(VpsDockerProviderConfig(), [way_out], state_volume="s")
+    config = VpsDockerProviderConfig(allowed_start_args=(way_out,))
+    allowed = start_args_of(config, [way_out], state_volume="s")
+    become_root = "cp /usr/bin/id /tmp/id; chmod u+s /tmp/id; setpriv --reuid=nobody --clear-groups /tmp/id -u"
+    for start_args, user in (((), "65534\n"), (allowed, "0\n")):
+        run = (
+            "docker",
+            "run",
+            "--rm",
+            *PROTECTIVE_ARGS,
+            *start_args,
+            agent_image_of_os(os_id),
+            "sh",
+            "-c",
+            become_root,
+        )
+        assert lab.on_vps(shlex.join(run)) == user
 
 
 def test_a_stop_a_start_and_a_snapshot_keep_it(lab: Lab) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from imbue.mngr.api.connect import _build_ssh_activity_wrapper_script
 from imbue.mngr_vps_docker import container_environment
 from imbue.mngr_vps_docker.docker_commands import HIDDEN_PREFIX
 from imbue.mngr_vps_docker.docker_commands import ContainerSpec
@@ -14,6 +15,7 @@ from imbue.mngr_vps_docker.docker_commands import hidden
 from imbue.mngr_vps_docker.docker_commands import run_script
 from imbue.mngr_vps_docker.ssh.framing import Framing
 from imbue.mngr_vps_docker.ssh.shell import for_stdin
+from imbue.mngr_vps_docker.ssh.shell import quoted
 
 PLAIN_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 VALUES = {
@@ -44,9 +46,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def session(folder: Path, command: str | None) -> subprocess.CompletedProcess[bytes]:
-    env = {"PATH": os.environ["PATH"], "SHELL": "/bin/sh"}
-    return run(["/bin/sh", folder / "session"], env if command is None else env | {"SSH_ORIGINAL_COMMAND": command})
+def session(folder: Path, command: str, login_shell: str = "/bin/sh") -> subprocess.CompletedProcess[bytes]:
+    env = {"PATH": os.environ["PATH"], "SHELL": login_shell, "SSH_ORIGINAL_COMMAND": command}
+    return run(["/bin/sh", folder / "session"], env)
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
@@ -80,10 +82,12 @@ def test_commands_of_ours_do_without_it_but_find_its_programs_last(folder: Path)
     shown = variables(wrapped.stdout.partition(b"\n")[2].rpartition(b"\0")[0])
     assert not shown.keys() & VALUES.keys() - {"PATH"}
     assert shown["PATH"] == f"{os.environ['PATH']}:{VALUES['PATH']}"
-    (folder / "environment").write_text("echo read >&2\n")
-    for command in (framing.end_command(1 << 22), "git-receive-pack '/x'", "rsync --server .", "scp -t /x"):
-        assert b"read" not in session(folder, command).stderr
-    assert b"read" in session(folder, "git status").stderr
+    (folder / "environment").write_text("echo read\n")
+    connect = f"bash -c {quoted(_build_ssh_activity_wrapper_script('m-a1', folder))}"
+    for command in (connect, "git-receive-pack '/x'", "git-upload-pack '/x'", "rsync --server .", "scp -t /x"):
+        assert session(folder, command, login_shell="/bin/echo").stdout.decode() == f"-c {command}\n"
+    assert session(folder, framing.end_command(1 << 22)).stdout == b""
+    assert session(folder, "git status", login_shell="/bin/echo").stdout == b"read\n-c git status\n"
 
 
 def test_docker_gets_the_variables_of_image_and_arguments_under_other_names(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Writes the environment of the user's sessions, which Docker gives a container under other names, to files in $folder:
-# `environment` is read by their shells, `path` by mngr's own commands. Later programs do not see it any more.
+# `environment` is read by their shells, `path` by mngr's own commands. What runs after this sees the proxies alone.
 environment='' path=''
 for name in $(env | sed -n 's/^MNGR_CONTAINER_ENV_\([A-Za-z_][A-Za-z0-9_]*\)=.*/\1/p'); do
     hidden=MNGR_CONTAINER_ENV_$name
@@ -16,6 +16,8 @@ for name in $(env | sed -n 's/^MNGR_CONTAINER_ENV_\([A-Za-z_][A-Za-z0-9_]*\)=.*/
     # A session in a terminal has the right one.
     TERM) unless="[ -n \"\${TERM-}\" ] || " ;;
     PATH) path=$rest ;;
+    # Without it, apt may not reach its mirror.
+    *_proxy | *_PROXY) export "$name=$rest" ;;
     esac
     value=''
     while case $rest in *\'*) ;; *) false ;; esac; do

@@ -23,6 +23,7 @@ VALUES = {
     "SIGNS": " $HOME \\ `id` # = * ; \t é ",
     "LINES": f"a\n{HIDDEN_PREFIX}NO=1\n\nexport NO=1\n",
     "EMPTY": "",
+    "http_proxy": "http://user:it's@192.0.2.1/",
     "PATH": f"/opt/tool:{os.environ['PATH']}",
 }
 
@@ -42,7 +43,10 @@ def folder(tmp_path: Path) -> Path:
     take = container_environment.take_environment_script().split("\n", 1)[1]
     env = {f"{HIDDEN_PREFIX}{name}": value for name, value in VALUES.items()} | {"PATH": os.environ["PATH"]}
     shown = run(["sh", "-euc", f"folder={tmp_path}\n{take}\nenv -0"], env)
-    assert [name for name in variables(shown.stdout) if name.startswith(HIDDEN_PREFIX)] == [], shown.stderr
+    seen = variables(shown.stdout)
+    assert [name for name in seen if name.startswith(HIDDEN_PREFIX)] == [], shown.stderr
+    # Of all of it, apt needs the proxy.
+    assert seen.keys() & VALUES.keys() == {"PATH", "http_proxy"} and seen["http_proxy"] == VALUES["http_proxy"]
     return tmp_path
 
 

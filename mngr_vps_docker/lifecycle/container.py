@@ -177,9 +177,13 @@ def setup_step(
 
 
 def check_setup(outcome: CommandOutcome) -> None:
-    """Raise what went wrong in the step of ``setup_step``, and log what it did."""
+    """Raise what went wrong in the step of ``setup_step``, and log what it did and warns of."""
     for line in judged(outcome, CONTAINER_SETUP_TIMEOUT_SECONDS).checked().text.splitlines():
-        logger.debug("{}", line)
+        warning = line.removeprefix("Warning: ")
+        if warning != line:
+            logger.warning("{}", warning)
+        else:
+            logger.debug("{}", line)
 
 
 def enter_container(

@@ -36,15 +36,19 @@ def variables(shown: bytes) -> dict[str, str]:
     return dict(variable.split("=", 1) for variable in shown.decode().split("\0") if variable)
 
 
+def take(folder: Path, values: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
+    """What the set-up does with the environment of a container, and shows afterwards of its own."""
+    script = container_environment.take_environment_script().split("\n", 1)[1]
+    env = {f"{HIDDEN_PREFIX}{name}": value for name, value in values.items()} | {"PATH": os.environ["PATH"]}
+    return run(["sh", "-euc", f"folder={folder}\n{script}\nenv -0"], env)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What the set-up makes of VALUES."""
+    """Where the set-up puts VALUES."""
     (tmp_path / "session").write_text(container_environment.session_script())
-    take = container_environment.take_environment_script().split("\n", 1)[1]
-    env = {f"{HIDDEN_PREFIX}{name}": value for name, value in VALUES.items()} | {"PATH": os.environ["PATH"]}
-    shown = run(["sh", "-euc", f"folder={tmp_path}\n{take}\nenv -0"], env)
-    seen = variables(shown.stdout)
-    assert [name for name in seen if name.startswith(HIDDEN_PREFIX)] == [], shown.stderr
+    seen = variables(take(tmp_path, VALUES).stdout)
+    assert [name for name in seen if name.startswith(HIDDEN_PREFIX)] == []
     # Of all of it, apt needs the proxy.
     assert seen.keys() & VALUES.keys() == {"PATH", "http_proxy"} and seen["http_proxy"] == VALUES["http_proxy"]
     return tmp_path
@@ -113,3 +117,14 @@ def test_docker_gets_the_variables_of_image_and_arguments_under_other_names(tmp_
         *("--detach", "--name", "c", "--env", PLAIN_PATH),
         *(f"--env={HIDDEN_PREFIX}A=arg", f"--env={HIDDEN_PREFIX}D", "--memory=1g", "i"),
     ]
+
+
+def test_a_loader_that_starts_nothing_keeps_nobody_out(tmp_path: Path) -> None:
+    (tmp_path / "libc.so.6").write_text("x")
+    taken = take(tmp_path, {"LD_LIBRARY_PATH": str(tmp_path), "FOO": "bar"})
+    assert taken.stdout.startswith(b"Warning: No program starts with the LD_LIBRARY_PATH")
+    (tmp_path / "session").write_text(container_environment.session_script())
+    assert session(tmp_path, "env | grep -e FOO -e LD_").stdout == b"FOO=bar\n"
+    (tmp_path / "libc.so.6").unlink()
+    assert take(tmp_path, {"LD_LIBRARY_PATH": str(tmp_path)}).stdout.startswith(b"PATH=")
+    assert session(tmp_path, "env | grep LD_").stdout.decode() == f"LD_LIBRARY_PATH={tmp_path}\n"

@@ -45,6 +45,15 @@ echo "Date: $(date -u -R -d '+2 hours')" >Release
 echo "SHA256:
  $(sha256sum Packages | cut -d ' ' -f 1) 0 Packages" >>Release
 """
+# By fcntl(2), as apt does: F_SETLK with F_WRLCK.
+HOLD_LOCK = """
+perl -e '
+  open F, ">>", "/var/lib/apt/lists/lock";
+  $lock = pack "s!s!x4qql", 1, 0, 0, 0, 0;
+  fcntl(F, 6, $lock);
+  sleep 4;
+' >/dev/null 2>&1 &
+"""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +101,7 @@ def test_packages_come_from_whatever_sources_work_and_the_image_keeps_its_files(
         mkdir -p /etc/ssh
         echo '# mine' | tee /etc/ssh/ssh_config >/etc/ssh/moduli
         sed -n '/^Package: tar$/,/^$/p' /var/lib/dpkg/status >/var/lib/dpkg/updates/0001
-        """,
+        {HOLD_LOCK}""",
         "kept",
     )
     assert vps.run("docker exec kept cat /etc/ssh/ssh_config /etc/ssh/moduli").text == "# mine\n" * 2

@@ -137,6 +137,12 @@ def wait_for_ready_command(timeout_seconds: float) -> str:
     return f"timeout_seconds={max(1, round(timeout_seconds))}\n{READINESS_SCRIPT.strip()}\n"
 
 
+def failure_of(stderr: str) -> str:
+    """Return why a VPS is not ready, and then the end of its logs, from what ``wait_for_ready_command`` wrote there."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()][-20:]
+    return f"{lines[-1]} (its logs: {' / '.join(lines[:-1])})" if len(lines) > 1 else "".join(lines)
+
+
 class _ReadableDumper(SafeDumper):
     """Writes texts of several lines as they are, which is also the shortest form."""
 

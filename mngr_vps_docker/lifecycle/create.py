@@ -10,6 +10,7 @@ from datetime import datetime
 from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import UserInputError
 from imbue.mngr.interfaces.data_types import CertifiedHostData
+from imbue.mngr_vps_docker.cloud_init import failure_of
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
@@ -222,7 +223,7 @@ def _wait_for_docker(creation: Creation) -> None:
         outcome.checked()
     except RemoteCommandError as error:
         raise VpsProvisioningError(
-            f"cloud-init did not make Docker ready on {creation.address}: {outcome.last_words(20)}"
+            f"cloud-init did not make Docker ready on {creation.address}: {failure_of(outcome.error_text) or error}"
         ) from error
     creation.is_docker_ready.reach()
 

@@ -17,6 +17,7 @@ import yaml
 from imbue.mngr_vps_docker import cloud_init
 from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
 from imbue.mngr_vps_docker.cloud_init import TIMED_OUT_EXIT_CODE
+from imbue.mngr_vps_docker.cloud_init import failure_of
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
@@ -611,6 +612,14 @@ def test_waiting_ends_when_cloud_init_has_ended_without_a_marker(machine: StandI
     lines = waited.stderr.splitlines()
     assert lines[1:-1] == [f"line {number}" for number in range(10, 30)]
     assert lines[-1] == "cloud-init ended without preparing the VPS (status: error)"
+
+
+def test_the_reason_comes_before_the_logs(machine: StandInMachine) -> None:
+    machine.put("docker", '[ "$1" != --version ] || echo podman version 4.3.1')
+    machine.set_up()
+    reason, logs = failure_of(machine.wait().stderr).split(" (its logs: ")
+    assert reason == machine.status.strip()
+    assert logs.startswith("The end of /")
 
 
 def test_waiting_ends_at_its_time_out_with_a_code_of_its_own(machine: StandInMachine) -> None:

@@ -138,7 +138,7 @@ def wait_for_ready_command(timeout_seconds: float) -> str:
 
 
 def failure_of(stderr: str) -> str:
-    """Return why a VPS is not ready, and then the end of its logs, from what ``wait_for_ready_command`` wrote there."""
+    """Return why a VPS is not ready, and then the end of its logs, as ``wait_for_ready_command`` wrote them."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()][-20:]
     return f"{lines[-1]} (its logs: {' / '.join(lines[:-1])})" if len(lines) > 1 else "".join(lines)
 

@@ -149,11 +149,11 @@ def build_script(spec: BuildSpec) -> ShellScript:
 
 
 def run_script(spec: ContainerSpec) -> ShellScript:
-    """What ``run_argv`` says, as shell text; that also hides the environment of the image, if ``spec`` is to.
+    """``run_argv`` as shell text, which first hides the environment of the image, if ``spec`` says so.
 
-    Docker sets each variable of the image under a name with HIDDEN_PREFIX, and unsets it under its own, which is what
-    ``--env NAME`` does where this shell has no such variable. A snapshot has them hidden; what it may have under their
-    own names is of here, not of the image.
+    Each variable of the image is set under a name with HIDDEN_PREFIX and unset under its own: that is what Docker
+    makes of ``--env NAME``, unless this shell has such a variable. In a snapshot they are hidden already; a value that
+    such a variable still has under its own name was set here, and is dropped. A missing image is pulled.
     """
     run = as_script(run_argv(spec))
     if not spec.hides_environment:

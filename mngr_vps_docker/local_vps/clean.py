@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from imbue.mngr_vps_docker.local_vps.engine import lines_of
 from imbue.mngr_vps_docker.local_vps.engine import remove_if_there
+from imbue.mngr_vps_docker.local_vps.engine import remove_machine
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
 from imbue.mngr_vps_docker.local_vps.labels import NAME_PREFIX
 from imbue.mngr_vps_docker.local_vps.labels import SNAPSHOT_REPOSITORY
@@ -17,7 +18,9 @@ def clean(account: str | None = None, *, with_images: bool = False) -> Iterator[
     ``with_images`` removes the images that VPSes boot from as well, whose making takes minutes.
     Raises VpsApiError at the first thing that cannot be removed; calling it again goes on from there.
     """
-    yield from _remove("VPS", ("ps", "--all", "--format={{.Names}}"), Kind.INSTANCE, account, "rm", "--force", "-v")
+    for name in lines_of(run_docker("ps", "--all", "--format={{.Names}}", *label_filters(Kind.INSTANCE, account))):
+        remove_machine(name)
+        yield f"VPS {name}"
     for what, kind in (("disk", Kind.INSTANCE_DISK), ("ssh key", Kind.SSH_KEY)):
         yield from _remove(what, ("volume", "ls", "--quiet"), kind, account, "volume", "rm", "--force")
     yield from _remove("network", ("network", "ls", "--format={{.Name}}"), Kind.NETWORK, account, "network", "rm")

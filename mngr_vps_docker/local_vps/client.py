@@ -18,6 +18,7 @@ from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.local_vps.engine import machine_lock
 from imbue.mngr_vps_docker.local_vps.engine import remove_if_there
+from imbue.mngr_vps_docker.local_vps.engine import remove_machine
 from imbue.mngr_vps_docker.local_vps.engine import require_suitable_engine
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
 from imbue.mngr_vps_docker.local_vps.images import require_image
@@ -203,7 +204,7 @@ class LocalVpsClient(VpsClientInterface):
 
     def _remove(self, instance_id: VpsInstanceId) -> None:
         """Remove the container and its volume, whichever is there, and the network after the last VPS."""
-        remove_if_there("rm", "--force", "--volumes", instance_id)
+        remove_machine(instance_id)
         remove_if_there("volume", "rm", "--force", instance_id)
         with machine_lock():
             if not list_instances_of(self.account):

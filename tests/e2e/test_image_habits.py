@@ -125,6 +125,12 @@ def test_an_image_that_cannot_be_a_host_is_told_why(lab: ProviderLab, host: Host
     assert "\n" not in str(raised.value)
 
 
+def test_a_host_whose_container_is_paused_can_be_destroyed(lab: ProviderLab, host: Host) -> None:
+    lab.on_vps(host.id, f"docker pause {CONTAINER}")
+    lab.process().destroy_host(host.id)
+    assert lab.leftovers() == []
+
+
 def make_another(lab: ProviderLab, host: Host, dockerfile: str) -> None:
     """Make a container of another image on the VPS of a host, as create does."""
     if not (lab.folder / "there").exists():

@@ -20,11 +20,11 @@ from imbue.mngr_vps_docker.lifecycle.container import check_setup
 from imbue.mngr_vps_docker.lifecycle.container import enter_container
 from imbue.mngr_vps_docker.lifecycle.container import host_container
 from imbue.mngr_vps_docker.lifecycle.container import setup_step
+from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image_of_os
 from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.terminal import logger
 
 HABITS = """\
-FROM mngr-agent:bookworm
 STOPSIGNAL SIGRTMIN+3
 HEALTHCHECK --interval=1h CMD false
 VOLUME /data
@@ -42,7 +42,7 @@ def host(lab: ProviderLab) -> Host:
     """A host of an image with habits, and with start arguments that repeat some of them."""
     context = lab.folder / "context"
     context.mkdir()
-    (context / "Dockerfile").write_text(HABITS)
+    (context / "Dockerfile").write_text(f"FROM {agent_image_of_os(lab.os_id)}\n{HABITS}")
     return lab.process().create_host(
         HostName("h1"),
         build_args=[str(context)],
@@ -120,7 +120,7 @@ def test_what_is_on_volumes_of_the_image_is_in_no_snapshot_and_outlives_the_cont
 )
 def test_an_image_that_cannot_be_a_host_is_told_why(lab: ProviderLab, host: Host, line: str, reason: str) -> None:
     with pytest.raises(VpsDockerError) as raised:
-        make_another(lab, host, f"FROM mngr-agent:bookworm\n{line}")
+        make_another(lab, host, f"FROM {agent_image_of_os(lab.os_id)}\n{line}")
     assert reason in str(raised.value)
     assert "\n" not in str(raised.value)
 

@@ -27,6 +27,7 @@ for name in $(env | sed -n 's/^MNGR_CONTAINER_ENV_\([A-Za-z_][A-Za-z0-9_]*\)=.*/
     environment="$environment${unless}export $name='$value$rest'
 "
 done
+# shellcheck disable=SC2154 # set by take_environment_script
 mkdir -p "$folder"
 chmod 700 "$folder"
 (umask 077 && printf %s "$environment" >"$folder/environment.new" && printf %s "$path" >"$folder/path.new")

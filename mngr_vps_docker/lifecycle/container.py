@@ -170,8 +170,15 @@ def setup_step(
         purpose="set up the container",
         timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS,
     )
-    # Another machine may do the same at the same time. A lock inside, the container's agent could hold for ever.
-    step = explaining_end(container, step)
+    return locked_step(host_id, explaining_end(container, step))
+
+
+def locked_step(host_id: HostId, step: ChainStep) -> ChainStep:
+    """``step``, which waits while another one of this function, of any process or machine, runs for the same host.
+
+    What starts or enters a container would otherwise meet it paused, for the time that a snapshot takes.
+    """
+    # A lock inside, the container's agent could hold for ever.
     lock = _LOCK_FOLDER / f"mngr-{host_id}.lock"
     return replace(step, command=f"(flock -w {_LOCK_SECONDS} 9; {step.command}) 9>{lock}")
 

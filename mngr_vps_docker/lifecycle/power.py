@@ -35,6 +35,7 @@ from imbue.mngr_vps_docker.lifecycle.container import check_setup
 from imbue.mngr_vps_docker.lifecycle.container import enter_container
 from imbue.mngr_vps_docker.lifecycle.container import host_container
 from imbue.mngr_vps_docker.lifecycle.container import is_behind_vps
+from imbue.mngr_vps_docker.lifecycle.container import locked_step
 from imbue.mngr_vps_docker.lifecycle.container import setup_step
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.metadata import foresee
@@ -125,7 +126,7 @@ def _bring_up(context: ProviderContext, sighting: HostSighting, address: str, co
     started, *outcomes = run_chain(
         context.vps(address, host_id),
         [
-            ChainStep(start_script(container), f"start container {container}"),
+            locked_step(host_id, ChainStep(start_script(container), f"start container {container}")),
             setup_step(context, host_id=host_id, container=container),
             docker_step(inspect_container_argv(container), f"inspect container {container}"),
             *(() if change is None else change.steps),

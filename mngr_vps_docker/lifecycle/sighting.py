@@ -178,7 +178,7 @@ class HostSighting:
 
     @property
     def _is_frozen(self) -> bool:
-        """Whether somebody has paused the container, which mngr itself never does."""
+        """Whether the container is paused: by somebody on the VPS, or for the time that a snapshot takes."""
         return self.container is not None and self.container.is_paused
 
     @property
@@ -202,7 +202,7 @@ class HostSighting:
     def problem_text(self) -> str | None:
         """Why the host is shown as last seen, and since when if its VPS does not answer; or why it is paused."""
         if self._is_frozen and self.problem is None:
-            return "its container was paused on the VPS: `mngr start` resumes it"
+            return "its container is paused, on the VPS or for a snapshot: `mngr start` resumes it"
         if self.problem is None or self.reading is not None or self.entry.unreachable is None:
             return None if self.problem is None else printable(str(self.problem))
         return printable(f"unreachable since {self.entry.unreachable.since:%Y-%m-%d %H:%M:%S} UTC: {self.problem}")

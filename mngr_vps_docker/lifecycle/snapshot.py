@@ -28,6 +28,7 @@ from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.docker_over_ssh import docker_step
 from imbue.mngr_vps_docker.docker_over_ssh import list_images_script
 from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.lifecycle.container import locked_step
 from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
 from imbue.mngr_vps_docker.lifecycle.metadata import change_certified_data
@@ -72,7 +73,7 @@ def create_snapshot(context: ProviderContext, sighting: HostSighting, name: Snap
     committed, *outcomes = run_chain(
         docker.connection,
         [
-            docker_step(commit_argv(config.container_name, image, {}), purpose),
+            locked_step(sighting.host_id, docker_step(commit_argv(config.container_name, image, {}), purpose)),
             ChainStep(list_images_script(SNAPSHOT_REPOSITORY), "list the snapshots"),
             *(() if change is None else change.steps),
         ],

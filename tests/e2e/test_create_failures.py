@@ -227,12 +227,12 @@ LATE_FAILURES = {
         None,
         "mngr-no-such-image:1",
     ),
-    "a build that fails": (("-b", "."), "FROM mngr-agent:bookworm\nRUN exit 7\n", "exit code 7"),
+    "a build that fails": (("-b", "."), "FROM mngr-agent:bookworm\nRUN exit 7\n", "RUN exit 7: "),
     "a start argument that Docker refuses": (("-s", "--memory=nonsense"), None, "nonsense"),
     "a start argument that no container starts with": (
-        ("-s", "--user=nobody"),
+        ("-s", "--runtime=no-such-runtime"),
         None,
-        "Starting the container and setting it up",
+        "no-such-runtime",
     ),
     "an image without what mngr needs": (
         ("-b", "."),

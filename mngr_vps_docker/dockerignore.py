@@ -41,6 +41,8 @@ _ANY: Final = re.compile(".", re.DOTALL)
 _IN_NAME: Final = re.compile("[^/]")
 _SLASH: Final = re.compile("/")
 _END: Final = _Part(re.compile("(?!)"))
+# Without any of these, a pattern is plain text.
+_SPECIAL: Final = re.compile(r"[][*?\\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +243,8 @@ def _parts(pattern: str) -> Iterator[_Part]:
             at += 1
             if pattern[at : at + 1] == "/":
                 at += 1
-            if at == len(pattern):
+            # "**.log" means every path that ends so, since Docker 23, and "**.lo?" still whole names.
+            if at == len(pattern) or (at == 2 and not _SPECIAL.search(pattern, at)):
                 yield _Part(_ANY, is_repeated=True)
             else:
                 yield _Part(_ANY, is_repeated=True, may_skip_next=True)

@@ -158,6 +158,8 @@ _KINDS: Final = (
         r"no matching manifest for",
         r"was found but (?:does not match|its platform \(\S+\) does not match) the specified platform",
     ),
+    # See explaining_end in docker_over_ssh: what follows are the container's words, not Docker's.
+    _kind(ContainerNotRunningError, "", r"^the container has ended: "),
     _kind(
         NoShellError,
         "the image has no shell, by which mngr runs everything: use a Debian or Ubuntu image",
@@ -211,8 +213,6 @@ _KINDS: Final = (
         r"no such container",
         r"no such object",
     ),
-    # See explaining_end in docker_over_ssh.
-    _kind(ContainerNotRunningError, "", r"^the container has ended: "),
     _kind(
         ContainerNotRunningError,
         "start it first",

@@ -48,7 +48,9 @@ def check_checkout(context_dir: Path, depth: int | None = None) -> None:
 
     Which objects a partial clone has shows by copying only, so that is tried.
     """
-    if not read_checkout(context_dir).is_partial_clone:
+    checkout = read_checkout(context_dir)
+    if not checkout.is_partial_clone:
+        _check_refs(checkout)
         return
     try:
         _try_to_copy(context_dir, depth)
@@ -57,6 +59,15 @@ def check_checkout(context_dir: Path, depth: int | None = None) -> None:
             f"{context_dir} is a partial clone, and lacks objects of the commits to send, which are not fetched;"
             f" {_way_out(context_dir, depth)}, or {LEAVE_GIT_OUT}"
         ) from error
+
+
+def _check_refs(checkout: Checkout) -> None:
+    """Refuse what a power cut leaves of a branch: git cannot send it, and takes the current one for empty."""
+    with TemporaryDirectory(prefix="mngr-git-") as folder:
+        try:
+            _copy_of_state(checkout, Path(folder)).run("rev-list", "--quiet", "--max-count=1", "--all")
+        except BuildContextError as error:
+            raise BuildContextError(f"{error}; repair it, or {LEAVE_GIT_OUT}") from error
 
 
 def _way_out(context_dir: Path, depth: int | None) -> str:
@@ -83,11 +94,8 @@ def self_contained_git_dir(context_dir: Path, depth: int | None = None) -> Itera
     """
     checkout = read_checkout(context_dir)
     with TemporaryDirectory(prefix="mngr-git-") as folder:
-        source, clone = (Repository(context_dir, Path(folder) / name / ".git") for name in ("source", "clone"))
-        for repository in (source, clone):
-            repository.git_dir.parent.mkdir()
-            repository.run("init", "--quiet", "--template=", f"--object-format={checkout.object_format}")
-        _copy_state(checkout, source)
+        source = _copy_of_state(checkout, Path(folder))
+        clone = _new_repository(checkout, Path(folder) / "clone")
         _copy_commits(source, clone, depth)
         _copy_index(source, clone)
         _copy_settings(checkout, source, clone)
@@ -95,14 +103,23 @@ def self_contained_git_dir(context_dir: Path, depth: int | None = None) -> Itera
         yield clone.git_dir
 
 
-def _copy_state(checkout: Checkout, source: Repository) -> None:
+def _new_repository(checkout: Checkout, folder: Path) -> Repository:
+    folder.mkdir()
+    repository = Repository(checkout.context_dir, folder / ".git")
+    repository.run("init", "--quiet", "--template=", f"--object-format={checkout.object_format}")
+    return repository
+
+
+def _copy_of_state(checkout: Checkout, folder: Path) -> Repository:
     """Copy refs, index and what else describes the state of a checkout, but not its settings, and use its objects.
 
     Git may be run on the copy, but not on the checkout, whose settings can name programs.
     """
-    for folder, name in checkout.state_files():
-        _copy_file(folder, name, source.git_dir)
+    source = _new_repository(checkout, folder / "source")
+    for place, name in checkout.state_files():
+        _copy_file(place, name, source.git_dir)
     (source.git_dir / "objects/info/alternates").write_bytes(_as_alternate(checkout.objects))
+    return source
 
 
 def _as_alternate(path: Path) -> bytes:

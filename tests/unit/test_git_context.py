@@ -310,6 +310,17 @@ def test_old_flawed_objects_arrive_as_they_are(
     assert git(arrive(worktree, depth), "rev-parse", "HEAD") == made.stdout.strip()
 
 
+@pytest.mark.parametrize("content", ["", "\0" * 41, f"{'1' * 40}\n"], ids=["empty", "zeros", "absent"])
+@pytest.mark.parametrize(("branch", "depth"), [("feature", None), ("feature", 1), ("other", None)])
+def test_a_damaged_branch_is_named_before_anything_is_sent(
+    worktree: Path, checkout: Path, branch: str, depth: int | None, content: str
+) -> None:
+    """As a power cut leaves it."""
+    (checkout / ".git/refs/heads" / branch).write_text(content)
+    with pytest.raises(BuildContextError, match=f"bad object refs/heads/{branch}; repair it, or add .git at the end"):
+        check_build_context(build_of(worktree, depth))
+
+
 def test_an_ignored_git_directory_is_not_sent_in_any_form(worktree: Path, arrive: Arrive) -> None:
     write(worktree, ".dockerignore", ".git\n")
     assert not (arrive(worktree) / ".git").exists()

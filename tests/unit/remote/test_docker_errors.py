@@ -99,7 +99,10 @@ _WORDS = [
         "Error response from daemon: error from registry: You have reached your unauthenticated pull rate limit.",
     ),
     # Here a container says so, and the container is there.
-    (errors.ContainerNotRunningError, "Error: container 0a is not running\nthe container has ended: No such container: 0a"),
+    (
+        errors.ContainerNotRunningError,
+        "Error: container 0a is not running\nthe container has ended: No such container: 0a",
+    ),
     (errors.UnknownRuntimeError, "docker: Error response from daemon: Unknown runtime specified runsc."),
     (errors.UnknownRuntimeError, "docker: Error response from daemon: unknown or invalid runtime name: runsc"),
     (

@@ -152,8 +152,9 @@ def run_script(spec: ContainerSpec) -> ShellScript:
     """``run_argv`` as shell text, which first hides the environment of the image, if ``spec`` says so.
 
     Each variable of the image is set under a name with HIDDEN_PREFIX and unset under its own: that is what Docker
-    makes of ``--env NAME``, unless this shell has such a variable. In a snapshot they are hidden already; a value that
-    such a variable still has under its own name was set here, and is dropped. A missing image is pulled.
+    makes of ``--env NAME``, unless this shell has such a variable. Its value is not the image's to know, so the
+    container has none. In a snapshot they are hidden already; a value that such a variable still has under its own
+    name was set here, and is dropped. A missing image is pulled.
     """
     run = as_script(run_argv(spec))
     if not spec.hides_environment:
@@ -162,11 +163,14 @@ def run_script(spec: ContainerSpec) -> ShellScript:
     hide = f"""\
 words=$({inspect}) || words=$({joined(pull_argv(spec.image))} >&2 && {inspect}) || exit
 eval "set -- $words"
+own="
+$(env)"
 for variable; do
   shift
   name=${{variable%%=*}}
   case $variable in ({HIDDEN_PREFIX}* | "$name") continue ;; esac
-  set -- "$@" --env "$name"
+  case $own in (*"
+$name="*) set -- "$@" --env "$name=" ;; (*) set -- "$@" --env "$name" ;; esac
   case $words in (*"'{HIDDEN_PREFIX}$name="*) continue ;; esac
   [ "$variable" = "{_PLAIN_PATH}" ] || set -- "$@" --env "{HIDDEN_PREFIX}$variable"
 done

@@ -98,7 +98,7 @@ def test_commands_of_ours_do_without_it_but_find_its_programs_last(folder: Path)
     assert session(folder, "git status", login_shell="/bin/echo").stdout == b"read\n-c git status\n"
 
 
-def test_docker_gets_the_variables_of_image_and_arguments_under_other_names(tmp_path: Path) -> None:
+def test_docker_gets_the_variables_of_an_image_under_other_names_and_none_of_the_vps(tmp_path: Path) -> None:
     words = f"'A=it'\\''s' 'B=\n1' 'GONE' 'C=ours' '{HIDDEN_PREFIX}C=of snapshot' '{PLAIN_PATH}' "
     docker = tmp_path / "docker"
     docker.write_text(f'#!/bin/sh\n[ "$1" = run ] || exec cat {tmp_path}/words\nprintf "%s\\0" "$@"\n')
@@ -108,12 +108,12 @@ def test_docker_gets_the_variables_of_image_and_arguments_under_other_names(tmp_
     script = run_script(ContainerSpec("c", "i", extra_args=extra, hides_environment=True))
     path = f"{tmp_path}:{os.environ['PATH']}"
     done = subprocess.run(
-        ["sh", "-c", 'eval "$(cat)"'], input=for_stdin(script), env={"PATH": path}, capture_output=True
+        ["sh", "-c", 'eval "$(cat)"'], input=for_stdin(script), env={"A": "1", "PATH": path}, capture_output=True
     )
     assert done.stdout.decode().split("\0")[:-1] == [
         "run",
-        *("--env", "A", "--env", f"{HIDDEN_PREFIX}A=it's", "--env", "B", "--env", f"{HIDDEN_PREFIX}B=\n1"),
-        *("--env", "C", "--env", "PATH"),
+        *("--env", "A=", "--env", f"{HIDDEN_PREFIX}A=it's", "--env", "B", "--env", f"{HIDDEN_PREFIX}B=\n1"),
+        *("--env", "C", "--env", "PATH="),
         *("--detach", "--name", "c", "--env", PLAIN_PATH),
         *(f"--env={HIDDEN_PREFIX}A=arg", f"--env={HIDDEN_PREFIX}D", "--memory=1g", "i"),
     ]

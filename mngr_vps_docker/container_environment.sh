@@ -34,9 +34,10 @@ chmod 700 "$folder"
 mv -f "$folder/environment.new" "$folder/environment"
 mv -f "$folder/path.new" "$folder/path"
 # Where no program starts with what the loader is told, nobody could log in to mend it.
-shell=$(command -v bash || command -v sh)
+# As a parameter, since the environment may have variables of any name.
+set -- "$(command -v bash || command -v sh)"
 # shellcheck source=/dev/null
-if ! (. "$folder/environment" && exec "$shell" -p -c :) >/dev/null 2>&1; then
+if ! (. "$folder/environment" && exec "$1" -p -c :) >/dev/null 2>&1; then
     echo "unset LD_LIBRARY_PATH LD_PRELOAD LD_AUDIT" >>"$folder/environment"
     echo "Warning: No program starts with the LD_LIBRARY_PATH or LD_PRELOAD of this image: sessions do without"
 fi

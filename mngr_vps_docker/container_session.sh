@@ -21,7 +21,12 @@ internal-sftp*)
     exit 127
     ;;
 esac
+# As parameters, since the environment may have variables of any name.
+if [ -n "$command" ]; then
+    set -- "$shell" -c "$command"
+else
+    set -- "$shell" -l
+fi
 # shellcheck source=/dev/null
 . "$folder/environment"
-[ -z "$command" ] || exec "$shell" -c "$command"
-exec "$shell" -l
+exec "$@"

@@ -24,6 +24,8 @@ VALUES = {
     "LINES": f"a\n{HIDDEN_PREFIX}NO=1\n\nexport NO=1\n",
     "EMPTY": "",
     "http_proxy": "http://user:it's@192.0.2.1/",
+    # What the scripts of this package call their own.
+    **dict.fromkeys(("command", "environment", "folder", "name", "path", "rest", "shell", "value"), "the image's"),
     "PATH": f"/opt/tool:{os.environ['PATH']}",
 }
 

@@ -3,6 +3,7 @@
 BuildKit writes values of build arguments into the names of steps, and all that it says to stderr.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -105,7 +106,10 @@ class _Mask:
     """
 
     def __init__(self, values: Iterable[Secret]) -> None:
-        lines = {line for value in values for line in value.revealed.splitlines() if line.strip()}
+        texts = {value.revealed for value in values}
+        lines = {line for text in texts for line in text.splitlines() if line.strip()}
+        # As Go quotes them, in errors.
+        lines |= {json.dumps(text, ensure_ascii=False)[1:-1] for text in texts if text.strip()}
         self._in_names = _any_of(lines)
         self._elsewhere = _any_of(line for line in lines if len(line) >= _SHORTEST_MASKED)
         self._is_name = False

@@ -118,6 +118,13 @@ def test_a_url_with_a_value_is_masked_in_the_reason_too(builder: Builder) -> Non
     assert "https://x/***/file" in str(error) and "hunter2" not in str(error)
 
 
+def test_a_value_is_masked_as_go_quotes_it_too(builder: Builder) -> None:
+    spec = BuildSpec("t", "/c", build_args=('--build-arg=P=a"b\\c', "--build-arg=L=first\nlast"))
+    printed = r'ERROR: failed to compute cache key: "/a\"b\\c": not found, "/first\nlast": not found'
+    builder.build(f"cat >&2 <<'END'\n{printed}\nEND", spec)
+    assert builder.lines == ['ERROR: failed to compute cache key: "/***": not found, "/***": not found']
+
+
 def test_what_only_docker_says_of_a_build_is_told_from_what_steps_print(builder: Builder) -> None:
     step = "#9 0.5 fatal: repository 'https://x/y' not found\n"
     assert type(builder.error(step + "executor failed running [x]: exit code: 128\n")) is DockerError

@@ -67,7 +67,7 @@ class Repository:
             return done.stdout
         if is_failure_allowed:
             return b""
-        words = " ".join(done.stderr.decode(errors="replace").split())
+        words = " ".join(done.stderr.decode(errors="replace").replace(str(self.git_dir), ".git").split())
         raise BuildContextError(f"The git checkout {self.context_dir} cannot be sent: git {args[0]} says: {words}")
 
     def read(self, *args: str, is_failure_allowed: bool = False) -> str:

@@ -50,7 +50,7 @@ def check_checkout(context_dir: Path, depth: int | None = None) -> None:
     """
     checkout = read_checkout(context_dir)
     if not checkout.is_partial_clone:
-        _check_refs(checkout)
+        _check_state(checkout)
         return
     try:
         _try_to_copy(context_dir, depth)
@@ -61,11 +61,12 @@ def check_checkout(context_dir: Path, depth: int | None = None) -> None:
         ) from error
 
 
-def _check_refs(checkout: Checkout) -> None:
-    """Refuse what a power cut leaves of a branch: git cannot send it, and takes the current one for empty."""
+def _check_state(checkout: Checkout) -> None:
+    """Refuse what a power cut leaves of a branch or the index: git cannot send it, or takes a branch for empty."""
     with TemporaryDirectory(prefix="mngr-git-") as folder:
         try:
-            _copy_of_state(checkout, Path(folder)).run("rev-list", "--quiet", "--max-count=1", "--all")
+            source = _copy_of_state(checkout, Path(folder))
+            source.run("rev-list", "--quiet", "--max-count=1", "--all", "--indexed-objects")
         except BuildContextError as error:
             raise BuildContextError(f"{error}; repair it, or {LEAVE_GIT_OUT}") from error
 

@@ -321,6 +321,19 @@ def test_a_damaged_branch_is_named_before_anything_is_sent(
         check_build_context(build_of(worktree, depth))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [("index", "", "smaller than expected"), ("index", "\0" * 300, "corrupt"), ("HEAD", "", "not a git repository")],
+)
+def test_a_damaged_file_of_a_worktree_is_said_before_anything_is_sent(
+    worktree: Path, name: str, content: str, words: str
+) -> None:
+    Path(git(worktree, "rev-parse", "--absolute-git-dir"), name).write_text(content)
+    with pytest.raises(BuildContextError, match=f"{words}.*; repair it, or add .git at the end") as refusal:
+        check_build_context(build_of(worktree))
+    assert "mngr-git-" not in str(refusal.value)
+
+
 def test_an_ignored_git_directory_is_not_sent_in_any_form(worktree: Path, arrive: Arrive) -> None:
     write(worktree, ".dockerignore", ".git\n")
     assert not (arrive(worktree) / ".git").exists()

@@ -72,11 +72,13 @@ def _check_state(checkout: Checkout) -> None:
 
 
 def _way_out(context_dir: Path, depth: int | None) -> str:
-    fetch_all = f"fetch them: `{joined(('git', '-C', str(context_dir), 'fetch', '--refetch', '--no-filter'))}`"
+    # Fetching runs whatever programs its settings name.
+    command = joined(("git", "-C", str(context_dir), "fetch", "--refetch", "--no-filter"))
+    fetch_all = f"if it is yours, fetch them: `{command}`"
     if depth != 1:
         with suppress(BuildContextError):
             _try_to_copy(context_dir, 1)
-            return f"send the last commit only, by -b --git-depth=1, or {fetch_all}"
+            return f"send the last commit only, by -b --git-depth=1, or, {fetch_all}"
     return fetch_all
 
 

@@ -15,6 +15,8 @@ for name in $(env | sed -n 's/^MNGR_CONTAINER_ENV_\([A-Za-z_][A-Za-z0-9_]*\)=.*/
     UID | EUID | SHELLOPTS | BASHOPTS | BASH_VERSINFO) continue ;;
     # A session in a terminal has the right one.
     TERM) unless="[ -n \"\${TERM-}\" ] || " ;;
+    # tmux would end with a shell that does not start or lets nobody in.
+    SHELL) timeout 10 "$rest" -c : </dev/null >/dev/null 2>&1 || continue ;;
     PATH) path=$rest ;;
     # Without it, apt may not reach its mirror.
     *_proxy | *_PROXY) export "$name=$rest" ;;

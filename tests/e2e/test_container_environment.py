@@ -37,6 +37,7 @@ OF_IMAGE = {
     "LC_ALL": ("xx_YY", "xx_YY"),
     "PYTHONHOME": ("/nowhere", "/nowhere"),
     "IFS": ("/", None),
+    "SHELL": ("/bin/zsh", None),
     "A_START_ARG_WINS": ("image", "start arg"),
     "HOST_ENV_WINS": ("image", "start arg"),
 }
@@ -136,10 +137,11 @@ def test_nothing_of_ours_runs_in_it_or_shows_it(lab: Lab) -> None:
     environments = f"for p in $({ours}); do cat /proc/$p/environ; done"
     shown = lab.on_vps(f"for c in $(docker ps -q); do docker exec $c sh -c {shlex.quote(environments)}; done")
     variables = dict(variable.partition("=")[::2] for variable in shown.split("\0"))
-    # The set-up's own; BASH_ENV is that of the activity watcher. The docker command has a locale, and they do without.
-    own = {"PATH", "HOME", "LC_ALL", "BASH_ENV"}
+    # The set-up's own; BASH_ENV is that of the activity watcher. The docker command has a locale and a shell, and they
+    # do without.
+    own = {"PATH", "HOME", "LC_ALL", "BASH_ENV", "SHELL"}
     assert not variables.keys() & (OF_IMAGE.keys() | OF_START_ARGS.keys()) - own
-    assert variables["BASH_ENV"] == "/mngr/commands/steady_clock.sh"
+    assert (variables["BASH_ENV"], variables["SHELL"]) == ("/mngr/commands/steady_clock.sh", "")
     assert (variables["PATH"].split(":")[-1], variables["HOME"], variables["LC_ALL"]) == ("/bin", "/root", "")
     look = "cat /proc/*/cmdline /proc/*/environ /mngr-vol/.sshd/* /etc/profile.d/*"
     as_nobody = f"docker exec -u nobody $(docker ps -q --filter publish=2222) setpriv --reset-env sh -c '{look}'"

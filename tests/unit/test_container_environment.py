@@ -68,6 +68,13 @@ def test_a_shell_that_reads_the_environment_has_every_value_unchanged(folder: Pa
     assert "NO" not in variables(shown.stdout)
 
 
+@pytest.mark.parametrize(("shell", "kept"), [("/bin/sh", b"/bin/sh\n"), ("/no/zsh", b"\n"), ("/bin/false", b"\n")])
+def test_a_shell_that_runs_nothing_is_not_the_one_of_agents(tmp_path: Path, shell: str, kept: bytes) -> None:
+    take(tmp_path, {"SHELL": shell})
+    shown = run(["sh", "-euc", f'. {tmp_path}/environment; echo "${{SHELL-}}"'], {"PATH": os.environ["PATH"]})
+    assert shown.stdout == kept
+
+
 def test_nobody_else_can_read_it(folder: Path) -> None:
     assert [(folder / name).stat().st_mode & 0o777 for name in (".", "environment", "path")] == [0o700, 0o600, 0o600]
 

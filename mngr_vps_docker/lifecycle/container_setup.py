@@ -170,7 +170,7 @@ def setup_script(setup: ContainerSetup) -> Secret:
             "umask 022",
             "main() {",
             take_environment_script(),
-            _check_own_places(setup.host_dir),
+            _check_image(setup.host_dir),
             _open_roots_account(),
             _install_packages(),
             _mend_ping(),
@@ -189,8 +189,10 @@ def setup_script(setup: ContainerSetup) -> Secret:
     return Secret(text)
 
 
-def _check_own_places(host_dir: PurePosixPath) -> str:
-    """Refuse an image that puts mngr's data outside of the host's volume, where it goes with the container."""
+def _check_image(host_dir: PurePosixPath) -> str:
+    """Refuse an image without root, or one that puts mngr's data outside of the host's volume, where it goes with the
+    container.
+    """
     folder = quoted(host_dir)
     return f"""\
 while read -r _ _ _ _ place _; do
@@ -199,6 +201,10 @@ while read -r _ _ _ _ place _; do
     exit 1 ;;
   esac
 done </proc/self/mountinfo
+if ! grep -q '^root:[^:]*:0:' /etc/passwd; then
+  echo "The image has no user root, as whom mngr logs in: leave root in its /etc/passwd" >&2
+  exit 1
+fi
 if [ -L {folder} ] && [ "$(readlink -f {folder})" != "$(readlink -f {HOST_VOLUME_PATH})" ]; then
   echo {folder}" is a link to $(readlink {folder}) in the image, where mngr keeps its own data: remove it there" >&2
   exit 1
@@ -214,8 +220,10 @@ def _open_roots_account() -> str:
 open_roots_account() {{
 {root_account_script()}}}
 open_roots_account || :
-mkdir -p -m 700 "${{HOME:-/root}}"
-mkdir -p -m 1777 /tmp"""
+# In an image, either may be a link to a folder that is not there.
+[ -d "${{HOME:-/root}}" ] || mkdir -p -m 700 "$(readlink -m "${{HOME:-/root}}")"
+[ -d /tmp ] || mkdir -p -m 1777 "$(readlink -m /tmp)"
+"""
 
 
 def _install_packages() -> str:

@@ -25,6 +25,7 @@ from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.terminal import logger
 
 HABITS = """\
+RUN rm -rf /tmp /root && ln -s /scratch/tmp /tmp && ln -s /scratch/root /root
 STOPSIGNAL SIGRTMIN+3
 HEALTHCHECK --interval=1h CMD false
 VOLUME /data
@@ -111,6 +112,7 @@ def test_what_is_on_volumes_of_the_image_is_in_no_snapshot_and_outlives_the_cont
         ("RUN echo x >/mngr", "/mngr is a file in the image"),
         ("RUN ln -s /opt /mngr", "/mngr is a link to /opt in the image"),
         ("RUN rm /bin/sh", "has no shell"),
+        ("RUN sed -i s/^root:/admin:/ /etc/passwd", "The image has no user root, as whom mngr logs in"),
         (
             "RUN echo -:root:ALL >>/etc/security/access.conf; echo account required pam_access.so >/etc/pam.d/sshd",
             "Access denied for user root by PAM account configuration",

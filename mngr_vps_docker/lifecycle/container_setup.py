@@ -275,7 +275,8 @@ mkdir -p {HOST_VOLUME_PATH}/agents {HOST_VOLUME_PATH}/activity {HOST_VOLUME_PATH
 def _configure_sshd(setup: ContainerSetup) -> str:
     steps = [
         _write_file(SSHD_FOLDER / "host_key", setup.host_private_key.revealed, mode="600"),
-        "mkdir -p /run/sshd",
+        # sshd refuses one in which others can write, and images open whole folders: chmod -R g=u /run.
+        "mkdir -p /run/sshd && chown 0:0 /run/sshd && chmod 755 /run/sshd",
         _write_file(SSHD_FOLDER / "sshd_config", _SSHD_CONFIG),
         f"if /usr/sbin/sshd -T -f {SSHD_FOLDER}/sshd_config | grep -qi '^persourcemaxstartups '; then",
         _write_file(SSHD_FOLDER / "sshd_config", _SSHD_CONFIG + _SSHD_LIMITS_PER_SOURCE),

@@ -7,7 +7,8 @@ if [ -n "$expiring" ] && chage -d -1 -m 0 -M -1 -I -1 -E -1 root; then
 fi
 shell=$(awk -F: '$1 == "root" { print $7 }' /etc/passwd)
 # csh takes the "!" for something of its own and stops at the end of the line, fish makes one backslash of the two.
-probe="printf %s '\\\\ !
+# A restricted shell sets no PATH, and runs nothing by its path.
+probe="PATH=\$PATH; printf %s '\\\\ !
 .'"
 if [ "$(timeout 10 "$shell" -c "$probe" 2>/dev/null </dev/null)" != "$(sh -c "$probe")" ]; then
     for new in /bin/bash /bin/sh; do

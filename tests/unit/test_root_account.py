@@ -66,9 +66,10 @@ def test_expiry_is_taken_away(tmp_path: Path, shadow: str) -> None:
         """exec sh -c "$(printf %s "$2" | sed 's/\\\\\\\\/\\\\/g')" """,
         # As csh does.
         """case "$2" in *"!"*) echo 'Event not found.' >&2; exit 1 ;; esac; exec sh -c "$2" """,
+        'exec bash --restricted "$@"',
         None,
     ],
-    ids=["nologin", "false", "fish", "csh", "missing"],
+    ids=["nologin", "false", "fish", "csh", "restricted", "missing"],
 )
 def test_a_login_shell_that_runs_commands_otherwise_is_replaced(tmp_path: Path, shell: str | None) -> None:
     path = tmp_path / "shell"

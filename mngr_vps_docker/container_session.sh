@@ -6,7 +6,8 @@ unset SSH_ORIGINAL_COMMAND
 case $command in
 # Of this package (ssh/framing.py).
 'sh -c '*'\036%s:%d'* | 'under() { '*)
-    PATH=$PATH:$(cat "$folder/path")
+    more=$(cat "$folder/path")
+    PATH=$PATH${more:+:$more}
     exec /bin/sh -c "$command"
     ;;
 # Of mngr, and of whoever copies files.

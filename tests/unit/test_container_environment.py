@@ -107,6 +107,12 @@ def test_commands_of_ours_do_without_it_but_find_its_programs_last(folder: Path)
     assert session(folder, "git status", login_shell="/bin/echo").stdout == b"read\n-c git status\n"
 
 
+def test_commands_of_ours_have_a_plain_path_where_the_image_has_none_of_its_own(folder: Path) -> None:
+    """An empty part of it would be the current folder, which is often an agent's."""
+    take(folder, {"FOO": "bar"})
+    assert variables(session(folder, "under() { :; }; env -0").stdout)["PATH"] == os.environ["PATH"]
+
+
 def test_docker_gets_the_variables_of_an_image_under_other_names_and_none_of_the_vps(tmp_path: Path) -> None:
     words = f"'A=it'\\''s' 'B=\n1' 'GONE' 'C=ours' '{HIDDEN_PREFIX}C=of snapshot' '{PLAIN_PATH}' "
     docker = tmp_path / "docker"

@@ -1,6 +1,10 @@
 #!/bin/sh
-# Lets root run commands for good, by key. An account or a password that expires refuses all of them, and a login shell
-# that reads quotes otherwise than sh, or none, runs them wrongly. What is already so stays so.
+# Lets root run commands for good, by key. PAM refuses all of them to an account that is not in /etc/shadow, or that
+# expires itself or by its password, and a login shell that reads quotes otherwise than sh, or none, runs them wrongly.
+# What is already so stays so.
+if ! grep -qs '^root:' /etc/shadow && pwconv; then
+    echo "root was not in /etc/shadow: it is now"
+fi
 expiring=$(awk -F: '$1 == "root" && ($3 == "0" || ($5 != "" && $5 < 99999) || $8 != "")' /etc/shadow)
 if [ -n "$expiring" ] && chage -d -1 -m 0 -M -1 -I -1 -E -1 root; then
     echo "The account of root was to expire or had expired: it does not any more"

@@ -26,7 +26,7 @@ from imbue.mngr_vps_docker.terminal import logger
 
 HABITS = """\
 RUN rm -rf /tmp /root && ln -s /scratch/tmp /tmp && ln -s /scratch/root /root
-RUN mkdir -p /run/sshd && chmod -R g=u /run
+RUN mkdir -p /run/sshd && chmod -R g=u /run && rm /etc/shadow
 STOPSIGNAL SIGRTMIN+3
 HEALTHCHECK --interval=1h CMD false
 VOLUME /data

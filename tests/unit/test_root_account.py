@@ -7,7 +7,8 @@ import pytest
 
 from imbue.mngr_vps_docker.root_account import root_account_script
 
-# On top of the machine's own chage and usermod, which change the real account: these say what they were asked for.
+# On top of the machine's own chage, pwconv and usermod, which change the real account: these say what they were
+# asked for.
 STAND_IN = '#!/bin/sh\necho "${0##*/} $*" >>%s\n'
 USUAL = "root:*:19000:0:99999:7:::"
 
@@ -19,7 +20,7 @@ class Account:
         self.folder = folder
         self.calls_path = folder / "calls"
         (folder / "bin").mkdir()
-        for name in ("chage", "usermod"):
+        for name in ("chage", "pwconv", "usermod"):
             (folder / "bin" / name).write_text(STAND_IN % self.calls_path)
             (folder / "bin" / name).chmod(0o755)
         (folder / "shadow").write_text(f"daemon:*:0:0:1:7::1:\n{shadow}\n")
@@ -44,6 +45,12 @@ def test_an_account_that_does_not_expire_is_left_alone(tmp_path: Path, shadow: s
     account = Account(tmp_path, shadow, shell)
     assert account.run() == ""
     assert account.calls == []
+
+
+def test_an_account_that_is_not_in_shadow_is_put_there_since_pam_refuses_it(tmp_path: Path) -> None:
+    account = Account(tmp_path, "", "/bin/sh")
+    assert account.run() == "root was not in /etc/shadow: it is now\n".replace("/etc", str(tmp_path))
+    assert account.calls == ["pwconv "]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +90,6 @@ def test_a_login_shell_that_runs_commands_otherwise_is_replaced(tmp_path: Path, 
 
 def test_an_image_without_these_tools_is_set_up_all_the_same(tmp_path: Path) -> None:
     account = Account(tmp_path, "root:$y$x:0:0:99999:7:::", "/nowhere")
-    for name in ("chage", "usermod"):
+    for name in ("chage", "pwconv", "usermod"):
         (tmp_path / "bin" / name).write_text("#!/bin/sh\nexit 127\n")
     assert account.run() == ""

@@ -87,6 +87,8 @@ PerSourceNetBlockSize 32:64
 _INSTALL_PACKAGES = r"""
   export LC_ALL=C DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1
   keep="--force-confdef --force-confold"
+  # apt makes its own folders, but not those around them, which whoever wants a small image removes.
+  mkdir -p /var/cache /var/log
   # The machine's clock may be slow. As root, since apt's own user may be unable to read a source or to write to /tmp.
   options="-q -y -o DPkg::Lock::Timeout=120 -o Acquire::Retries=1 -o Acquire::http::Timeout=15
     -o Acquire::https::Timeout=15 -o Acquire::Max-FutureTime=86400 -o APT::Sandbox::User=root"

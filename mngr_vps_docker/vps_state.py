@@ -51,10 +51,13 @@ _HOST_FILES: Final = ("data.json", "stop_reason", "agents/*/data.json")
 _FILE_LIMIT_BYTES: Final = 8 << 20
 _TOTAL_LIMIT_BYTES: Final = 16 << 20
 _COUNT_LIMIT: Final = 2_000
-# Not every distribution notes that a kernel was installed, and a cloud may start one that is in no package.
+# Not every distribution notes that a kernel was installed. One of another flavour (Debian's cloud and generic kernels,
+# that of a host of containers) does not take the place of the running one.
 NEEDS_REBOOT_SCRIPT: Final = """\
 running=$(uname -r)
-newest=$({ echo "$running"; ls /boot | sed -n 's/^vmlinuz-//p'; } 2>/dev/null | sort -V | tail -n 1)
+newest=$({ echo "$running"; ls /boot | sed -n 's/^vmlinuz-//p'; } 2>/dev/null |
+  awk '{ flavour = $0; sub(/^[^-]*(-[0-9]+)?/, "", flavour); if (NR == 1) own = flavour; if (flavour == own) print }' |
+  sort -V | tail -n 1)
 if [ -e /run/reboot-required ] || [ "${newest:-$running}" != "$running" ]; then echo reboot; fi
 """
 _STOP_REASON: Final = re.compile(r"[A-Z_]{1,40}")

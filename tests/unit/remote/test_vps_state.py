@@ -298,20 +298,25 @@ def test_no_link_that_takes_the_place_of_a_folder_or_a_file_meanwhile_leads_out(
 
 
 @pytest.mark.parametrize(
-    ("file", "expected"),
+    ("running", "file", "expected"),
     [
-        ("run/reboot-required", "reboot\n"),
-        ("boot/vmlinuz-999.1.0-1-amd64", "reboot\n"),
-        (f"boot/vmlinuz-{os.uname().release}", ""),
-        ("boot/vmlinuz-2.6.32-5-amd64", ""),
-        ("boot/config-999.1.0-1-amd64", ""),
+        ("6.1.0-18-amd64", "run/reboot-required", "reboot\n"),
+        ("6.1.0-18-amd64", "boot/vmlinuz-6.1.0-21-amd64", "reboot\n"),
+        ("6.1.0-9-cloud-amd64", "boot/vmlinuz-6.1.0-10-cloud-amd64", "reboot\n"),
+        ("6.12.41+deb13-cloud-amd64", "boot/vmlinuz-6.12.48+deb13-cloud-amd64", "reboot\n"),
+        ("6.1.0-18-amd64", "boot/vmlinuz-6.1.0-18-amd64", ""),
+        ("6.1.0-18-amd64", "boot/vmlinuz-5.10.0-33-amd64", ""),
+        ("6.1.0-18-amd64", "boot/vmlinuz-6.1.0-21-cloud-amd64", ""),
+        ("6.8.12-4-pve", "boot/vmlinuz-6.12.0-1-amd64", ""),
+        ("6.1.0-18-amd64", "boot/config-6.1.0-21-amd64", ""),
     ],
 )
-def test_a_vps_needs_a_reboot_for_what_it_notes_and_for_a_newer_kernel(
-    tmp_path: Path, file: str, expected: str
+def test_a_vps_needs_a_reboot_for_what_it_notes_and_for_a_newer_kernel_of_its_flavour(
+    tmp_path: Path, running: str, file: str, expected: str
 ) -> None:
     (tmp_path / file).parent.mkdir()
     (tmp_path / file).touch()
     script = NEEDS_REBOOT_SCRIPT.replace("/run/", f"{tmp_path}/run/").replace("/boot", f"{tmp_path}/boot")
+    script = f"uname() {{ echo {running}; }}\n{script}"
     done = subprocess.run(["sh", "-eu", "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert (done.stdout, done.stderr) == (expected, "")

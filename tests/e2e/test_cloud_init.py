@@ -313,10 +313,12 @@ def test_docker_is_installed_where_it_is_missing_whatever_state_the_image_is_in(
         assert "not valid yet" not in said
         mtu = "cat /sys/class/net/eth0/mtu"
         assert machine.run(f"docker run --rm {machine.agent_image} {mtu}").text == "1400\n"
-        # Docker 20.10, that of Debian 12, cannot be told of other networks.
+        # Docker 20.10, that of Debian 12, cannot be told of other networks, and its BuildKit knows no here-documents.
         if not os_without_docker.startswith("debian-12"):
             machine.run("docker network create own").checked()
             assert machine.run(f"docker run --rm --network=own {machine.agent_image} {mtu}").text == "1400\n"
+            here_document = f"FROM {machine.agent_image}\\nRUN <<EOF\\ntrue && test -d /tmp\\nEOF\\n"
+            machine.run(f"printf '{here_document}' | docker build -").checked()
         build = (
             f"printf 'FROM {machine.agent_image}\\nRUN test $({mtu}) = 1400\\n' | DOCKER_BUILDKIT=%d docker build -"
         )

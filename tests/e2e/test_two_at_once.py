@@ -53,8 +53,11 @@ def at_once(mngr: MngrCli, *commands: tuple[str, ...]) -> list[str]:
     return said
 
 
-@pytest.mark.parametrize("commands", [(DESTROY, DESTROY), (DESTROY, GC, LIST)], ids=["two destroys", "destroy and gc"])
-@pytest.mark.parametrize("is_running", [True, False], ids=["running", "stopped"])
+@pytest.mark.parametrize(
+    ("commands", "is_running"),
+    [((DESTROY, DESTROY), True), ((DESTROY, GC, LIST), False)],
+    ids=["two destroys of a running host", "destroy and gc of a stopped host"],
+)
 def test_nobody_minds_what_another_destroys(
     mngr: MngrCli, commands: tuple[tuple[str, ...], ...], is_running: bool
 ) -> None:

@@ -10,7 +10,7 @@ case $command in
     PATH=$PATH${more:+:$more}
     exec /bin/sh -c "$command"
     ;;
-# Of mngr, and of whoever copies files.
+# Of mngr, and of programs that copy files.
 'bash -c '*'tmux attach -t '* | 'git-receive-pack '* | 'git-upload-pack '* | 'rsync --server '* | 'scp '*)
     exec "$shell" -c "$command"
     ;;

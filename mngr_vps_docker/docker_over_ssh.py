@@ -354,7 +354,7 @@ def replace_step(spec: ContainerSpec, *, aside: str) -> ChainStep:
 
     The old one is stopped and called ``aside`` until the new one runs, and has its name back if that does not start.
     Its volumes are the new one's too, those without a name as well: what is on them is in no image. Where this was
-    cut short in between, doing it again goes on with it.
+    cut short in between, a second run completes it.
     """
     run = run_step(spec)
     with_volumes = run_step(replace(spec, extra_args=(*spec.extra_args, "--volumes-from", aside)))

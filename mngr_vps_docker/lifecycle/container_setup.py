@@ -87,7 +87,7 @@ PerSourceNetBlockSize 32:64
 _INSTALL_PACKAGES = r"""
   export LC_ALL=C DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1
   keep="--force-confdef --force-confold"
-  # apt makes its own folders, but not those around them, which whoever wants a small image removes.
+  # apt makes its own folders, but not those around them, which small images often lack.
   mkdir -p /var/cache /var/log
   # The machine's clock may be slow. As root, since apt's own user may be unable to read a source or to write to /tmp.
   options="-q -y -o DPkg::Lock::Timeout=120 -o Acquire::Retries=1 -o Acquire::http::Timeout=15

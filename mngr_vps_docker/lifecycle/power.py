@@ -93,8 +93,8 @@ def start_host(
 ) -> HostSighting:
     """Bring the host up, from a snapshot of it if given, and wait until mngr can log in; a running one stays as it is.
 
-    One that is paused is resumed. A container that is gone is made anew from its image; its volume, and with it mngr's
-    folder, is kept.
+    One that is paused is resumed. A container that is gone is replaced by one of its image; its volume, and with it
+    mngr's folder, is kept.
     """
     address, config = usable(sighting)
     # A machine without the container's key could start it, but not prove that it can be used.

@@ -4,6 +4,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,15 @@ from imbue.mngr_vps_docker.docker_errors import DockerError
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.lifecycle import create
+from imbue.mngr_vps_docker.lifecycle import power
+from imbue.mngr_vps_docker.lifecycle import snapshot
 from imbue.mngr_vps_docker.lifecycle.container import setup_step
 from imbue.mngr_vps_docker.lifecycle.container import state_container
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
 from imbue.mngr_vps_docker.lifecycle.creation import Creation
+from imbue.mngr_vps_docker.remote_batch import ChainStep
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 
 SNAPSHOT = "mngr-snapshot:1"
 
@@ -107,6 +113,26 @@ def test_what_a_set_up_waits_for_lies_out_of_the_containers_reach(pair: Pair) ->
     before, _, inside = step.command.partition("docker exec")
     assert "flock" in before and f"9>/run/mngr-{pair.spoiled}.lock" in step.command
     assert "flock" not in inside and "flock" not in before.partition("printf")[2]
+
+
+def test_what_starts_or_enters_a_container_waits_while_a_snapshot_has_it_paused(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[ChainStep] = []
+
+    def noted(connection: SshConnection, chain: Sequence[ChainStep], **_options: object) -> list[CommandOutcome]:
+        steps.extend(chain)
+        raise VpsDockerError("no answer")
+
+    monkeypatch.setattr(power, "run_chain", noted)
+    monkeypatch.setattr(snapshot, "run_chain", noted)
+    pair.start(pair.healthy)
+    process = pair.process()
+    for act in (process.create_snapshot, process.start_host):
+        with pytest.raises(VpsDockerError, match="no answer"):
+            act(pair.healthy)
+    locked = [step.purpose for step in steps if step.command.endswith(f"9>/run/mngr-{pair.healthy}.lock")]
+    assert [purpose.partition(" container")[0] for purpose in locked] == ["commit", "start", "set up the"]
 
 
 def test_only_who_wants_to_know_how_to_log_in_asks_pyinfra_and_the_users_ssh_configuration(

@@ -289,7 +289,8 @@ def single_file(lab: Lab, distance: int, connection: SshConnection) -> Iterator[
     target = connection.target
     # The peer knows machines by their addresses.
     KnownHostsFile(target.known_hosts_file).adopt(target.host, target.host_key_alias)
-    peer = OuterHost(id=HostId.generate(), connector=SshConnector(target), mngr_ctx=lab.provider().mngr_ctx)
+    connector = SshConnector(target.host, lambda: target, run_process)
+    peer = OuterHost(id=HostId.generate(), connector=connector, mngr_ctx=lab.provider().mngr_ctx)
     floor, peers, ours = lab.side_by_side(
         lambda: cat(f"cat >{path}", content),
         lambda: peer.write_file(Path(path), content),

@@ -18,6 +18,7 @@ from bench.distance import remove_proxies
 from bench.report import Series
 from imbue.mngr_vps_docker.local_vps.engine import lines_of
 from imbue.mngr_vps_docker.local_vps.engine import run_docker
+from imbue.mngr_vps_docker.local_vps.operating_systems import DEFAULT_OS
 from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
 from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
 from imbue.mngr_vps_docker.ssh.command_log import read_log
@@ -51,7 +52,7 @@ class Lab:
 
     def __post_init__(self) -> None:
         self.inventory = self.folder / "inventory.json"
-        self.mngr = DistantMngr(self.folder / "cli", lab=self)
+        self.mngr = DistantMngr(self.folder / "cli", DEFAULT_OS, lab=self)
         self.account = self.mngr.account
 
     @property

@@ -8,7 +8,7 @@ PACKAGE_TESTS := tests/unit/test_architecture.py tests/unit/test_dependencies.py
 # Tests start hundreds of Python processes, each of which would compile the package and the tests anew.
 unexport PYTHONDONTWRITEBYTECODE
 PYTHON_SCRIPTS := scripts/demo scripts/check-wheel
-SHELL_SCRIPTS = $(shell find .ci scripts mngr_vps_docker -type f \
+SHELL_SCRIPTS = $(shell find .ci scripts mngr_vps_docker providers -type f \
 	-exec awk 'FNR == 1 && /^.!.*[\/ ](ba)?sh( |$$)/ { print FILENAME } { nextfile }' {} +)
 
 .DEFAULT_GOAL := help
@@ -33,7 +33,7 @@ test-fast: bootstrap ## run the unit and ssh tests (a loopback sshd; no root, no
 test-faults: bootstrap ## cut every operation short at every point, in every way (`make test` does some of it)
 	@scripts/ensure-engine
 	@MNGR_FAULTS=all $(PYTHON) -m pytest -n 4 --dist load tests/e2e/faults tests/e2e/test_concurrent_changes.py \
-		tests/e2e/test_cycles.py tests/unit/remote/test_host_store.py tests/unit/test_ssh_striped.py
+		tests/e2e/test_cycles.py tests/unit/state/test_host_store.py tests/unit/ssh/test_striped.py
 
 test-images: bootstrap ## try every image of tests/images, from create to a start from its snapshot (`make test` does some)
 	@scripts/ensure-engine
@@ -46,8 +46,8 @@ bench: bootstrap ## time what users wait for, from 0 and 100 ms away, beside the
 check: bootstrap ## lint, format, types, shell scripts, architecture, dependencies and the built wheel
 	$(PYTHON) -m ruff check . $(PYTHON_SCRIPTS)
 	$(PYTHON) -m ruff format --check . $(PYTHON_SCRIPTS)
-	@mkdir -p build/typing/imbue && ln -sfn ../../../mngr_vps_docker build/typing/imbue/mngr_vps_docker
-	$(PYTHON) -m mypy -p imbue.mngr_vps_docker
+	@mkdir -p build/typing/imbue && cd build/typing/imbue && ln -sfn ../../../mngr_vps_docker ../../../providers/*/mngr_* .
+	$(PYTHON) -m mypy -p imbue.mngr_vps_docker -p imbue.mngr_local_vps
 	$(PYTHON) -m mypy --strict --scripts-are-modules $(PYTHON_SCRIPTS)
 	@if command -v shellcheck >/dev/null; then shellcheck $(SHELL_SCRIPTS) && echo "shellcheck passed"; \
 	else echo "shellcheck is not installed: the shell scripts were not checked" >&2; fi
@@ -55,7 +55,7 @@ check: bootstrap ## lint, format, types, shell scripts, architecture, dependenci
 	$(PYTHON) scripts/check-wheel
 
 clean-local: bootstrap ## remove every local VPS with its containers, volumes, keys and networks, and nothing else; images stay
-	@if docker info >/dev/null 2>&1; then $(PYTHON) -m imbue.mngr_vps_docker.local_vps clean; \
+	@if docker info >/dev/null 2>&1; then $(PYTHON) -m imbue.mngr_local_vps clean; \
 	else echo "No Docker engine answers, so no local VPS exists on one."; fi
 
 bootstrap:

@@ -15,11 +15,11 @@ except ImportError:
     from yaml import SafeDumper  # type: ignore[assignment]
 
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
-from imbue.mngr_vps_docker.root_account import root_account_script
-from imbue.mngr_vps_docker.root_account import without_comments
+from imbue.mngr_vps_docker.setup.root_account import root_account_script
+from imbue.mngr_vps_docker.setup.root_account import without_comments
 
 # Beside this module, so that it can be read, linted and run by itself.
-_SETUP_SCRIPT = Path(__file__).with_name("vps_setup.sh")
+_SETUP_SCRIPT = Path(__file__).parent / "setup" / "vps_setup.sh"
 _SETUP_PATH = "/usr/local/sbin/mngr-vps-setup"
 _SETTINGS_PATH = "/etc/default/mngr-vps"
 _ACCOUNT_PATH = "/usr/local/sbin/mngr-root-account"

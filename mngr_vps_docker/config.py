@@ -23,7 +23,7 @@ from imbue.mngr.primitives import ActivitySource
 from imbue.mngr.primitives import DockerBuilder
 from imbue.mngr.primitives import IdleMode
 from imbue.mngr.primitives import ProviderBackendName
-from imbue.mngr_vps_docker.image_reference import is_image_reference
+from imbue.mngr_vps_docker.primitives import is_image_reference
 
 # Where a host's volume is mounted in its container; host_dir is a link to it.
 HOST_VOLUME_PATH: Final = PurePosixPath("/mngr-vol")

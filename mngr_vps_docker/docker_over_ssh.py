@@ -12,36 +12,36 @@ from dataclasses import replace
 from typing import Final
 
 from imbue.mngr.primitives import DockerBuilder
-from imbue.mngr_vps_docker import docker_commands as commands
-from imbue.mngr_vps_docker.docker_build import build_image
-from imbue.mngr_vps_docker.docker_commands import BuildSpec
-from imbue.mngr_vps_docker.docker_commands import ContainerSpec
-from imbue.mngr_vps_docker.docker_errors import DockerError
-from imbue.mngr_vps_docker.docker_errors import NoSuchContainerError
-from imbue.mngr_vps_docker.docker_errors import NoSuchImageError
-from imbue.mngr_vps_docker.docker_errors import NoSuchVolumeError
-from imbue.mngr_vps_docker.docker_errors import checked_docker
-from imbue.mngr_vps_docker.docker_errors import docker_error
-from imbue.mngr_vps_docker.docker_exec import exec_in_container
-from imbue.mngr_vps_docker.docker_objects import ContainerInfo
-from imbue.mngr_vps_docker.docker_objects import DockerInfo
-from imbue.mngr_vps_docker.docker_objects import ImageInfo
-from imbue.mngr_vps_docker.docker_objects import parse_container
-from imbue.mngr_vps_docker.docker_objects import parse_containers
-from imbue.mngr_vps_docker.docker_objects import parse_image
-from imbue.mngr_vps_docker.docker_objects import parse_images
-from imbue.mngr_vps_docker.docker_objects import parse_info
-from imbue.mngr_vps_docker.docker_objects import server_errors
-from imbue.mngr_vps_docker.remote_batch import ChainStep
+from imbue.mngr_vps_docker.docker import commands as commands
+from imbue.mngr_vps_docker.docker.commands import BuildSpec
+from imbue.mngr_vps_docker.docker.commands import ContainerSpec
+from imbue.mngr_vps_docker.docker.errors import DockerError
+from imbue.mngr_vps_docker.docker.errors import NoSuchContainerError
+from imbue.mngr_vps_docker.docker.errors import NoSuchImageError
+from imbue.mngr_vps_docker.docker.errors import NoSuchVolumeError
+from imbue.mngr_vps_docker.docker.errors import checked_docker
+from imbue.mngr_vps_docker.docker.errors import docker_error
+from imbue.mngr_vps_docker.docker.exec import exec_in_container
+from imbue.mngr_vps_docker.docker.image_build import build_image
+from imbue.mngr_vps_docker.docker.models import ContainerInfo
+from imbue.mngr_vps_docker.docker.models import DockerInfo
+from imbue.mngr_vps_docker.docker.models import ImageInfo
+from imbue.mngr_vps_docker.docker.models import parse_container
+from imbue.mngr_vps_docker.docker.models import parse_containers
+from imbue.mngr_vps_docker.docker.models import parse_image
+from imbue.mngr_vps_docker.docker.models import parse_images
+from imbue.mngr_vps_docker.docker.models import parse_info
+from imbue.mngr_vps_docker.docker.models import server_errors
 from imbue.mngr_vps_docker.ssh.connection import OnLine
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.connection import StandardInput
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
 from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.ssh.shell import ShellScript
-from imbue.mngr_vps_docker.ssh.shell import joined
-from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.ssh.shell import join
+from imbue.mngr_vps_docker.ssh.shell import quote
 
 __all__ = ["BuildSpec", "ContainerInfo", "ContainerSpec", "DockerInfo", "DockerOverSsh", "ImageInfo"]
 
@@ -84,7 +84,7 @@ class DockerOverSsh:
         workdir: str | None = None,
         env: Mapping[str, str] | None = None,
         on_line: OnLine | None = None,
-        effect: Effect = Effect.ONCE,
+        effect: Effect = Effect.NON_IDEMPOTENT,
     ) -> CommandOutcome:
         """Run shell text inside a running container and return its outcome, which may be a failure.
 
@@ -110,7 +110,7 @@ class DockerOverSsh:
     def start_container(self, container: str) -> None:
         """Start a stopped container, or resume a paused one; a running one is left as it is."""
         start = commands.start_script(container)
-        checked_docker(self._run(start, purpose=f"start container {container}", effect=Effect.REPEATABLE))
+        checked_docker(self._run(start, purpose=f"start container {container}", effect=Effect.IDEMPOTENT))
 
     def stop_container(self, container: str, *, timeout_seconds: float = 10) -> None:
         """Stop a container, killing it after ``timeout_seconds``; a stopped one is left as it is."""
@@ -118,7 +118,7 @@ class DockerOverSsh:
             commands.stop_argv(container, math.ceil(timeout_seconds)),
             purpose=f"stop container {container}",
             timeout_seconds=timeout_seconds + _QUICK_SECONDS,
-            effect=Effect.REPEATABLE,
+            effect=Effect.IDEMPOTENT,
         )
 
     def remove_container(self, container: str, *, is_missing_ok: bool = False) -> None:
@@ -127,7 +127,7 @@ class DockerOverSsh:
             outcome = self._docker(
                 commands.remove_container_argv(container),
                 purpose=f"remove container {container}",
-                effect=Effect.REPEATABLE,
+                effect=Effect.IDEMPOTENT,
             )
             # From Docker 20.10 to 23, `rm --force` says so on stderr and succeeds.
             if "no such container" in outcome.error_text.lower():
@@ -159,22 +159,22 @@ class DockerOverSsh:
         """Describe one container; None only if Docker says that there is no such container."""
         argv = commands.inspect_container_argv(container)
         try:
-            outcome = self._docker(argv, purpose=f"inspect container {container}", effect=Effect.READS)
+            outcome = self._docker(argv, purpose=f"inspect container {container}", effect=Effect.READ_ONLY)
         except NoSuchContainerError:
             return None
         return parse_container(outcome.text)
 
     def list_containers(self, labels: Mapping[str, str | None]) -> tuple[ContainerInfo, ...]:
         """Describe every container, running or not, that carries all ``labels`` (a None value: any value)."""
-        outcome = self._run(list_containers_script(labels), purpose="list containers", effect=Effect.READS)
+        outcome = self._run(list_containers_script(labels), purpose="list containers", effect=Effect.READ_ONLY)
         if not outcome.is_success and not is_only_vanished(outcome.error_text):
             raise docker_error(outcome, outcome.error_text)
         return parse_containers(outcome.text or "[]")
 
     def logs(self, container: str, *, tail_lines: int = 100) -> str:
         """What a container printed last, both streams in the order in which they were written."""
-        line = f"{joined(commands.logs_argv(container, tail_lines))} 2>&1"
-        return checked_docker(self._run(line, purpose=f"read the log of {container}", effect=Effect.READS)).text
+        line = f"{join(commands.logs_argv(container, tail_lines))} 2>&1"
+        return checked_docker(self._run(line, purpose=f"read the log of {container}", effect=Effect.READ_ONLY)).text
 
     # Images
 
@@ -185,7 +185,7 @@ class DockerOverSsh:
             purpose=f"pull image {image}",
             timeout_seconds=timeout_seconds,
             on_line=on_line,
-            effect=Effect.REPEATABLE,
+            effect=Effect.IDEMPOTENT,
         )
 
     def build(
@@ -218,7 +218,7 @@ class DockerOverSsh:
         """Describe one image of the machine; None only if Docker says that there is no such image."""
         try:
             outcome = self._docker(
-                commands.inspect_image_argv(image), purpose=f"inspect image {image}", effect=Effect.READS
+                commands.inspect_image_argv(image), purpose=f"inspect image {image}", effect=Effect.READ_ONLY
             )
         except NoSuchImageError:
             return None
@@ -226,13 +226,15 @@ class DockerOverSsh:
 
     def list_images(self, repository: str) -> tuple[ImageInfo, ...]:
         """Describe every image of the machine that has a tag in ``repository``."""
-        outcome = self._run(list_images_script(repository), purpose=f"list images {repository}", effect=Effect.READS)
+        outcome = self._run(
+            list_images_script(repository), purpose=f"list images {repository}", effect=Effect.READ_ONLY
+        )
         return parse_images(checked_docker(outcome).text or "[]")
 
     def remove_image(self, image: str, *, is_missing_ok: bool = False) -> None:
         """Remove an image's tag, and the image itself with its last tag."""
         try:
-            self._docker(commands.remove_image_argv(image), purpose=f"remove image {image}", effect=Effect.REPEATABLE)
+            self._docker(commands.remove_image_argv(image), purpose=f"remove image {image}", effect=Effect.IDEMPOTENT)
         except NoSuchImageError:
             if not is_missing_ok:
                 raise
@@ -240,25 +242,25 @@ class DockerOverSsh:
     @staticmethod
     def save_command(image: str) -> str:
         """Shell text that writes an image to stdout as a tar stream, for piping it to another machine."""
-        return joined(commands.save_argv(image))
+        return join(commands.save_argv(image))
 
     @staticmethod
     def load_command() -> str:
         """Shell text that reads images from a tar stream on stdin."""
-        return joined(commands.load_argv())
+        return join(commands.load_argv())
 
     # Volumes
 
     def create_volume(self, volume: str, *, labels: Mapping[str, str] | None = None) -> None:
         """Create a named volume; an existing one is left as it is."""
         argv = commands.create_volume_argv(volume, labels or {})
-        self._docker(argv, purpose=f"create volume {volume}", effect=Effect.REPEATABLE)
+        self._docker(argv, purpose=f"create volume {volume}", effect=Effect.IDEMPOTENT)
 
     def remove_volume(self, volume: str, *, is_missing_ok: bool = False) -> None:
         """Remove a volume and all that is on it; one that a container uses (running or not) is refused by Docker."""
         try:
             self._docker(
-                commands.remove_volume_argv(volume), purpose=f"remove volume {volume}", effect=Effect.REPEATABLE
+                commands.remove_volume_argv(volume), purpose=f"remove volume {volume}", effect=Effect.IDEMPOTENT
             )
         except NoSuchVolumeError:
             if not is_missing_ok:
@@ -267,14 +269,14 @@ class DockerOverSsh:
     def volume_mountpoint(self, volume: str) -> str:
         """The directory of the machine that holds a volume's files. Raises NoSuchVolumeError."""
         argv = commands.volume_mountpoint_argv(volume)
-        outcome = self._docker(argv, purpose=f"find volume {volume}", effect=Effect.READS)
+        outcome = self._docker(argv, purpose=f"find volume {volume}", effect=Effect.READ_ONLY)
         return outcome.text.removesuffix("\n")
 
     # The daemon
 
     def info(self) -> DockerInfo:
         """Describe the daemon. Raises DaemonNotRunningError if none answers."""
-        outcome = self._run(joined(commands.info_argv()), purpose="ask Docker", effect=Effect.READS)
+        outcome = self._run(join(commands.info_argv()), purpose="ask Docker", effect=Effect.READ_ONLY)
         # Some versions report a daemon that does not answer inside the JSON, with exit code 0.
         errors = server_errors(outcome.text) if outcome.exit_code is not None else ""
         if errors or not outcome.is_success:
@@ -283,8 +285,10 @@ class DockerOverSsh:
 
     def wait_for_daemon(self, *, timeout_seconds: float) -> None:
         """Return as soon as a daemon answers; raises RemoteCommandTimeoutError if none has by then."""
-        script = f"until {joined(commands.info_argv())} >/dev/null 2>&1; do sleep 0.2; done"
-        self._run(script, purpose="wait for Docker", timeout_seconds=timeout_seconds, effect=Effect.READS).checked()
+        script = f"until {join(commands.info_argv())} >/dev/null 2>&1; do sleep 0.2; done"
+        self._run(
+            script, purpose="wait for Docker", timeout_seconds=timeout_seconds, effect=Effect.READ_ONLY
+        ).checked()
 
     def _docker(
         self,
@@ -293,11 +297,11 @@ class DockerOverSsh:
         purpose: str,
         timeout_seconds: float = _QUICK_SECONDS,
         on_line: OnLine | None = None,
-        effect: Effect = Effect.ONCE,
+        effect: Effect = Effect.NON_IDEMPOTENT,
     ) -> CommandOutcome:
         return checked_docker(
             self._run(
-                joined(argv),
+                join(argv),
                 purpose=purpose,
                 timeout_seconds=timeout_seconds,
                 on_line=on_line,
@@ -312,7 +316,7 @@ class DockerOverSsh:
         purpose: str,
         timeout_seconds: float = _QUICK_SECONDS,
         on_line: OnLine | None = None,
-        effect: Effect = Effect.ONCE,
+        effect: Effect = Effect.NON_IDEMPOTENT,
     ) -> CommandOutcome:
         if on_line is None:
             return self.connection.run(script, purpose=purpose, timeout_seconds=timeout_seconds, effect=effect)
@@ -324,7 +328,7 @@ class DockerOverSsh:
 def run_step(spec: ContainerSpec) -> ChainStep:
     """What ``DockerOverSsh.run_container`` runs, as a step of a chain; see ``new_container_id``."""
     # Docker prints the new container's id even where starting it fails: by it, nobody else's is removed.
-    remove = joined(commands.remove_container_argv("$id")).replace("'$id'", '"$id"')
+    remove = join(commands.remove_container_argv("$id")).replace("'$id'", '"$id"')
     run = commands.run_script(spec)
     script = (
         f"id=$({run}); rc=$?\n"
@@ -358,18 +362,18 @@ def replace_step(spec: ContainerSpec, *, aside: str) -> ChainStep:
     """
     run = run_step(spec)
     with_volumes = run_step(replace(spec, extra_args=(*spec.extra_args, "--volumes-from", aside)))
-    is_there = joined(commands.container_is_running_argv(spec.name))
-    stop = joined(commands.stop_argv(spec.name, _REPLACED_STOP_SECONDS))
-    remove = joined(commands.remove_container_argv(aside))
+    is_there = join(commands.container_is_running_argv(spec.name))
+    stop = join(commands.stop_argv(spec.name, _REPLACED_STOP_SECONDS))
+    remove = join(commands.remove_container_argv(aside))
     script = (
         f"if {is_there} >/dev/null 2>&1; then\n"
         f"  {remove} >/dev/null 2>&1\n"
-        f"  {stop} >/dev/null && {joined(commands.rename_container_argv(spec.name, aside))} || exit\n"
+        f"  {stop} >/dev/null && {join(commands.rename_container_argv(spec.name, aside))} || exit\n"
         "fi\n"
-        f"if {joined(commands.container_is_running_argv(aside))} >/dev/null 2>&1; then\n"
+        f"if {join(commands.container_is_running_argv(aside))} >/dev/null 2>&1; then\n"
         f"  ({with_volumes.command}); rc=$?\n"
         f"else ({run.command}); rc=$?; fi\n"
-        f"if [ $rc -eq 0 ]; then {remove}; else {joined(commands.rename_container_argv(aside, spec.name))}; fi"
+        f"if [ $rc -eq 0 ]; then {remove}; else {join(commands.rename_container_argv(aside, spec.name))}; fi"
         " >/dev/null 2>&1\n"
         "exit $rc"
     )
@@ -378,7 +382,7 @@ def replace_step(spec: ContainerSpec, *, aside: str) -> ChainStep:
 
 def unless_container(container: str, step: ChainStep) -> ChainStep:
     """``step``, but nothing if there is a container of that name."""
-    there = joined(commands.container_is_running_argv(container))
+    there = join(commands.container_is_running_argv(container))
     return replace(step, command=f"{there} >/dev/null 2>&1 && exit 0\n{step.command}")
 
 
@@ -387,15 +391,15 @@ def explaining_end(container: str, step: ChainStep) -> ChainStep:
 
     It also says so if the image is for another processor than the machine's.
     """
-    is_running = joined(commands.container_is_running_argv(container))
-    image = joined(commands.image_of_container_argv(container))
-    image_architecture = joined(commands.architecture_of_image_argv("$image")).replace("'$image'", '"$image"')
+    is_running = join(commands.container_is_running_argv(container))
+    image = join(commands.image_of_container_argv(container))
+    image_architecture = join(commands.architecture_of_image_argv("$image")).replace("'$image'", '"$image"')
     script = (
         f"({step.command}); rc=$?\n"
         f'if [ $rc -ne 0 ] && [ "$({is_running})" = false ]; then\n'
-        f"  said=$({joined(commands.logs_argv(container, _LAST_LOG_LINES))} 2>&1 | tr -s '\\n' ' ')\n"
+        f"  said=$({join(commands.logs_argv(container, _LAST_LOG_LINES))} 2>&1 | tr -s '\\n' ' ')\n"
         '  said="the container has ended: ${said% }"\n'
-        f"  image=$({image}) && image=$({image_architecture}) && machine=$({joined(commands.architecture_argv())})\n"
+        f"  image=$({image}) && image=$({image_architecture}) && machine=$({join(commands.architecture_argv())})\n"
         '  [ "${image:-$machine}" = "$machine" ] ||\n'
         '    said="$said, and the image is for $image where the machine is $machine"\n'
         "  printf '%s\\n' \"$said\" >&2\n"
@@ -407,22 +411,22 @@ def explaining_end(container: str, step: ChainStep) -> ChainStep:
 
 def stop_if_running(container: str, timeout_seconds: int) -> str:
     """Shell text that stops a container, and ends with NOT_RUNNING if there was nothing to stop."""
-    is_running = joined(commands.container_is_running_argv(container))
+    is_running = join(commands.container_is_running_argv(container))
     return (
         f"is_running=$({is_running}) || exit\n"
         f'[ "$is_running" = true ] || exit {NOT_RUNNING}\n'
-        f"{joined(commands.stop_argv(container, timeout_seconds))}"
+        f"{join(commands.stop_argv(container, timeout_seconds))}"
     )
 
 
 def docker_step(argv: commands.Argv, purpose: str) -> ChainStep:
     """One docker command as a step of a chain; ``checked_docker`` raises what Docker said of it."""
-    return ChainStep(joined(argv), purpose)
+    return ChainStep(join(argv), purpose)
 
 
 def list_images_script(repository: str) -> str:
     """Shell text that prints the JSON of the images with a tag in ``repository``, or nothing if there are none."""
-    inspect, ids = joined(commands.inspect_image_argv()), joined(commands.list_image_ids_argv(repository))
+    inspect, ids = join(commands.inspect_image_argv()), join(commands.list_image_ids_argv(repository))
     return f'ids=$({ids}) || exit\n[ -z "$ids" ] || {inspect} $ids'
 
 
@@ -431,11 +435,11 @@ def list_containers_script(labels: Mapping[str, str | None], *, known: str | Non
 
     If there is a container of the name ``known``, it is described alone, whatever its labels.
     """
-    inspect = joined(commands.inspect_container_argv())
-    listing = f'ids=$({joined(commands.list_container_ids_argv(labels))}) || exit\n[ -z "$ids" ] || {inspect} $ids'
+    inspect = join(commands.inspect_container_argv())
+    listing = f'ids=$({join(commands.list_container_ids_argv(labels))}) || exit\n[ -z "$ids" ] || {inspect} $ids'
     if known is None:
         return listing
-    return f"found=$({inspect} {quoted(known)} 2>/dev/null) && printf '%s\\n' \"$found\" && exit\n{listing}"
+    return f"found=$({inspect} {quote(known)} 2>/dev/null) && printf '%s\\n' \"$found\" && exit\n{listing}"
 
 
 def is_only_vanished(stderr: str) -> bool:

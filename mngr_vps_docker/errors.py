@@ -26,13 +26,14 @@ mngr's own errors are raised as they are where mngr has one: HostNotFoundError, 
 SnapshotNotFoundError, ConfigParseError, BinaryNotInstalledError.
 """
 
+from imbue.mngr.errors import BaseMngrError
 from imbue.mngr.errors import HostAuthenticationError
 from imbue.mngr.errors import HostOfflineError
 from imbue.mngr.errors import MngrError
 from imbue.mngr.errors import UserInputError
-from imbue.mngr_vps_docker.terminal import printable
-from imbue.mngr_vps_docker.terminal import shortened
-from imbue.mngr_vps_docker.terminal import without_passwords
+from imbue.mngr_vps_docker.text import printable
+from imbue.mngr_vps_docker.text import shortened
+from imbue.mngr_vps_docker.text import without_passwords
 
 
 class VpsDockerError(MngrError):
@@ -112,3 +113,8 @@ class HostGoneError(VpsConnectionError):
 
 class VpsAuthenticationError(VpsConnectionError, HostAuthenticationError):
     """A machine refused our key, or showed another host key than the pinned one."""
+
+
+def describe_error(error: BaseException) -> str:
+    """What a user is told of ``error``: its text if it was meant for people, else with its type in front."""
+    return str(error) if isinstance(error, BaseMngrError) else f"{type(error).__name__}: {error}".rstrip(": ")

@@ -18,42 +18,42 @@ from typing import Final
 from imbue.mngr.errors import HostNotFoundError
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
-from imbue.mngr_vps_docker.docker_errors import DaemonNotRunningError
-from imbue.mngr_vps_docker.docker_errors import DiskFullError
-from imbue.mngr_vps_docker.docker_errors import NoSuchVolumeError
-from imbue.mngr_vps_docker.docker_errors import refusal
+from imbue.mngr_vps_docker.docker.errors import DaemonNotRunningError
+from imbue.mngr_vps_docker.docker.errors import DiskFullError
+from imbue.mngr_vps_docker.docker.errors import NoSuchVolumeError
+from imbue.mngr_vps_docker.docker.errors import refusal
 from imbue.mngr_vps_docker.errors import HostRecordError
 from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.host_record import NewerRecordError
-from imbue.mngr_vps_docker.host_record import VpsDockerHostRecord
-from imbue.mngr_vps_docker.host_record import VpsHostConfig
-from imbue.mngr_vps_docker.host_record import decode_record
-from imbue.mngr_vps_docker.host_record import encode_agent_data
-from imbue.mngr_vps_docker.host_record import encode_record
-from imbue.mngr_vps_docker.remote_batch import BatchResult
-from imbue.mngr_vps_docker.remote_batch import ChainStep
-from imbue.mngr_vps_docker.remote_batch import run_batch
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.remote_command import BatchResult
+from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
+from imbue.mngr_vps_docker.ssh.remote_command import run_batch
 from imbue.mngr_vps_docker.ssh.shell import Secret
-from imbue.mngr_vps_docker.stored_state import EVERY_STATE_FILE
-from imbue.mngr_vps_docker.stored_state import STATE_OUTPUT_BYTES
-from imbue.mngr_vps_docker.stored_state import StoredState
-from imbue.mngr_vps_docker.stored_state import agent_path
-from imbue.mngr_vps_docker.stored_state import agents_path
-from imbue.mngr_vps_docker.stored_state import parse_state
-from imbue.mngr_vps_docker.stored_state import record_path
-from imbue.mngr_vps_docker.stored_state import state_files_of_agents
-from imbue.mngr_vps_docker.stored_state import state_files_script
-from imbue.mngr_vps_docker.terminal import logger
-from imbue.mngr_vps_docker.volume_scripts import ABSENT
-from imbue.mngr_vps_docker.volume_scripts import CHANGED
-from imbue.mngr_vps_docker.volume_scripts import enter_volume
-from imbue.mngr_vps_docker.volume_scripts import given
-from imbue.mngr_vps_docker.volume_scripts import lock
-from imbue.mngr_vps_docker.volume_scripts import receive
+from imbue.mngr_vps_docker.state.record import NewerRecordError
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
+from imbue.mngr_vps_docker.state.record import VpsHostConfig
+from imbue.mngr_vps_docker.state.record import decode_record
+from imbue.mngr_vps_docker.state.record import encode_agent_data
+from imbue.mngr_vps_docker.state.record import encode_record
+from imbue.mngr_vps_docker.state.stored_state import EVERY_STATE_FILE
+from imbue.mngr_vps_docker.state.stored_state import STATE_OUTPUT_BYTES
+from imbue.mngr_vps_docker.state.stored_state import StoredState
+from imbue.mngr_vps_docker.state.stored_state import agent_path
+from imbue.mngr_vps_docker.state.stored_state import agents_path
+from imbue.mngr_vps_docker.state.stored_state import parse_state
+from imbue.mngr_vps_docker.state.stored_state import record_path
+from imbue.mngr_vps_docker.state.stored_state import state_files_of_agents
+from imbue.mngr_vps_docker.state.stored_state import state_files_script
+from imbue.mngr_vps_docker.state.volume_scripts import ABSENT
+from imbue.mngr_vps_docker.state.volume_scripts import CHANGED
+from imbue.mngr_vps_docker.state.volume_scripts import enter_volume
+from imbue.mngr_vps_docker.state.volume_scripts import given
+from imbue.mngr_vps_docker.state.volume_scripts import lock
+from imbue.mngr_vps_docker.state.volume_scripts import receive
+from imbue.mngr_vps_docker.text import logger
 
 __all__ = ["VpsDockerHostRecord", "VpsDockerHostStore", "VpsHostConfig"]
 
@@ -174,7 +174,7 @@ class VpsDockerHostStore:
             + lock("host_state")
             + f"rm -rf {path.removesuffix('.json')} && rm -f {path} {_beside(path)} && sync host_state"
         )
-        self._checked(self._run(script, purpose=f"delete the record of {host_id}", effect=Effect.REPEATABLE))
+        self._checked(self._run(script, purpose=f"delete the record of {host_id}", effect=Effect.IDEMPOTENT))
         with self._lock:
             self._cache.pop(host_id, None)
 
@@ -208,7 +208,7 @@ class VpsDockerHostStore:
             encode_agent_data(agent_data),
             condition=only_with_record + _unless_whole(path, _keep_beside(path)),
             purpose=f"keep the data of agent {agent_id}",
-            effect=Effect.REPEATABLE,
+            effect=Effect.IDEMPOTENT,
         )
         if outcome.exit_code == ABSENT:
             logger.debug("Data of agent {} is not kept: there is no record of host {}", agent_id, host_id)
@@ -229,7 +229,7 @@ class VpsDockerHostStore:
             + lock("host_state")
             + f"rm -f {path} {_beside(path)} && sync {agents_path(host_id)}"
         )
-        self._checked(self._run(script, purpose=f"forget the data of agent {agent_id}", effect=Effect.REPEATABLE))
+        self._checked(self._run(script, purpose=f"forget the data of agent {agent_id}", effect=Effect.IDEMPOTENT))
 
     def clear_cache(self) -> None:
         """Forget what was read, so that the next question goes to the VPS."""
@@ -288,7 +288,7 @@ class VpsDockerHostStore:
         return found
 
     def _replace(
-        self, path: str, content: bytes, *, condition: str, purpose: str, effect: Effect = Effect.ONCE
+        self, path: str, content: bytes, *, condition: str, purpose: str, effect: Effect = Effect.NON_IDEMPOTENT
     ) -> CommandOutcome:
         """Put ``content`` at ``path``, unless the script ``condition`` ends the whole; it runs under the lock."""
         arrive = receive(len(content), hashlib.sha256(content).hexdigest(), '"$new"')
@@ -322,13 +322,13 @@ class VpsDockerHostStore:
             [script],
             purpose=purpose,
             timeout_seconds=_TIMEOUT_SECONDS,
-            effect=Effect.READS,
+            effect=Effect.READ_ONLY,
             limit_bytes=STATE_OUTPUT_BYTES,
         )
         return result
 
     def _run(
-        self, script: str, *, purpose: str, stdin: bytes | None = None, effect: Effect = Effect.ONCE
+        self, script: str, *, purpose: str, stdin: bytes | None = None, effect: Effect = Effect.NON_IDEMPOTENT
     ) -> CommandOutcome:
         return self.connection.run(
             script, purpose=purpose, timeout_seconds=_TIMEOUT_SECONDS, stdin=stdin, effect=effect

@@ -1,4 +1,8 @@
-"""The provider that mngr sees: one short method per operation, each composed of the modules below it."""
+"""The provider that mngr sees: one short method per operation, each composed of the modules below it.
+
+mngr imports this module whatever it is told to do. So what only some operations need is imported by their methods:
+``hosts`` takes 50 ms, and ``lifecycle``, which changes hosts, 30 ms more.
+"""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -32,16 +36,17 @@ from imbue.mngr.primitives import ImageReference
 from imbue.mngr.primitives import SnapshotId
 from imbue.mngr.primitives import SnapshotName
 from imbue.mngr.primitives import VolumeId
-from imbue.mngr_vps_docker import lifecycle as operations
 from imbue.mngr_vps_docker.package_hooks import PackageHooks
-from imbue.mngr_vps_docker.terminal import logger
+from imbue.mngr_vps_docker.text import logger
 
 if TYPE_CHECKING:
     from pyinfra.api.host import Host as PyinfraHost
 
-    from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
-    from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
-    from imbue.mngr_vps_docker.outer_host import VpsDockerHost
+    from imbue.mngr_vps_docker.hosts.details import FieldGenerators
+    from imbue.mngr_vps_docker.hosts.details import OnError
+    from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
+    from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
+    from imbue.mngr_vps_docker.state.certified_changes import CertifiedDataChange
 
 
 class VpsDockerProvider(PackageHooks):
@@ -70,7 +75,7 @@ class VpsDockerProvider(PackageHooks):
     def reset_caches(self) -> None:
         """Ask the cloud and the VPSes again at the next operation."""
         super().reset_caches()
-        self._registry.clear()
+        self._hosts.clear()
 
     def close(self) -> None:
         """End the shared ssh connections, unless they are to outlive this process."""
@@ -78,8 +83,8 @@ class VpsDockerProvider(PackageHooks):
 
     def on_connection_error(self, host_id: HostId) -> None:
         """Forget what was seen of a host that could not be reached; if another process destroys it, that is why."""
-        if not self._context.journal.is_going(host_id):
-            self._registry.note_unreachable(host_id)
+        if not self._context.local_store.is_going(host_id):
+            self._hosts.note_unreachable(host_id)
 
     # --- create and destroy ---------------------------------------------------------------------------------------
 
@@ -96,17 +101,20 @@ class VpsDockerProvider(PackageHooks):
         snapshot: SnapshotName | None = None,
     ) -> Host:
         """Create a host on a new VPS. Bad input is refused before anything is paid for."""
+        from imbue.mngr_vps_docker.lifecycle import checks
+        from imbue.mngr_vps_docker.lifecycle import create
+        from imbue.mngr_vps_docker.lifecycle import creation
+        from imbue.mngr_vps_docker.lifecycle import snapshots
+
         wanted_image = str(image or self.config.default_image)
         key_lines = (*(authorized_keys or ()), *(known_hosts or ()))
-        operations.checks.check_request(
-            self._context, name=name, image=wanted_image, tags=tags or {}, key_lines=key_lines
-        )
+        checks.check_request(self._context, name=name, image=wanted_image, tags=tags or {}, key_lines=key_lines)
         build = self._parsed_build_args(build_args)
-        run_args = operations.checks.checked_run_args(self._context, start_args or ())
-        build = operations.checks.check_build(self._context, build)
-        existing = self._registry.discover()
-        source = None if snapshot is None else operations.snapshot.find_snapshot(self._context, existing, snapshot)
-        request = operations.creation.CreateRequest(
+        run_args = checks.checked_run_args(self._context, start_args or ())
+        build = checks.check_build(self._context, build)
+        existing = self._hosts.discover()
+        source = None if snapshot is None else snapshots.find_snapshot(self._context, existing, snapshot)
+        request = creation.CreateRequest(
             host_id=HostId.generate(),
             name=name,
             build=build,
@@ -123,27 +131,31 @@ class VpsDockerProvider(PackageHooks):
             authorized_keys=tuple(authorized_keys or ()),
             known_hosts=tuple(known_hosts or ()),
         )
-        return self._online_host(self._registry.note(operations.create.create_host(self._context, request)))
+        return self._online_host(self._hosts.note(create.create_host(self._context, request)))
 
     def destroy_host(self, host: HostInterface | HostId) -> None:
         """Destroy the VPS and all that was made for the host; a host that is not there any more is no error."""
+        from imbue.mngr_vps_docker.lifecycle import destroy
+
         host_id = _host_id(host)
         try:
-            entry = self._registry.entry(host_id)
+            entry = self._hosts.entry(host_id)
         except HostNotFoundError:
             logger.info("Host {} is already gone", host_id)
             return
-        operations.destroy.destroy_host(self._context, entry)
-        self._registry.note_destroyed(host_id)
+        destroy.destroy_host(self._context, entry)
+        self._hosts.note_destroyed(host_id)
 
     def delete_host(self, host: HostInterface) -> None:
         """Delete a host with which nothing is lost: it is gone, was never finished, or is stopped and has no agents.
 
         mngr's gc decides by what it saw some time ago. So it is looked at anew, and MngrError raised if it is not so.
         """
-        with suppress(HostNotFoundError), self._registry.alone(host.id, is_asked=True) as sighting:
-            operations.destroy.delete_host(self._context, sighting)
-        self._registry.note_destroyed(host.id)
+        from imbue.mngr_vps_docker.lifecycle import destroy
+
+        with suppress(HostNotFoundError), self._hosts.alone(host.id, is_asked=True) as observed:
+            destroy.delete_host(self._context, observed)
+        self._hosts.note_destroyed(host.id)
 
     # --- stop and start -------------------------------------------------------------------------------------------
 
@@ -151,105 +163,129 @@ class VpsDockerProvider(PackageHooks):
         self, host: HostInterface | HostId, create_snapshot: bool = True, timeout_seconds: float = 60.0
     ) -> None:
         """Stop the host's container, after a snapshot if wanted. A stopped host is left as it is."""
+        from imbue.mngr_vps_docker.lifecycle import power
+
         host_id = _host_id(host)
-        if create_snapshot and self._registry.reached(host_id).is_running:
+        if create_snapshot and self._hosts.reached(host_id).is_running:
             self.create_snapshot(host_id)
-        with self._registry.alone(host_id) as sighting:
-            operations.power.stop_host(self._context, sighting, timeout_seconds=timeout_seconds)
-        self._registry.forget(host_id)
+        with self._hosts.alone(host_id) as observed:
+            power.stop_host(self._context, observed, timeout_seconds=timeout_seconds)
+        self._hosts.forget(host_id)
 
     def start_host(self, host: HostInterface | HostId, snapshot_id: SnapshotId | None = None) -> Host:
         """Start the host's container, from a snapshot of it if given. A running host is returned as it is."""
-        with self._registry.alone(_host_id(host)) as sighting:
-            started = operations.power.start_host(self._context, sighting, snapshot_id)
-        return self._online_host(self._registry.note(started))
+        from imbue.mngr_vps_docker.lifecycle import power
+
+        with self._hosts.alone(_host_id(host)) as observed:
+            started = power.start_host(self._context, observed, snapshot_id)
+        return self._online_host(self._hosts.note(started))
 
     # --- discovery ------------------------------------------------------------------------------------------------
 
     def discover_hosts(self, cg: ConcurrencyGroup, include_destroyed: bool = False) -> list[DiscoveredHost]:
         """Every host, stopped, half-made and unreachable ones too."""
-        return [operations.views.discovered_host(self, sighting) for sighting in self._listed(include_destroyed)]
+        from imbue.mngr_vps_docker.hosts import mngr_hosts
+
+        return [mngr_hosts.discovered_host(self, observed) for observed in self._listed(include_destroyed)]
 
     def discover_hosts_and_agents(
         self, cg: ConcurrencyGroup, include_destroyed: bool = False
     ) -> dict[DiscoveredHost, list[DiscoveredAgent]]:
         """Every host with its agents, one remote command per VPS."""
+        from imbue.mngr_vps_docker.hosts import mngr_hosts
+
         return {
-            operations.views.discovered_host(self, sighting): operations.views.discovered_agents(self, sighting)
-            for sighting in self._listed(include_destroyed, is_silent_awaited=False)
+            mngr_hosts.discovered_host(self, observed): mngr_hosts.discovered_agents(self, observed)
+            for observed in self._listed(include_destroyed, is_silent_awaited=False)
         }
 
     def get_host(self, host: HostId | HostName) -> HostInterface:
         """The host if it runs, else its offline view; never an error for one that cannot be reached."""
-        sighting = self._registry.get(host)
-        return self._online_host(sighting) if sighting.is_online else self._offline_host(sighting)
+        observed = self._hosts.get(host)
+        return self._online_host(observed) if observed.is_online else self._offline_host(observed)
 
     def to_offline_host(self, host_id: HostId) -> OfflineHost:
         """The offline view of a host, without any connection."""
-        return self._offline_host(self._registry.offline(host_id))
+        return self._offline_host(self._hosts.offline(host_id))
 
     def get_host_resources(self, host: HostInterface) -> HostResources:
         """What the container really has: the VPS's processors, memory and disk, within the container's own limits."""
-        sighting = self._registry.get(host.id)
-        return operations.listing.read_resources(self._online_host(sighting).ssh, sighting.container)
+        from imbue.mngr_vps_docker.hosts import listing
+
+        observed = self._hosts.get(host.id)
+        return listing.read_resources(self._online_host(observed).ssh, observed.container)
 
     def get_host_and_agent_details(
         self,
         host_ref: DiscoveredHost,
         agent_refs: Sequence[DiscoveredAgent],
-        field_generators: "operations.details.FieldGenerators | None" = None,
-        on_error: "operations.details.OnError | None" = None,
+        field_generators: "FieldGenerators | None" = None,
+        on_error: "OnError | None" = None,
     ) -> tuple[HostDetails, list[AgentDetails]]:
         """The rows of a host and its agents, by one remote command; a host that cannot be asked shows as last seen."""
-        sighting = self._registry.awaited(host_ref.host_id)
-        host = self._online_host(sighting) if sighting.is_online else None
-        return operations.details.describe(
-            self._context, self.mngr_ctx.config, sighting, host, agent_refs, field_generators, on_error
+        from imbue.mngr_vps_docker.hosts import details
+
+        observed = self._hosts.awaited(host_ref.host_id)
+        host = self._online_host(observed) if observed.is_online else None
+        return details.describe(
+            self._context, self.mngr_ctx.config, observed, host, agent_refs, field_generators, on_error
         )
 
     # --- snapshots ------------------------------------------------------------------------------------------------
 
     def create_snapshot(self, host: HostInterface | HostId, name: SnapshotName | None = None) -> SnapshotId:
         """Keep the container's present content as an image on the VPS. The host's volume is not part of it."""
-        with self._registry.alone(_host_id(host)) as sighting:
-            snapshot_id = operations.snapshot.create_snapshot(self._context, sighting, name)
-        self._registry.forget(sighting.host_id)
+        from imbue.mngr_vps_docker.lifecycle import snapshots
+
+        with self._hosts.alone(_host_id(host)) as observed:
+            snapshot_id = snapshots.create_snapshot(self._context, observed, name)
+        self._hosts.forget(observed.host_id)
         return snapshot_id
 
     def list_snapshots(self, host: HostInterface | HostId) -> list[SnapshotInfo]:
         """The host's snapshots, newest first; none of a host that is gone, with which they went."""
+        from imbue.mngr_vps_docker.hosts import observed_host
+
         host_id = _host_id(host)
-        return [] if self._is_gone(host_id) else operations.snapshot.list_snapshots(self._registry.get(host_id))
+        return [] if self._is_gone(host_id) else observed_host.list_snapshots(self._hosts.get(host_id))
 
     def delete_snapshot(self, host: HostInterface | HostId, snapshot_id: SnapshotId) -> None:
         """Remove a snapshot's image and its place in the record; those of a host that is gone went with it."""
+        from imbue.mngr_vps_docker.lifecycle import snapshots
+
         if self._is_gone(_host_id(host)):
             return
-        with self._registry.alone(_host_id(host), is_asked=True) as sighting:
-            operations.snapshot.delete_snapshot(self._context, sighting, snapshot_id)
-        self._registry.forget(sighting.host_id)
+        with self._hosts.alone(_host_id(host), is_asked=True) as observed:
+            snapshots.delete_snapshot(self._context, observed, snapshot_id)
+        self._hosts.forget(observed.host_id)
 
     # --- volumes --------------------------------------------------------------------------------------------------
 
     def list_volumes(self) -> list[VolumeInfo]:
         """The hosts' volumes; raises if any host could not be read."""
-        return operations.volumes.list_volumes(self._context, self._registry.discover())
+        from imbue.mngr_vps_docker.lifecycle import volumes
+
+        return volumes.list_volumes(self._context, self._hosts.discover())
 
     def delete_volume(self, volume_id: VolumeId) -> None:
         """No error for a volume that is gone with its VPS; any other is refused: it goes with its host."""
-        host_id = operations.volumes.host_id_of(volume_id)
+        from imbue.mngr_vps_docker.lifecycle import volumes
+
+        host_id = volumes.host_id_of(volume_id)
         if not self._is_gone(host_id):
             raise MngrError(f"The volume of host {host_id} goes with it: destroy the host")
 
     def get_volume_for_host(self, host: HostInterface | HostId) -> HostVolume | None:
         """The host's folder of mngr, readable while the host is stopped; None while its VPS cannot be reached."""
-        return operations.volumes.volume_for_host(self._context, self._registry.get(_host_id(host)))
+        from imbue.mngr_vps_docker.lifecycle import volumes
+
+        return volumes.volume_for_host(self._context, self._hosts.get(_host_id(host)))
 
     # --- tags and name --------------------------------------------------------------------------------------------
 
     def get_host_tags(self, host: HostInterface | HostId) -> dict[str, str]:
         """The host's tags."""
-        return dict(self._registry.get(_host_id(host)).certified_data.user_tags)
+        return dict(self._hosts.get(_host_id(host)).certified_data.user_tags)
 
     def set_host_tags(self, host: HostInterface | HostId, tags: Mapping[str, str]) -> None:
         """Replace all of the host's tags."""
@@ -265,93 +301,110 @@ class VpsDockerProvider(PackageHooks):
 
     def rename_host(self, host: HostInterface | HostId, name: HostName) -> HostInterface:
         """Give the host another name. Its container and its VPS keep theirs."""
-        operations.names.check_host_name(name)
+        from imbue.mngr_vps_docker.lifecycle import metadata
+        from imbue.mngr_vps_docker.lifecycle import names
+
+        names.check_host_name(name)
         host_id = _host_id(host)
-        others = self._registry.discover()
-        operations.metadata.rename_host(self._context, self._registry.reached(host_id), name, others)
-        self._registry.forget(host_id)
+        others = self._hosts.discover()
+        metadata.rename_host(self._context, self._hosts.reached(host_id), name, others)
+        self._hosts.forget(host_id)
         return self.get_host(host_id)
 
     # --- connections ----------------------------------------------------------------------------------------------
 
     def get_connector(self, host: HostInterface | HostId) -> "PyinfraHost":
         """pyinfra's view of the running host."""
-        return self._online_host(self._registry.get(_host_id(host))).connector.host
+        return self._online_host(self._hosts.get(_host_id(host))).connector.host
 
     def outer_host_id_for(self, host_id: HostId) -> str | None:
         """Names the VPS of a host, without a connection; no two hosts share a VPS."""
-        entry = self._registry.entry(host_id)
+        entry = self._hosts.entry(host_id)
         return f"outer:{self.name}:{entry.vps_ip}" if entry.vps_ip is not None else None
 
     @contextmanager
     def outer_host_for(self, host_id: HostId) -> Iterator[OuterHostInterface | None]:
         """The VPS of a host, as root; works while the container is down."""
-        entry = self._registry.entry(host_id)
+        from imbue.mngr_vps_docker.hosts import mngr_hosts
+
+        entry = self._hosts.entry(host_id)
         if entry.vps_ip is None:
             yield None
         else:
-            connect_seconds = max(1.0, self._registry.connect_seconds_left(host_id))
-            yield operations.views.outer_host(self._context, entry.vps_ip, host_id, connect_seconds)
+            connect_seconds = max(1.0, self._hosts.connect_seconds_left(host_id))
+            yield mngr_hosts.outer_host(self._context, entry.vps_ip, host_id, connect_seconds)
 
     # --- data of agents -------------------------------------------------------------------------------------------
 
     def list_persisted_agent_data_for_host(self, host_id: HostId) -> list[dict[str, Any]]:
         """Data of the host's agents, from its VPS or, if that cannot be reached, as last seen."""
         try:
-            return self._registry.agents(host_id)
+            return self._hosts.agents(host_id)
         except HostNotFoundError:
             return []
 
     def persist_agent_data(self, host_id: HostId, agent_data: Mapping[str, object]) -> None:
         """Keep a copy of an agent's data for when the host is offline."""
-        if self._registry.is_known(host_id):
-            operations.metadata.persist_agent_data(self._context, self._registry.reached(host_id), agent_data)
-            self._registry.note_agent(host_id, str(agent_data.get("id")), dict(agent_data))
+        from imbue.mngr_vps_docker.lifecycle import metadata
+
+        if self._hosts.is_known(host_id):
+            metadata.persist_agent_data(self._context, self._hosts.reached(host_id), agent_data)
+            self._hosts.note_agent(host_id, str(agent_data.get("id")), dict(agent_data))
 
     def remove_persisted_agent_data(self, host_id: HostId, agent_id: AgentId) -> None:
         """Forget the copy of an agent's data."""
-        if self._registry.is_known(host_id):
-            operations.metadata.remove_persisted_agent_data(self._context, self._registry.reached(host_id), agent_id)
-            self._registry.note_agent(host_id, agent_id, None)
+        from imbue.mngr_vps_docker.lifecycle import metadata
+
+        if self._hosts.is_known(host_id):
+            metadata.remove_persisted_agent_data(self._context, self._hosts.reached(host_id), agent_id)
+            self._hosts.note_agent(host_id, agent_id, None)
 
     # --- what the parts call back ---------------------------------------------------------------------------------
 
     def _is_gone(self, host_id: HostId) -> bool:
         try:
-            return self._registry.get(host_id).is_gone
+            return self._hosts.get(host_id).is_gone
         except HostNotFoundError:
             return True
 
-    def _listed(self, include_destroyed: bool, *, is_silent_awaited: bool = True) -> "list[HostSighting]":
-        found = self._registry.discover(is_silent_awaited=is_silent_awaited)
-        return [sighting for sighting in found if include_destroyed or not sighting.is_gone]
+    def _listed(self, include_destroyed: bool, *, is_silent_awaited: bool = True) -> "list[ObservedHost]":
+        found = self._hosts.discover(is_silent_awaited=is_silent_awaited)
+        return [observed for observed in found if include_destroyed or not observed.is_gone]
 
-    def _online_host(self, sighting: "HostSighting") -> "VpsDockerHost":
-        return operations.views.online_host(
+    def _online_host(self, observed: "ObservedHost") -> "VpsDockerHost":
+        from imbue.mngr_vps_docker.hosts import mngr_hosts
+
+        return mngr_hosts.online_host(
             self,
             self._context,
-            sighting,
+            observed,
             on_host_data=self._on_host_data,
             on_sshd_down=self._on_sshd_down,
-            kept_agent=self._registry.kept_agent,
+            kept_agent=self._hosts.kept_agent,
         )
 
-    def _offline_host(self, sighting: "HostSighting") -> OfflineHost:
-        return operations.views.offline_host(self, sighting, on_host_data=self._on_host_data)
+    def _offline_host(self, observed: "ObservedHost") -> OfflineHost:
+        from imbue.mngr_vps_docker.hosts import mngr_hosts
+
+        return mngr_hosts.offline_host(self, observed, on_host_data=self._on_host_data)
 
     def _on_host_data(self, host_id: HostId, change: "CertifiedDataChange") -> None:
-        self._registry.note_record(
-            operations.metadata.accept_certified_data(self._context, self._registry.get(host_id), change)
-        )
+        from imbue.mngr_vps_docker.lifecycle import metadata
+
+        self._hosts.note_record(metadata.accept_certified_data(self._context, self._hosts.get(host_id), change))
 
     def _on_sshd_down(self, host_id: HostId) -> None:
+        from imbue.mngr_vps_docker.lifecycle import power
+
         logger.info("The sshd of host {} does not answer; bringing it back ...", host_id)
-        with self._registry.alone(host_id, is_asked=True) as sighting:
-            operations.power.repair_host(self._context, sighting)
+        with self._hosts.alone(host_id, is_asked=True) as observed:
+            power.repair_host(self._context, observed)
 
     def _change_tags(self, host: HostInterface | HostId, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
-        sighting = self._registry.reached(_host_id(host))
-        self._registry.note_record(operations.metadata.change_tags(self._context, sighting, change))
+        from imbue.mngr_vps_docker.lifecycle import metadata
+
+        observed = self._hosts.reached(_host_id(host))
+        self._hosts.note_record(metadata.change_tags(self._context, observed, change))
 
 
 def _host_id(host: HostInterface | HostId) -> HostId:

@@ -19,18 +19,17 @@ from imbue.mngr.interfaces.host import OuterHostInterface
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.providers.base_provider import BaseProviderInstance
-from imbue.mngr_vps_docker import lifecycle as operations
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
 if TYPE_CHECKING:
     # Whatever mngr is told to do, it imports this module; most of it has nothing to do with a VPS.
-    from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
-    from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
+    from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
     from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
-    from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
-    from imbue.mngr_vps_docker.lifecycle.discover import Findings
-    from imbue.mngr_vps_docker.lifecycle.registry import HostRegistry
+    from imbue.mngr_vps_docker.hosts.discovery import Findings
+    from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+    from imbue.mngr_vps_docker.hosts.host_cache import HostCache
+    from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 
 
 class PackageHooks(BaseProviderInstance):
@@ -48,7 +47,9 @@ class PackageHooks(BaseProviderInstance):
 
     @cached_property
     def _context(self) -> "ProviderContext":
-        return operations.context.ProviderContext.kept_in(
+        from imbue.mngr_vps_docker.hosts import host_access
+
+        return host_access.ProviderContext.kept_in(
             self.mngr_ctx.profile_dir / "providers" / str(self.config.backend) / str(self.name),
             provider_name=self.name,
             prefix=self.mngr_ctx.config.prefix,
@@ -59,14 +60,18 @@ class PackageHooks(BaseProviderInstance):
         )
 
     @cached_property
-    def _registry(self) -> "HostRegistry":
-        package = operations.registry.ProviderPackage(
+    def _hosts(self) -> "HostCache":
+        from imbue.mngr_vps_docker.hosts import host_cache
+
+        package = host_cache.ProviderPackage(
             self._find_by_package, self._find_one_by_package, lambda: self._host_record_cache
         )
-        return operations.registry.HostRegistry(self._context, package)
+        return host_cache.HostCache(self._context, package)
 
     def _find_by_package(self) -> "Findings":
         """What a subclass finds by its own means, if it has its own."""
+        from imbue.mngr_vps_docker.hosts import discovery
+
         own, base = type(self), PackageHooks
         records: Sequence[VpsDockerHostRecord] = ()
         agents: Mapping[HostId, list[dict[str, Any]]] = {}
@@ -74,7 +79,7 @@ class PackageHooks(BaseProviderInstance):
             records, agents = self._discover_host_records_with_agents()
         elif own._discover_host_records is not base._discover_host_records:
             records = self._discover_host_records()
-        return operations.discover.Findings({record.host_id: record for record in records}, agents)
+        return discovery.Findings({record.host_id: record for record in records}, agents)
 
     def _find_one_by_package(self, host: HostId | HostName) -> "VpsDockerHostRecord | None":
         """What a subclass knows of a host that no listing has, by its own way or by what it put into the cache."""
@@ -85,13 +90,17 @@ class PackageHooks(BaseProviderInstance):
 
     def _parsed_build_args(self, build_args: Sequence[str] | None) -> "ParsedBuildArgs":
         """What ``-b`` arguments say to a subclass; raises VpsDockerError if it reads them in a form of its own."""
-        return operations.checks.checked_build_args(self._parse_build_args(build_args), type(self).__name__)
+        from imbue.mngr_vps_docker.lifecycle import checks
+
+        return checks.checked_build_args(self._parse_build_args(build_args), type(self).__name__)
 
     # --- hooks for provider packages ------------------------------------------------------------------------------
 
     def _parse_build_args(self, build_args: Sequence[str] | None) -> "ParsedBuildArgs":
         """Split ``-b`` arguments into the provider's own and those of ``docker build``."""
-        return operations.checks.read_build_args(self.config, build_args or ())
+        from imbue.mngr_vps_docker.lifecycle import checks
+
+        return checks.read_build_args(self.config, build_args or ())
 
     def _discover_host_records(self) -> "list[VpsDockerHostRecord]":
         """Every host record. A provider package may override this with its own way of finding its VPSes."""
@@ -101,14 +110,14 @@ class PackageHooks(BaseProviderInstance):
         self,
     ) -> "tuple[list[VpsDockerHostRecord], dict[HostId, list[dict[str, Any]]]]":
         """Every host record, and the data of each host's agents. A provider package may override this likewise."""
-        sightings = self._registry.seen()
-        records = [sighting.record for sighting in sightings if sighting.record is not None]
-        return records, {sighting.host_id: sighting.known_agents for sighting in sightings}
+        observed_hosts = self._hosts.seen()
+        records = [observed.record for observed in observed_hosts if observed.record is not None]
+        return records, {observed.host_id: observed.known_agents for observed in observed_hosts}
 
     def _find_host_record(self, host: HostId | HostName) -> "VpsDockerHostRecord | None":
         """The record of one host, or None if there is no such host."""
         try:
-            return self._registry.get(host).record
+            return self._hosts.get(host).record
         except HostNotFoundError:
             return None
 
@@ -119,12 +128,16 @@ class PackageHooks(BaseProviderInstance):
         It is waited for as briefly as in a listing. Raises VpsConnectionError for one that was silent when it was last
         asked: it is asked again in the background of a listing, for which nobody waits.
         """
-        with operations.views.listed_vps(self._context, vps_ip) as outer:
+        from imbue.mngr_vps_docker.hosts import mngr_hosts
+
+        with mngr_hosts.listed_vps(self._context, vps_ip) as outer:
             yield outer
 
     def _get_existing_host_store(self, outer: OuterHostInterface) -> "VpsDockerHostStore | None":
         """The record store on a VPS, or None while it has no state container."""
-        return operations.views.existing_store(self._context, outer)
+        from imbue.mngr_vps_docker.hosts import mngr_hosts
+
+        return mngr_hosts.existing_store(self._context, outer)
 
     def _get_vps_ssh_keypair(self) -> tuple[Path, str]:
         """The key pair with which this provider logs in to its VPSes: path of the private half, text of the public."""

@@ -1,9 +1,11 @@
 """Small values that every other module may use."""
 
+import re
 from datetime import UTC
 from datetime import datetime
 from enum import auto
 from typing import Annotated
+from typing import Final
 
 from pydantic import AfterValidator
 
@@ -35,3 +37,19 @@ def _in_utc(moment: datetime) -> datetime:
 
 UtcDatetime = Annotated[datetime, AfterValidator(_in_utc)]
 """A moment in UTC. One without a time zone, as many clouds' answers are read, is taken for UTC."""
+
+
+# Names of images as Docker reads them: https://github.com/distribution/reference, whose grammar this is.
+_COMPONENT: Final = r"[a-z0-9]+(?:(?:[_.]|__|-+)[a-z0-9]+)*"
+_DOMAIN_PART: Final = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_DOMAIN: Final = rf"(?:{_DOMAIN_PART}(?:\.{_DOMAIN_PART})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
+_TAG: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+_DIGEST: Final = r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}"
+_REFERENCE: Final = re.compile(rf"(?P<name>(?:{_DOMAIN}/)?{_COMPONENT}(?:/{_COMPONENT})*)(?::{_TAG})?(?:@{_DIGEST})?")
+_LONGEST_NAME: Final = 255
+
+
+def is_image_reference(text: str) -> bool:
+    """Whether ``text`` names an image: ``[registry[:port]/]name[:tag][@digest]``, or by its id."""
+    found = _REFERENCE.fullmatch(text)
+    return found is not None and len(found["name"]) <= _LONGEST_NAME

@@ -23,7 +23,7 @@ from imbue.mngr_vps_docker.ssh.framing import OutputReader
 from imbue.mngr_vps_docker.ssh.master import login_failure
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.process import run_process
-from imbue.mngr_vps_docker.terminal import printable
+from imbue.mngr_vps_docker.text import printable
 
 _POLL_SECONDS: Final = 0.2
 _RUN_TIMEOUT_SECONDS: Final = 120.0

@@ -41,7 +41,7 @@ def _are_many(contents: Sequence[bytes]) -> bool:
 
 
 def json_object(content: bytes) -> dict[str, Any]:
-    """Read a JSON object; raises UnusableDataError for anything else, and for what ``plain_json`` raises it."""
+    """Read a JSON object; raises UnusableDataError for anything else, and for what ``sanitize_json`` raises it."""
     try:
         # Not bytes: of those the parser guesses the encoding, and ``check_count`` does not.
         data = json.loads(content.decode("utf-8-sig", "surrogatepass"), parse_constant=_refuse)
@@ -50,10 +50,10 @@ def json_object(content: bytes) -> dict[str, Any]:
         raise UnusableDataError(f"not JSON: {error}") from error
     if not isinstance(data, dict):
         raise UnusableDataError("not a JSON object")
-    return {plain_json(name): plain_json(value) for name, value in data.items()}
+    return {sanitize_json(name): sanitize_json(value) for name, value in data.items()}
 
 
-def plain_json(data: Any, depth: int = 1) -> Any:
+def sanitize_json(data: Any, depth: int = 1) -> Any:
     """What Python read as JSON, so that it can be written again: halves of surrogate pairs in its text are replaced.
 
     Raises UnusableDataError for what others cannot write or count with: deep nesting, and numbers beyond 64 bits.
@@ -68,14 +68,14 @@ def plain_json(data: Any, depth: int = 1) -> Any:
         case float() if not math.isfinite(data):
             raise UnusableDataError("it holds a number of more than 64 bits")
         case list():
-            return [plain_json(value, depth + 1) for value in data]
+            return [sanitize_json(value, depth + 1) for value in data]
         case dict():
-            return {plain_json(name, depth): plain_json(value, depth + 1) for name, value in data.items()}
+            return {sanitize_json(name, depth): sanitize_json(value, depth + 1) for name, value in data.items()}
         case _:
             return data
 
 
-def as_moment(time: datetime | str) -> datetime:
+def parse_utc(time: datetime | str) -> datetime:
     """A time, also in the form of ISO 8601, as one of UTC where it says no zone.
 
     Raises UnusableDataError for what is no time, or none of this age.

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from support.operating_system import CORE_SYSTEMS
 from xdist.scheduler import LoadScopeScheduling
+
+from support.operating_system import CORE_SYSTEMS
 
 # No test depends on how fast a machine is. `make test-fast` tries fewer examples of each property than `make test`.
 settings.register_profile("unhurried", deadline=None)

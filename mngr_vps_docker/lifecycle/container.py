@@ -13,32 +13,32 @@ from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
 from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
 from imbue.mngr_vps_docker.config import LOOPBACK_ADDRESS
-from imbue.mngr_vps_docker.docker_commands import ContainerSpec
-from imbue.mngr_vps_docker.docker_commands import hidden
-from imbue.mngr_vps_docker.docker_exec import exec_step
-from imbue.mngr_vps_docker.docker_exec import judged
-from imbue.mngr_vps_docker.docker_objects import ContainerInfo
+from imbue.mngr_vps_docker.docker.commands import ContainerSpec
+from imbue.mngr_vps_docker.docker.commands import hidden
+from imbue.mngr_vps_docker.docker.exec import exec_step
+from imbue.mngr_vps_docker.docker.exec import judged
+from imbue.mngr_vps_docker.docker.models import ContainerInfo
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.docker_over_ssh import explaining_end
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
-from imbue.mngr_vps_docker.lifecycle.container_setup import HOST_CONTAINER_SCRIPT
-from imbue.mngr_vps_docker.lifecycle.container_setup import REFUSALS_SCRIPT
-from imbue.mngr_vps_docker.lifecycle.container_setup import STATE_CONTAINER_SCRIPT
-from imbue.mngr_vps_docker.lifecycle.container_setup import ContainerSetup
-from imbue.mngr_vps_docker.lifecycle.container_setup import setup_script
-from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_LABEL
-from imbue.mngr_vps_docker.lifecycle.context import HOST_NAME_LABEL
-from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_LABEL
-from imbue.mngr_vps_docker.lifecycle.context import TAGS_LABEL
-from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
-from imbue.mngr_vps_docker.remote_batch import ChainStep
+from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_LABEL
+from imbue.mngr_vps_docker.hosts.host_access import HOST_NAME_LABEL
+from imbue.mngr_vps_docker.hosts.host_access import PROVIDER_LABEL
+from imbue.mngr_vps_docker.hosts.host_access import TAGS_LABEL
+from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.setup.container_setup import HOST_CONTAINER_SCRIPT
+from imbue.mngr_vps_docker.setup.container_setup import REFUSALS_SCRIPT
+from imbue.mngr_vps_docker.setup.container_setup import STATE_CONTAINER_SCRIPT
+from imbue.mngr_vps_docker.setup.container_setup import ContainerSetup
+from imbue.mngr_vps_docker.setup.container_setup import setup_script
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
 from imbue.mngr_vps_docker.ssh.shell import Secret
-from imbue.mngr_vps_docker.terminal import logger
+from imbue.mngr_vps_docker.text import logger
 
 STATE_VOLUME_PATH = PurePosixPath("/mngr-state")
 CONTAINER_SSHD_PORT = 22
@@ -222,7 +222,11 @@ def _what_sshd_says(vps: SshConnection, container: str) -> str:
     """Why a container's sshd may refuse us, as far as the container can say, in one line."""
     try:
         said = DockerOverSsh(vps).exec(
-            container, REFUSALS_SCRIPT, purpose="read sshd's log", timeout_seconds=_LOG_SECONDS, effect=Effect.READS
+            container,
+            REFUSALS_SCRIPT,
+            purpose="read sshd's log",
+            timeout_seconds=_LOG_SECONDS,
+            effect=Effect.READ_ONLY,
         )
     except VpsDockerError as error:
         return str(error)

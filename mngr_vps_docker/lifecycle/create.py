@@ -15,9 +15,9 @@ from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
 from imbue.mngr_vps_docker.config import LOOPBACK_ADDRESS
-from imbue.mngr_vps_docker.docker_commands import inspect_container_argv
-from imbue.mngr_vps_docker.docker_errors import checked_docker
-from imbue.mngr_vps_docker.docker_objects import parse_container
+from imbue.mngr_vps_docker.docker.commands import inspect_container_argv
+from imbue.mngr_vps_docker.docker.errors import checked_docker
+from imbue.mngr_vps_docker.docker.models import parse_container
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.docker_over_ssh import docker_step
 from imbue.mngr_vps_docker.docker_over_ssh import new_container_id
@@ -27,43 +27,43 @@ from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
-from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
-from imbue.mngr_vps_docker.host_store import VpsHostConfig
-from imbue.mngr_vps_docker.journal import HostPhase
-from imbue.mngr_vps_docker.journal import JournalEntry
+from imbue.mngr_vps_docker.errors import describe_error
+from imbue.mngr_vps_docker.hosts.cloud_resources import delete_instance_of
+from imbue.mngr_vps_docker.hosts.cloud_resources import delete_key_of
+from imbue.mngr_vps_docker.hosts.cloud_resources import delete_uploaded_key
+from imbue.mngr_vps_docker.hosts.cloud_resources import key_name
+from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_TAG
+from imbue.mngr_vps_docker.hosts.host_access import HOST_NAME_TAG
+from imbue.mngr_vps_docker.hosts.host_access import PROVIDER_TAG
+from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
 from imbue.mngr_vps_docker.lifecycle.container import check_setup
 from imbue.mngr_vps_docker.lifecycle.container import enter_container
 from imbue.mngr_vps_docker.lifecycle.container import host_container
 from imbue.mngr_vps_docker.lifecycle.container import setup_step
 from imbue.mngr_vps_docker.lifecycle.container import state_container
-from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_TAG
-from imbue.mngr_vps_docker.lifecycle.context import HOST_NAME_TAG
-from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_TAG
-from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
 from imbue.mngr_vps_docker.lifecycle.creation import Creation
-from imbue.mngr_vps_docker.lifecycle.destroy import delete_instance_of
-from imbue.mngr_vps_docker.lifecycle.destroy import delete_key_of
 from imbue.mngr_vps_docker.lifecycle.destroy import forget_host
 from imbue.mngr_vps_docker.lifecycle.image import prepare_image
 from imbue.mngr_vps_docker.lifecycle.interruption import ending_in_order
 from imbue.mngr_vps_docker.lifecycle.names import check_name_is_free
 from imbue.mngr_vps_docker.lifecycle.names import claiming_name
-from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 from imbue.mngr_vps_docker.lifecycle.steps import Step
-from imbue.mngr_vps_docker.lifecycle.steps import describe_error
 from imbue.mngr_vps_docker.lifecycle.steps import run_steps
-from imbue.mngr_vps_docker.lifecycle.uploaded_keys import key_name
-from imbue.mngr_vps_docker.lifecycle.uploaded_keys import take_key_back
+from imbue.mngr_vps_docker.lifecycle.vps_identity import activate_host_key
+from imbue.mngr_vps_docker.lifecycle.vps_identity import generate_host_key
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.ssh.remote_command import run_chain
 from imbue.mngr_vps_docker.ssh.user_config import refuse_forwarding
-from imbue.mngr_vps_docker.terminal import logger
-from imbue.mngr_vps_docker.vps_identity import make_host_key
-from imbue.mngr_vps_docker.vps_identity import take_host_key
-from imbue.mngr_vps_docker.vps_state import HostReading
+from imbue.mngr_vps_docker.state.local_store import HostPhase
+from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
+from imbue.mngr_vps_docker.state.record import VpsHostConfig
+from imbue.mngr_vps_docker.state.vps_state import HostReading
+from imbue.mngr_vps_docker.text import logger
 
 # Clouds have images whose root must set a password, or may not log in, until cloud-init has run.
 _ACCOUNT_GRACE_SECONDS = 60.0
@@ -79,7 +79,7 @@ KEEP_FAILED_HOSTS_VARIABLE = "MNGR_KEEP_FAILED_HOSTS"
 HOW_TO_REMOVE = "mngr gc --all-providers"
 
 
-def create_host(context: ProviderContext, request: CreateRequest) -> HostSighting:
+def create_host(context: ProviderContext, request: CreateRequest) -> ObservedHost:
     """Make the host and return it as it is then; on any failure, Ctrl-C included, leave nothing behind.
 
     With ``MNGR_KEEP_FAILED_HOSTS=1`` a failed host is kept, and the user is told how to get in and how to remove it.
@@ -88,7 +88,7 @@ def create_host(context: ProviderContext, request: CreateRequest) -> HostSightin
     # mngr pushes the agent's work by its own ssh, once all is paid for.
     address = LOOPBACK_ADDRESS if context.config.container_ssh_via_vps else _UNKNOWN_ADDRESS
     refuse_forwarding("root", address, context.config.container_ssh_port, context.runner, label="a new host")
-    with ending_in_order(), context.journal.owned(request.host_id):
+    with ending_in_order(), context.local_store.owned(request.host_id):
         creation = Creation(context, request, _new_entry(context, request))
         try:
             run_steps(CREATE_STEPS, creation, on_failure=lambda title, error: _is_taken_back(creation, title, error))
@@ -99,8 +99,8 @@ def create_host(context: ProviderContext, request: CreateRequest) -> HostSightin
                 for line in "".join(traceback.format_exception(error)).splitlines():
                     logger.debug("Creating {} failed: {}", request.name, line)
             raise _explained(creation, error) from error
-        context.journal.await_agent(request.host_id)
-    return HostSighting(
+        context.local_store.await_agent(request.host_id)
+    return ObservedHost(
         entry=creation.entry,
         reading=HostReading(request.host_id, record=creation.record, container=creation.container),
     )
@@ -125,9 +125,9 @@ def _is_of_a_stage(error: MngrError) -> bool:
     return isinstance(error, VpsDockerError) and not isinstance(error, UserInputError)
 
 
-def _new_entry(context: ProviderContext, request: CreateRequest) -> JournalEntry:
+def _new_entry(context: ProviderContext, request: CreateRequest) -> LocalHostRecord:
     created_at = datetime.now(UTC)
-    return JournalEntry(
+    return LocalHostRecord(
         host_id=request.host_id,
         host_name=request.name,
         phase=HostPhase.CREATING,
@@ -160,7 +160,7 @@ def _claim_name(creation: Creation) -> None:
     """Write the host down before the cloud hears of it, unless another process has taken its name meanwhile."""
     request = creation.request
     with claiming_name(creation.context, request.name, request.host_id, request.others):
-        creation.context.journal.write(creation.entry)
+        creation.context.local_store.write(creation.entry)
 
 
 def _upload_key(creation: Creation) -> None:
@@ -217,7 +217,7 @@ def _wait_for_docker(creation: Creation) -> None:
         wait_for_ready_command(timeout_seconds),
         purpose="wait for cloud-init and Docker",
         timeout_seconds=timeout_seconds + 30,
-        effect=Effect.READS,
+        effect=Effect.READ_ONLY,
     )
     try:
         outcome.checked()
@@ -231,9 +231,9 @@ def _wait_for_docker(creation: Creation) -> None:
 def _give_own_host_key(creation: Creation) -> None:
     context, host_id = creation.context, creation.host_id
     vps, injected = context.vps(creation.address, host_id), context.keys.vps_host_key(host_id).public_key
-    creation.vps_public_key = make_host_key(vps)
+    creation.vps_public_key = generate_host_key(vps)
     context.pin_vps(host_id, creation.address, injected, creation.vps_public_key)
-    take_host_key(vps, creation.vps_public_key)
+    activate_host_key(vps, creation.vps_public_key)
     context.pin_vps(host_id, creation.address, creation.vps_public_key)
 
 
@@ -297,7 +297,7 @@ def _take_key_back(creation: Creation) -> None:
     """The VPS has the public key; that the cloud has it no more says to other machines that the host is finished."""
     for pause_seconds in (*_KEY_PAUSES_SECONDS, None):
         try:
-            take_key_back(creation.context, creation.entry)
+            delete_uploaded_key(creation.context, creation.entry)
         except VpsDockerError as error:
             if pause_seconds is None:
                 logger.warning("The host is finished all the same, and the next command tries again: {}", error)
@@ -362,7 +362,7 @@ def _certified_data(creation: Creation) -> CertifiedHostData:
     )
 
 
-def _undo(remove: Callable[[ProviderContext, JournalEntry], None]) -> Callable[[Creation], None]:
+def _undo(remove: Callable[[ProviderContext, LocalHostRecord], None]) -> Callable[[Creation], None]:
     def undo(creation: Creation) -> None:
         try:
             remove(creation.context, creation.entry)

@@ -9,16 +9,16 @@ from dataclasses import field
 from imbue.mngr.interfaces.data_types import ActivityConfig
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
-from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
-from imbue.mngr_vps_docker.docker_objects import ContainerInfo
+from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
+from imbue.mngr_vps_docker.docker.models import ContainerInfo
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
-from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
-from imbue.mngr_vps_docker.journal import JournalEntry
+from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.background import BackgroundWork
 from imbue.mngr_vps_docker.lifecycle.background import Milestone
-from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
-from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
+from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class CreateRequest:
     start_args: Sequence[str]
     tags: Mapping[str, str]
     activity: ActivityConfig
-    others: Sequence[HostSighting]
+    others: Sequence[ObservedHost]
     authorized_keys: Sequence[str] = ()
     known_hosts: Sequence[str] = ()
 
@@ -44,7 +44,7 @@ class Creation:
 
     context: ProviderContext
     request: CreateRequest
-    entry: JournalEntry
+    entry: LocalHostRecord
     is_docker_ready: Milestone = field(default_factory=Milestone)
     image_work: BackgroundWork[str] | None = None
     vps_public_key: str = ""
@@ -69,7 +69,7 @@ class Creation:
     def note(self, **changes: object) -> None:
         """Put what is now known of the host on disk, before anything else is done."""
         self.entry = self.entry.model_copy(update=changes)
-        self.context.journal.write(self.entry)
+        self.context.local_store.write(self.entry)
 
     def begin_image_work(self, title: str, work: Callable[[], str]) -> None:
         """Have the image prepared in the background from now on, until ``stop_image_work``."""

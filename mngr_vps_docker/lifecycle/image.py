@@ -8,20 +8,20 @@ from imbue.mngr.primitives import DockerBuilder
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import ImageReference
 from imbue.mngr.primitives import LogLevel
-from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
-from imbue.mngr_vps_docker.build_context import uploaded_build_context
-from imbue.mngr_vps_docker.docker_errors import DockerError
-from imbue.mngr_vps_docker.docker_errors import NoSuchImageError
+from imbue.mngr_vps_docker.builds.context import uploaded_build_context
+from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
+from imbue.mngr_vps_docker.docker.errors import DockerError
+from imbue.mngr_vps_docker.docker.errors import NoSuchImageError
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
+from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.background import Milestone
-from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.pipe import pipe
 from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.ssh.version import installed_openssh
-from imbue.mngr_vps_docker.terminal import logger
+from imbue.mngr_vps_docker.text import logger
 
 DEPOT_TOKEN_VARIABLE = "DEPOT_TOKEN"
 

@@ -26,25 +26,25 @@ from imbue.mngr.errors import HostNotFoundError
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostName
-from imbue.mngr_vps_docker.certified_changes import CertifiedDataChange
-from imbue.mngr_vps_docker.docker_errors import NoSuchVolumeError
+from imbue.mngr_vps_docker.docker.errors import NoSuchVolumeError
 from imbue.mngr_vps_docker.errors import RemoteOutputError
 from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
-from imbue.mngr_vps_docker.host_volume import COMPARED_BYTES
-from imbue.mngr_vps_docker.host_volume import HostVolumeOverSsh
-from imbue.mngr_vps_docker.host_volume import UnsafeVolumePathError
-from imbue.mngr_vps_docker.host_volume import WrongFileTypeError
+from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.checks import check_tags
 from imbue.mngr_vps_docker.lifecycle.container import certified_data_json
-from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.names import claiming_name
-from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
-from imbue.mngr_vps_docker.remote_batch import ChainStep
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.terminal import logger
+from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
+from imbue.mngr_vps_docker.state.certified_changes import CertifiedDataChange
+from imbue.mngr_vps_docker.state.host_volume import COMPARED_BYTES
+from imbue.mngr_vps_docker.state.host_volume import HostVolumeOverSsh
+from imbue.mngr_vps_docker.state.host_volume import UnsafeVolumePathError
+from imbue.mngr_vps_docker.state.host_volume import WrongFileTypeError
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
+from imbue.mngr_vps_docker.text import logger
 from imbue.mngr_vps_docker.untrusted import UnusableDataError
 from imbue.mngr_vps_docker.untrusted import json_object
 
@@ -65,25 +65,25 @@ RECORD_OWNED_FIELDS = frozenset(
 
 
 def update_record(
-    context: ProviderContext, sighting: HostSighting, change: Callable[[VpsDockerHostRecord], VpsDockerHostRecord]
+    context: ProviderContext, observed: ObservedHost, change: Callable[[VpsDockerHostRecord], VpsDockerHostRecord]
 ) -> VpsDockerHostRecord:
     """Change the record of a host in one atomic read-modify-write, and this machine's copy of it.
 
     In the place of one that cannot be read goes this machine's copy.
     """
-    last_seen = (context.journal.read(sighting.host_id) or sighting.entry).record
-    record = _store(context, sighting).update_host_record(sighting.host_id, change, last_seen=last_seen)
-    context.journal.update(sighting.host_id, record=record)
+    last_seen = (context.local_store.read(observed.host_id) or observed.entry).record
+    record = _store(context, observed).update_host_record(observed.host_id, change, last_seen=last_seen)
+    context.local_store.update(observed.host_id, record=record)
     return record
 
 
-def update_certified_data(context: ProviderContext, sighting: HostSighting, **changes: object) -> VpsDockerHostRecord:
+def update_certified_data(context: ProviderContext, observed: ObservedHost, **changes: object) -> VpsDockerHostRecord:
     """Set record-owned fields of a host's certified data, in the record and in data.json."""
-    return change_certified_data(context, sighting, lambda data: data.model_copy(update=changes))
+    return change_certified_data(context, observed, lambda data: data.model_copy(update=changes))
 
 
 def change_certified_data(
-    context: ProviderContext, sighting: HostSighting, change: CertifiedDataChange
+    context: ProviderContext, observed: ObservedHost, change: CertifiedDataChange
 ) -> VpsDockerHostRecord:
     """Let ``change`` compute new record-owned fields from the current ones, in the record and in data.json."""
 
@@ -91,23 +91,23 @@ def change_certified_data(
         data = change(record.certified_host_data).model_copy(update={"updated_at": datetime.now(UTC)})
         return record.model_copy(update={"certified_host_data": data})
 
-    with _changing_data_json(context, sighting):
+    with _changing_data_json(context, observed):
         for attempt in range(_MOST_ATTEMPTS):
-            found = _read_data_json(context, sighting)
-            record = update_record(context, sighting, _as_it_is if attempt else with_change)
+            found = _read_data_json(context, observed)
+            record = update_record(context, observed, _as_it_is if attempt else with_change)
             if found.data is None:
                 return record
             data = _with_owned_fields(found.data, record.certified_host_data)
-            if _replace_data_json(context, sighting, found, data):
+            if _replace_data_json(context, observed, found, data):
                 return record
-    raise _changed_by_others(sighting)
+    raise _changed_by_others(observed)
 
 
 @dataclass(frozen=True, slots=True)
 class ForeseenChange:
     """A change to what is known of a host, worked out before it is asked: ``steps`` of a chain make it.
 
-    They find out whether anything is not as it was last seen; ``settle`` then makes the change by asking.
+    They find out whether anything is not as it was last seen; ``apply_change`` then makes the change by asking.
     """
 
     change: CertifiedDataChange
@@ -115,14 +115,14 @@ class ForeseenChange:
     steps: Sequence[ChainStep]
 
 
-def foresee(
-    context: ProviderContext, sighting: HostSighting, change: CertifiedDataChange, *, is_in_data_json: bool = True
+def plan_change(
+    context: ProviderContext, observed: ObservedHost, change: CertifiedDataChange, *, is_in_data_json: bool = True
 ) -> ForeseenChange | None:
     """Work out a change as ``change_certified_data`` makes it; None where too little was seen of the host.
 
     What does not concern the host itself is left out of data.json.
     """
-    reading = sighting.reading
+    reading = observed.reading
     if reading is None or reading.record is None or (is_in_data_json and not reading.is_volume_read):
         return None
     seen = reading.record
@@ -130,43 +130,43 @@ def foresee(
     if (changed := change(seen.certified_host_data)) != seen.certified_host_data:
         changed = changed.model_copy(update={"updated_at": datetime.now(UTC)})
         record = seen.model_copy(update={"certified_host_data": changed})
-    steps = [_store(context, sighting).change_step(seen, record)]
+    steps = [_store(context, observed).change_step(seen, record)]
     if is_in_data_json and reading.data_json_sha256 is not None:
         try:
             old = CertifiedHostData.model_validate(reading.data_json)
         except ValidationError:
             return None
         data = _with_owned_fields(old, record.certified_host_data)
-        volume = host_volume(context, sighting)
+        volume = host_volume(context, observed)
         steps.append(volume.replace_step("data.json", _content(data), expected_sha256=reading.data_json_sha256))
     return ForeseenChange(change, record, steps)
 
 
-def settle(
-    context: ProviderContext, sighting: HostSighting, foreseen: ForeseenChange, outcomes: Sequence[CommandOutcome]
+def apply_change(
+    context: ProviderContext, observed: ObservedHost, foreseen: ForeseenChange, outcomes: Sequence[CommandOutcome]
 ) -> VpsDockerHostRecord:
     """See to it that a foreseen change is made, ``outcomes`` being those of its steps, and return the record."""
-    found_other = (_store(context, sighting).is_changed_meanwhile, HostVolumeOverSsh.is_changed_meanwhile)
+    found_other = (_store(context, observed).is_changed_meanwhile, HostVolumeOverSsh.is_changed_meanwhile)
     # No step is run after one that found something else.
     if any(is_changed(outcome) for is_changed, outcome in zip(found_other, outcomes, strict=False)):
-        return change_certified_data(context, sighting, foreseen.change)
+        return change_certified_data(context, observed, foreseen.change)
     record = foreseen.record
-    context.journal.update(sighting.host_id, record=record)
+    context.local_store.update(observed.host_id, record=record)
     return record
 
 
 def rename_host(
-    context: ProviderContext, sighting: HostSighting, name: HostName, others: Sequence[HostSighting]
+    context: ProviderContext, observed: ObservedHost, name: HostName, others: Sequence[ObservedHost]
 ) -> VpsDockerHostRecord:
     """Give a host another name, unless one of ``others`` has it or is being given it: HostNameConflictError."""
-    with claiming_name(context, name, sighting.host_id, others):
-        record = update_certified_data(context, sighting, host_name=str(name))
-        context.journal.update(sighting.host_id, host_name=str(name))
+    with claiming_name(context, name, observed.host_id, others):
+        record = update_certified_data(context, observed, host_name=str(name))
+        context.local_store.update(observed.host_id, host_name=str(name))
         return record
 
 
 def change_tags(
-    context: ProviderContext, sighting: HostSighting, change: Callable[[dict[str, str]], dict[str, str]]
+    context: ProviderContext, observed: ObservedHost, change: Callable[[dict[str, str]], dict[str, str]]
 ) -> VpsDockerHostRecord:
     """Let ``change`` compute a host's new tags from its current ones; see ``check_tags``."""
 
@@ -175,20 +175,20 @@ def change_tags(
         check_tags(tags)
         return data.model_copy(update={"user_tags": tags})
 
-    return change_certified_data(context, sighting, with_tags)
+    return change_certified_data(context, observed, with_tags)
 
 
 def accept_certified_data(
-    context: ProviderContext, sighting: HostSighting, change: CertifiedDataChange
+    context: ProviderContext, observed: ObservedHost, change: CertifiedDataChange
 ) -> VpsDockerHostRecord:
     """Make a change that mngr makes to a host, running or not, except to what the record owns."""
-    with _changing_data_json(context, sighting):
+    with _changing_data_json(context, observed):
         for _attempt in range(_MOST_ATTEMPTS):
-            found = _read_data_json(context, sighting)
-            record = update_record(context, sighting, partial(_with_change, change, found.data))
-            if _replace_data_json(context, sighting, found, record.certified_host_data):
+            found = _read_data_json(context, observed)
+            record = update_record(context, observed, partial(_with_change, change, found.data))
+            if _replace_data_json(context, observed, found, record.certified_host_data):
                 return record
-    raise _changed_by_others(sighting)
+    raise _changed_by_others(observed)
 
 
 def _with_change(
@@ -203,39 +203,39 @@ def _with_owned_fields(data: CertifiedHostData, owner: CertifiedHostData) -> Cer
     return data.model_copy(update={name: getattr(owner, name) for name in RECORD_OWNED_FIELDS})
 
 
-def _changed_by_others(sighting: HostSighting) -> VpsDockerError:
-    return VpsDockerError(f"data.json of {sighting.name} was changed by others {_MOST_ATTEMPTS} times in a row")
+def _changed_by_others(observed: ObservedHost) -> VpsDockerError:
+    return VpsDockerError(f"data.json of {observed.name} was changed by others {_MOST_ATTEMPTS} times in a row")
 
 
 def _as_it_is(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
     return record
 
 
-def persist_agent_data(context: ProviderContext, sighting: HostSighting, agent_data: Mapping[str, object]) -> None:
+def persist_agent_data(context: ProviderContext, observed: ObservedHost, agent_data: Mapping[str, object]) -> None:
     """Keep a copy of an agent's data for when the host is offline; of a stopped host, change the original too."""
-    _store(context, sighting).persist_agent_data(sighting.host_id, agent_data)
-    context.journal.note_agent(sighting.host_id)
+    _store(context, observed).persist_agent_data(observed.host_id, agent_data)
+    context.local_store.note_agent(observed.host_id)
     agent_id = str(agent_data.get("id"))
-    if not sighting.is_running and _has_live_agent(sighting, agent_id):
+    if not observed.is_running and _has_live_agent(observed, agent_id):
         path = f"agents/{agent_id}/data.json"
-        _write_on_volume(context, sighting, path, json.dumps(dict(agent_data), indent=2))
+        _write_on_volume(context, observed, path, json.dumps(dict(agent_data), indent=2))
 
 
-def remove_persisted_agent_data(context: ProviderContext, sighting: HostSighting, agent_id: AgentId) -> None:
+def remove_persisted_agent_data(context: ProviderContext, observed: ObservedHost, agent_id: AgentId) -> None:
     """Forget the copy of an agent's data."""
-    _store(context, sighting).remove_persisted_agent_data(sighting.host_id, agent_id)
+    _store(context, observed).remove_persisted_agent_data(observed.host_id, agent_id)
 
 
-def _has_live_agent(sighting: HostSighting, agent_id: str) -> bool:
-    return sighting.reading is not None and any(agent.get("id") == agent_id for agent in sighting.reading.live_agents)
+def _has_live_agent(observed: ObservedHost, agent_id: str) -> bool:
+    return observed.reading is not None and any(agent.get("id") == agent_id for agent in observed.reading.live_agents)
 
 
 @contextmanager
-def _changing_data_json(context: ProviderContext, sighting: HostSighting) -> Iterator[None]:
+def _changing_data_json(context: ProviderContext, observed: ObservedHost) -> Iterator[None]:
     """One change at a time of all processes of this machine, record and data.json together."""
-    with context.journal.alone(sighting.host_id, "data") as is_known:
+    with context.local_store.alone(observed.host_id, "data") as is_known:
         if not is_known:
-            raise sighting.problem or HostNotFoundError(sighting.host_id)
+            raise observed.problem or HostNotFoundError(observed.host_id)
         yield
 
 
@@ -247,24 +247,24 @@ class _DataJson:
     data: CertifiedHostData | None
 
 
-def _read_data_json(context: ProviderContext, sighting: HostSighting) -> _DataJson:
+def _read_data_json(context: ProviderContext, observed: ObservedHost) -> _DataJson:
     content = b""
     try:
-        content = host_volume(context, sighting).read_file("data.json", limit_bytes=COMPARED_BYTES)
+        content = host_volume(context, observed).read_file("data.json", limit_bytes=COMPARED_BYTES)
         return _DataJson(content, CertifiedHostData.model_validate(json_object(content)))
     except (FileNotFoundError, NoSuchVolumeError) as error:
-        logger.debug("Host {} has no data.json: {}", sighting.name, error)
+        logger.debug("Host {} has no data.json: {}", observed.name, error)
     # The container's own doing: a link, a pipe, a folder, a file of gigabytes, or one of anything.
     except (UnsafeVolumePathError, WrongFileTypeError, RemoteOutputError, UnusableDataError, ValidationError) as error:
-        logger.warning("Host {} has a data.json that cannot be read: {}", sighting.name, error)
+        logger.warning("Host {} has a data.json that cannot be read: {}", observed.name, error)
     return _DataJson(content, None)
 
 
 def _replace_data_json(
-    context: ProviderContext, sighting: HostSighting, found: _DataJson, data: CertifiedHostData
+    context: ProviderContext, observed: ObservedHost, found: _DataJson, data: CertifiedHostData
 ) -> bool:
     """Write data.json unless it was changed since it was ``found``, and say whether it was written."""
-    return host_volume(context, sighting).replace_file("data.json", _content(data), expected=found.content)
+    return host_volume(context, observed).replace_file("data.json", _content(data), expected=found.content)
 
 
 def _content(data: CertifiedHostData) -> bytes:
@@ -272,28 +272,28 @@ def _content(data: CertifiedHostData) -> bytes:
     return certified_data_json(data.model_copy(update={"stop_reason": None})).encode()
 
 
-def _write_on_volume(context: ProviderContext, sighting: HostSighting, path: str, content: str) -> None:
-    host_volume(context, sighting).write_files({path: content.encode()})
+def _write_on_volume(context: ProviderContext, observed: ObservedHost, path: str, content: str) -> None:
+    host_volume(context, observed).write_files({path: content.encode()})
 
 
-def host_volume(context: ProviderContext, sighting: HostSighting) -> HostVolumeOverSsh:
+def host_volume(context: ProviderContext, observed: ObservedHost) -> HostVolumeOverSsh:
     """The host's folder of mngr, as files on its VPS: to be read and written while the container is stopped, too."""
-    return HostVolumeOverSsh(connection=_vps(context, sighting), volume_name=host_volume_name(context, sighting))
+    return HostVolumeOverSsh(connection=_vps(context, observed), volume_name=host_volume_name(context, observed))
 
 
-def host_volume_name(context: ProviderContext, sighting: HostSighting) -> str:
+def host_volume_name(context: ProviderContext, observed: ObservedHost) -> str:
     """The Docker volume of a host: as its record says, else by convention."""
-    record = sighting.record
+    record = observed.record
     if record is not None and record.config is not None:
         return record.config.volume_name
-    return context.host_volume_name(sighting.host_id)
+    return context.host_volume_name(observed.host_id)
 
 
-def _store(context: ProviderContext, sighting: HostSighting) -> VpsDockerHostStore:
-    return context.store(_vps(context, sighting))
+def _store(context: ProviderContext, observed: ObservedHost) -> VpsDockerHostStore:
+    return context.store(_vps(context, observed))
 
 
-def _vps(context: ProviderContext, sighting: HostSighting) -> SshConnection:
-    if sighting.entry.vps_ip is None:
-        raise VpsDockerError(f"Host {sighting.name} has no VPS yet")
-    return context.vps(sighting.entry.vps_ip, sighting.host_id)
+def _vps(context: ProviderContext, observed: ObservedHost) -> SshConnection:
+    if observed.entry.vps_ip is None:
+        raise VpsDockerError(f"Host {observed.name} has no VPS yet")
+    return context.vps(observed.entry.vps_ip, observed.host_id)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imbue.mngr.errors import BaseMngrError
+from imbue.mngr_vps_docker.errors import describe_error
 from imbue.mngr_vps_docker.ssh.span import span
-from imbue.mngr_vps_docker.terminal import logger
+from imbue.mngr_vps_docker.text import logger
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,3 @@ def undo_steps[State](steps: Sequence[Step[State]], state: State) -> tuple[str, 
             problems.append(f"Could not take back '{step.title}': {describe_error(error)}")
             logger.error("{}", problems[-1])
     return tuple(problems)
-
-
-def describe_error(error: BaseException) -> str:
-    """What a user is told of ``error``: its text if it was meant for people, else with its type in front."""
-    return str(error) if isinstance(error, BaseMngrError) else f"{type(error).__name__}: {error}".rstrip(": ")

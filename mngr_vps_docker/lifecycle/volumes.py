@@ -7,10 +7,10 @@ from imbue.mngr.interfaces.data_types import VolumeInfo
 from imbue.mngr.interfaces.volume import HostVolume
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import VolumeId
-from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
+from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.metadata import host_volume
 from imbue.mngr_vps_docker.lifecycle.metadata import host_volume_name
-from imbue.mngr_vps_docker.lifecycle.sighting import HostSighting
 
 
 def host_id_of(volume_id: VolumeId) -> HostId:
@@ -18,31 +18,33 @@ def host_id_of(volume_id: VolumeId) -> HostId:
     return HostId(f"host-{volume_id.get_uuid().hex}")
 
 
-def list_volumes(context: ProviderContext, sightings: Iterable[HostSighting]) -> list[VolumeInfo]:
+def list_volumes(context: ProviderContext, observed_hosts: Iterable[ObservedHost]) -> list[VolumeInfo]:
     """The volumes of all hosts.
 
     Raises ProviderUnavailableError if any host could not be read: mngr's gc deletes the volumes of hosts that it did
     not see, and goes on without this provider's.
     """
-    sightings = list(sightings)
-    unread = [sighting.name for sighting in sightings if sighting.problem is not None and sighting.reading is None]
+    observed_hosts = list(observed_hosts)
+    unread = [
+        observed.name for observed in observed_hosts if observed.problem is not None and observed.reading is None
+    ]
     if unread:
         reason = f"Volumes are not listed while hosts cannot be read: {', '.join(unread)}"
         raise ProviderUnavailableError(context.provider_name, reason)
     return [
         VolumeInfo(
-            volume_id=VolumeId(f"vol-{sighting.host_id.get_uuid().hex}"),
-            name=host_volume_name(context, sighting),
+            volume_id=VolumeId(f"vol-{observed.host_id.get_uuid().hex}"),
+            name=host_volume_name(context, observed),
             size_bytes=0,
-            host_id=sighting.host_id,
+            host_id=observed.host_id,
         )
-        for sighting in sightings
-        if sighting.reading is not None and sighting.record is not None
+        for observed in observed_hosts
+        if observed.reading is not None and observed.record is not None
     ]
 
 
-def volume_for_host(context: ProviderContext, sighting: HostSighting) -> HostVolume | None:
+def volume_for_host(context: ProviderContext, observed: ObservedHost) -> HostVolume | None:
     """The host's folder of mngr, readable while the host is stopped; None while its VPS cannot be read."""
-    if sighting.reading is None or sighting.record is None:
+    if observed.reading is None or observed.record is None:
         return None
-    return HostVolume(volume=host_volume(context, sighting))
+    return HostVolume(volume=host_volume(context, observed))

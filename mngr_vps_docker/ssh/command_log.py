@@ -18,12 +18,12 @@ from imbue.mngr_vps_docker.files import PRIVATE_FILE_MODE
 from imbue.mngr_vps_docker.files import is_at
 from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.files import make_private_folder
-from imbue.mngr_vps_docker.ssh.shell import joined
-from imbue.mngr_vps_docker.ssh.shell import quoted
-from imbue.mngr_vps_docker.terminal import data_without_passwords
-from imbue.mngr_vps_docker.terminal import logger
-from imbue.mngr_vps_docker.terminal import printable
-from imbue.mngr_vps_docker.terminal import without_passwords
+from imbue.mngr_vps_docker.ssh.shell import join
+from imbue.mngr_vps_docker.ssh.shell import quote
+from imbue.mngr_vps_docker.text import data_without_passwords
+from imbue.mngr_vps_docker.text import logger
+from imbue.mngr_vps_docker.text import printable
+from imbue.mngr_vps_docker.text import without_passwords
 
 TRACE_VARIABLE: Final = "MNGR_VPS_TRACE"
 _ROTATE_AT_BYTES: Final = 10 << 20
@@ -68,7 +68,7 @@ class LoggedCommand:
     def command_line(self) -> str:
         """The command as one line to paste into a terminal."""
         # printf is a part of the shell, and takes what no argument of a program holds.
-        return joined(self.argv) if self.script is None else f"printf %s {quoted(self.script)} | {joined(self.argv)}"
+        return join(self.argv) if self.script is None else f"printf %s {quote(self.script)} | {join(self.argv)}"
 
     @property
     def result(self) -> str:

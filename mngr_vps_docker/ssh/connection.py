@@ -33,15 +33,15 @@ from imbue.mngr_vps_docker.ssh.probe import PROBE_TIMEOUT_SECONDS
 from imbue.mngr_vps_docker.ssh.probe import probe_failure
 from imbue.mngr_vps_docker.ssh.process import OnChunk
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
-from imbue.mngr_vps_docker.ssh.process import Stop
+from imbue.mngr_vps_docker.ssh.process import StopReason
 from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.ssh.readiness import wait_until_ready
 from imbue.mngr_vps_docker.ssh.session import run_in_session
 from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
-from imbue.mngr_vps_docker.ssh.shell import joined
+from imbue.mngr_vps_docker.ssh.shell import join
+from imbue.mngr_vps_docker.ssh.shell import redacted
 from imbue.mngr_vps_docker.ssh.shell import secret_names
 from imbue.mngr_vps_docker.ssh.shell import shell_argv
-from imbue.mngr_vps_docker.ssh.shell import shown
 from imbue.mngr_vps_docker.ssh.span import current_span
 from imbue.mngr_vps_docker.ssh.standard_input import MeteredInput
 from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
@@ -105,7 +105,7 @@ class SshConnection:
         timeout_seconds: float,
         idle_timeout_seconds: float | None = None,
         stdin: StandardInput = None,
-        effect: Effect = Effect.ONCE,
+        effect: Effect = Effect.NON_IDEMPOTENT,
         limit_bytes: int = _OUTPUT_BYTES,
     ) -> CommandOutcome:
         """Run shell text ``command`` on the machine and return its outcome; never raises for what happens remotely.
@@ -129,7 +129,7 @@ class SshConnection:
         timeout_seconds: float,
         idle_timeout_seconds: float | None = None,
         stdin: StandardInput = None,
-        effect: Effect = Effect.ONCE,
+        effect: Effect = Effect.NON_IDEMPOTENT,
     ) -> CommandOutcome:
         """Like ``run``, and hand each line to ``on_line(line, is_stdout)`` as it comes.
 
@@ -154,7 +154,9 @@ class SshConnection:
     ) -> CommandOutcome:
         """Like ``stream``, for output that is not text; what ``on_chunk(chunk, is_stdout)`` raises ends it."""
         reader = OutputReader(on_chunk=on_chunk, tail_bytes=_TAIL_BYTES)
-        return self._run(_Call(command, purpose, timeout_seconds, idle_timeout_seconds, stdin, Effect.ONCE), reader)
+        return self._run(
+            _Call(command, purpose, timeout_seconds, idle_timeout_seconds, stdin, Effect.NON_IDEMPOTENT), reader
+        )
 
     def wait_until_ready(self, timeout_seconds: float, *, account_grace_seconds: float = 0.0) -> str:
         """Wait until the machine lets us in, under the pinned host key, and a command gives its exact output.
@@ -174,7 +176,7 @@ class SshConnection:
             if failure is not None:
                 return failure
             outcome = self.run(
-                PROBE_COMMAND, purpose=PROBE_PURPOSE, timeout_seconds=PROBE_TIMEOUT_SECONDS, effect=Effect.READS
+                PROBE_COMMAND, purpose=PROBE_PURPOSE, timeout_seconds=PROBE_TIMEOUT_SECONDS, effect=Effect.READ_ONLY
             )
             greeting = outcome.greeting.strip()
             failure = probe_failure(outcome)
@@ -196,7 +198,7 @@ class SshConnection:
             purpose=f"read {path}",
             timeout_seconds=_LONGEST_READ_SECONDS,
             idle_timeout_seconds=_IDLE_TRANSFER_SECONDS,
-            effect=Effect.READS,
+            effect=Effect.READ_ONLY,
             limit_bytes=limit_bytes,
         )
         if outcome.exit_code == NO_SUCH_FILE:
@@ -214,7 +216,7 @@ class SshConnection:
             purpose=f"write {path}",
             timeout_seconds=_IDLE_TRANSFER_SECONDS + len(content) / _SLOWEST_BYTES_PER_SECOND,
             stdin=content,
-            effect=Effect.REPEATABLE,
+            effect=Effect.IDEMPOTENT,
         ).checked()
 
     @property
@@ -224,7 +226,7 @@ class SshConnection:
 
     def ssh_command(self, command: str | None = None) -> str:
         """A command line to paste into a terminal: ``command`` (or a shell) on the machine, by a login of its own."""
-        return joined(standalone_argv(self.target, command))
+        return join(standalone_argv(self.target, command))
 
     def close(self) -> None:
         """End the shared connection to the machine, if one is open."""
@@ -250,17 +252,17 @@ class SshConnection:
         if self._is_abandoned or call.seconds_left <= 0:
             return False
         if outcome.status is OutcomeStatus.LOST:
-            may_run_again = call.effect is not Effect.ONCE and is_repeatable(call.stdin)
+            may_run_again = call.effect is not Effect.NON_IDEMPOTENT and is_repeatable(call.stdin)
             return may_run_again and attempt < _MAX_REPEATS and not outcome.detail
         # Other processes use the machine's sessions too; one that is refused has done nothing.
         return outcome.reason is NotStartedReason.SESSION_REFUSED and time.monotonic() < give_up_at
 
     def _attempt(self, call: "_Call", reader: OutputReader) -> CommandOutcome:
         """Run the command once and log it, however it ends."""
-        line = shown(call.command)
-        is_long = _is_too_long(joined(shell_argv(line)))
-        argv = standalone_argv(self.target, joined(shell_argv(RUN_STDIN if is_long else line)))
-        trace(f"+ {joined(argv)}")
+        line = redacted(call.command)
+        is_long = _is_too_long(join(shell_argv(line)))
+        argv = standalone_argv(self.target, join(shell_argv(RUN_STDIN if is_long else line)))
+        trace(f"+ {join(argv)}")
         metered = None if call.stdin is None else MeteredInput(call.stdin)
         log_id = secrets.token_hex(4)
         began, started = datetime.now(UTC), time.monotonic()
@@ -278,7 +280,7 @@ class SshConnection:
                 machine=self.target.name,
                 host_id=self.target.host_key_alias or self.target.host,
                 purpose=call.purpose,
-                is_read_only=call.effect is Effect.READS,
+                is_read_only=call.effect is Effect.READ_ONLY,
                 argv=argv,
                 script=line if is_long else None,
                 secrets=secret_names(call.command),
@@ -303,7 +305,7 @@ class SshConnection:
         argv: tuple[str, ...],
         elapsed_seconds: float,
         failure: LoginFailure | None,
-        stop: Stop | None,
+        stop: StopReason | None,
         log_id: str,
     ) -> CommandOutcome:
         exit_code = reader.exit_code
@@ -311,15 +313,15 @@ class SshConnection:
             status = OutcomeStatus.NEVER_STARTED
         elif reader.excess is not None:
             status = OutcomeStatus.TOO_MUCH_OUTPUT
-        elif stop in (Stop.DEADLINE, Stop.IDLE):
+        elif stop in (StopReason.DEADLINE, StopReason.IDLE):
             status = OutcomeStatus.TIMED_OUT
         elif exit_code is None:
             status = OutcomeStatus.LOST
         else:
             status = OutcomeStatus.COMPLETED
         detail = reader.excess or "" if failure is None else failure.detail
-        if stop in (Stop.IDLE, Stop.UNANSWERED):
-            silent_seconds = call.idle_timeout_seconds if stop is Stop.IDLE else elapsed_seconds
+        if stop in (StopReason.IDLE, StopReason.UNANSWERED):
+            silent_seconds = call.idle_timeout_seconds if stop is StopReason.IDLE else elapsed_seconds
             detail = f"nothing was heard for {silent_seconds:.0f} s"
         return CommandOutcome(
             status=status,
@@ -339,12 +341,12 @@ class SshConnection:
 
     def _when_there_is_a_session(
         self, call: "_Call", reader: OutputReader, metered: MeteredInput | None
-    ) -> tuple[LoginFailure | None, Stop | None]:
+    ) -> tuple[LoginFailure | None, StopReason | None]:
         """Run one attempt; return why it never started, if it did not, and why we ended it, if we did."""
         if self._is_abandoned:
             return LoginFailure(NotStartedReason.OTHER, "it is not wanted any more"), None
         if call.seconds_left <= 0:
-            return None, Stop.DEADLINE
+            return None, StopReason.DEADLINE
         if not self._sessions.acquire(timeout=call.seconds_left):
             return LoginFailure(NotStartedReason.BUSY, f"{_MAX_SESSIONS} other commands are running there"), None
         try:
@@ -354,7 +356,7 @@ class SshConnection:
 
     def _over_shared_connection(
         self, call: "_Call", reader: OutputReader, metered: MeteredInput | None
-    ) -> tuple[LoginFailure | None, Stop | None]:
+    ) -> tuple[LoginFailure | None, StopReason | None]:
         # The shared connection is nearly always there, and asking first would cost time.
         failure: LoginFailure | None = None
         for is_last in (False, True):
@@ -372,12 +374,12 @@ class SshConnection:
             if session.refusal is not None:
                 return LoginFailure(NotStartedReason.ACCOUNT_REFUSED, session.refusal), None
             # That it had not begun in time is no proof of anything: the shared connection is left to the others.
-            if session.may_have_begun or session.stop in (Stop.DEADLINE, Stop.IDLE):
+            if session.may_have_begun or session.stop in (StopReason.DEADLINE, StopReason.IDLE):
                 return None, session.stop
             silence = LoginFailure(
                 NotStartedReason.CONNECT_TIMEOUT, f"it has not answered for {session.elapsed_seconds:.0f} s"
             )
-            if session.stop is Stop.UNANSWERED:
+            if session.stop is StopReason.UNANSWERED:
                 # If the machine is gone, the keepalives of the master end it, and the next command logs in.
                 return silence, None
             failure = login_failure(session.messages)

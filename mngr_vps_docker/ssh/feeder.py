@@ -15,7 +15,7 @@ _POLL_SECONDS: Final = 0.1
 _FAREWELL_SECONDS: Final = 2 * _POLL_SECONDS
 
 
-class Feeder:
+class StdinWriter:
     """Writes ``chunks`` to ``pipe`` from a thread of its own, and closes it after the last.
 
     ``fileno()`` becomes readable when it has ended; a program that ends without having read all of it is no error.

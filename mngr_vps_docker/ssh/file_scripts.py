@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from imbue.mngr_vps_docker.ssh.shell import ShellText
-from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.ssh.shell import quote
 
 # Exit codes of our own, apart from those of the tools.
 NO_SUCH_FILE: Final = 44
@@ -16,7 +16,7 @@ CUT_OFF: Final = 83
 
 def read_script(path: str, most_bytes: int) -> ShellText:
     """Print a file, or the first ``most_bytes`` of it; ends with NO_SUCH_FILE where there is none."""
-    word = quoted(path)
+    word = quote(path)
     return ShellText(f"[ -e {word} ] || exit {NO_SUCH_FILE}; exec head -c {most_bytes} <{word}")
 
 
@@ -25,8 +25,8 @@ def write_script(path: str, size_bytes: int, mode: int | None) -> ShellText:
 
     A file that gets a mode has it before it has a content: nobody reads a secret meanwhile.
     """
-    word = quoted(path)
-    steps = [f"mkdir -p -- {quoted(PurePosixPath(path).parent)}"]
+    word = quote(path)
+    steps = [f"mkdir -p -- {quote(PurePosixPath(path).parent)}"]
     if mode is not None:
         steps += [f"(umask 077; : >>{word})", f"chmod {mode | 0o600:o} {word}"]
     steps += [f"cat >{word}", f"{{ [ ! -f {word} ] || {_is_whole(word, size_bytes)}; }}"]
@@ -43,9 +43,9 @@ def replace_script(path: str, size_bytes: int, mode: int | None) -> ShellText:
     # A shell's arithmetic takes the mask, which begins with 0, for octal.
     kept = 'stat -c %a -- "$path" 2>/dev/null || printf %o $((0666 & ~$(umask)))'
     return ShellText(f"""\
-path={quoted(path)}
+path={quote(path)}
 [ ! -L "$path" ] || path=$(readlink -f -- "$path") || exit
-mkdir -p -- {quoted(PurePosixPath(path).parent)} || exit
+mkdir -p -- {quote(PurePosixPath(path).parent)} || exit
 trap 'rm -f -- "$new"' EXIT
 trap 'exit 143' HUP INT TERM
 new=$(mktemp -- "$path.XXXXXXXX") || exit

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 from typing import NoReturn
 
-from imbue.mngr_vps_docker.ssh.shell import for_stdin
-from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.ssh.shell import as_stdin
+from imbue.mngr_vps_docker.ssh.shell import quote
 from imbue.mngr_vps_docker.ssh.shell import run_from_stdin
 
 # ASCII's record separator: hardly ever printed, so that a stream is hardly ever held back to see what follows.
@@ -63,11 +63,11 @@ class Framing:
         connection is lost.
         """
         if not is_watched:
-            return for_stdin(command)
+            return as_stdin(command)
         # In the background, and not a child of the command's shell, whose `wait` would wait for it. It ends
         # timeout(1), which ends all that it runs; once that is gone, another process may have its pid.
         end = f"read -r _ <&3; trap '' TERM; grep -q {self.nonce} /proc/$PPID/cmdline && kill -TERM $PPID $$"
-        return f"exec 3<&0 </dev/null; ({{ {end}; }} >/dev/null 2>&1 &); exec 3<&-; ".encode() + for_stdin(command)
+        return f"exec 3<&0 </dev/null; ({{ {end}; }} >/dev/null 2>&1 &); exec 3<&-; ".encode() + as_stdin(command)
 
     def wrap(self, script_bytes: int, timeout_seconds: float) -> str:
         """Shell text that runs a ``script`` of that size between its markers, ended by the machine at its deadline.
@@ -82,10 +82,10 @@ class Framing:
         script = (
             f'command -v timeout >/dev/null || timeout() {{ shift 3; "$@"; }}; {start}; {start} >&2;'
             " read -r began _ 2>/dev/null </proc/uptime;"
-            f" timeout -k {_KILL_AFTER_SECONDS} {timeout_seconds:g} sh -c {quoted(run)}; rc=$?;"
+            f" timeout -k {_KILL_AFTER_SECONDS} {timeout_seconds:g} sh -c {quote(run)}; rc=$?;"
             f" read -r ended _ 2>/dev/null </proc/uptime; {end}; {end} >&2; exit $rc"
         )
-        return f"sh -c {quoted(script)}"
+        return f"sh -c {quote(script)}"
 
     def end_command(self, process_id: int) -> str:
         """Shell text that ends what ``process_id``, of the start line, is running, just as its deadline would.

@@ -167,7 +167,7 @@ class SshMaster:
 
     def _log_in(self, control_path: Path, connect_timeout_seconds: float) -> LoginFailure | None:
         installed_openssh()
-        _remove_traces_of_what_has_ended(control_path.parent)
+        _remove_stale_files(control_path.parent)
         with tempfile.TemporaryDirectory(prefix="mngr-vps-ssh-") as folder:
             log_file = Path(folder) / "log"
             target = replace(self.target, connect_timeout_seconds=connect_timeout_seconds)
@@ -284,7 +284,7 @@ def _beginning(log_file: Path) -> str:
         return ""
 
 
-def _remove_traces_of_what_has_ended(folder: Path) -> None:
+def _remove_stale_files(folder: Path) -> None:
     """Remove what masters have left that ended by themselves, some time after that, and processes that were killed."""
     for lock_path in folder.glob("*.lock"):
         with suppress(FileNotFoundError, BlockingIOError):

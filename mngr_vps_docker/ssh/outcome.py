@@ -23,9 +23,9 @@ class Effect(UpperCaseStrEnum):
     Only the first two may be repeated when a connection was lost half-way; only the first is ever replayed.
     """
 
-    READS = auto()
-    REPEATABLE = auto()
-    ONCE = auto()
+    READ_ONLY = auto()
+    IDEMPOTENT = auto()
+    NON_IDEMPOTENT = auto()
 
 
 class OutcomeStatus(UpperCaseStrEnum):

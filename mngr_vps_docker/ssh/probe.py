@@ -6,14 +6,14 @@ from imbue.mngr_vps_docker.ssh.master import LoginFailure
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.ssh.shell import quote
 
 PROBE_PURPOSE: Final = "check that commands give their exact output"
 PROBE_TIMEOUT_SECONDS: Final = 20.0
 
 # What shells, terminals and encodings are most likely to change.
 _TEXT: Final = "\\\\ \\n !x ' \" $HOME `id` * ~ #\n."
-PROBE_COMMAND: Final = f"printf %s {quoted(_TEXT)}"
+PROBE_COMMAND: Final = f"printf %s {quote(_TEXT)}"
 
 
 def probe_failure(outcome: CommandOutcome) -> LoginFailure | None:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from imbue.imbue_common.enums import UpperCaseStrEnum
 from imbue.mngr.errors import BinaryNotInstalledError
-from imbue.mngr_vps_docker.ssh.feeder import Feeder
+from imbue.mngr_vps_docker.ssh.feeder import StdinWriter
 from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
 from imbue.mngr_vps_docker.ssh.standard_input import chunks_of
 
@@ -33,7 +33,7 @@ _DRAIN_SECONDS: Final = 1.0
 _TERMINATION_SECONDS: Final = 2.0
 
 
-class Stop(UpperCaseStrEnum):
+class StopReason(UpperCaseStrEnum):
     """Why we ended a program that had not ended by itself."""
 
     DEADLINE = auto()
@@ -50,11 +50,11 @@ class ProcessResult:
     exit_code: int | None
     stdout: bytes
     stderr: bytes
-    stop: Stop | None = None
+    stop: StopReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class Liveness:
     """What is to be seen to while a program runs.
 
     Whenever it has said nothing for ``every_seconds``, ``is_alive`` decides whether to go on. Once it ``is_complete``,
@@ -65,7 +65,7 @@ class Watch:
     every_seconds: float
     is_alive: Callable[[], bool]
     is_complete: Callable[[], bool]
-    give_up: Callable[[Stop | None], None]
+    give_up: Callable[[StopReason | None], None]
 
 
 class ProcessRunner(Protocol):
@@ -78,7 +78,7 @@ class ProcessRunner(Protocol):
         timeout_seconds: float,
         stdin: StandardInput = None,
         on_chunk: OnChunk | None = None,
-        watch: Watch | None = None,
+        watch: Liveness | None = None,
         idle_timeout_seconds: float | None = None,
     ) -> ProcessResult:
         """Run ``argv`` with ``stdin`` (nothing, if None) and return how it ended.
@@ -97,15 +97,15 @@ def run_process(
     timeout_seconds: float,
     stdin: StandardInput = None,
     on_chunk: OnChunk | None = None,
-    watch: Watch | None = None,
+    watch: Liveness | None = None,
     idle_timeout_seconds: float | None = None,
 ) -> ProcessResult:
     """The real ProcessRunner."""
     deadline = time.monotonic() + timeout_seconds
-    stop: Stop | None = None
+    stop: StopReason | None = None
     exit_code: int | None = None
     process = _start(argv, has_stdin=stdin is not None)
-    feeder: Feeder | None = None
+    feeder: StdinWriter | None = None
     collected: dict[bool, bytearray] = {True: bytearray(), False: bytearray()}
 
     def collect(chunk: bytes, is_stdout: bool) -> None:
@@ -113,12 +113,12 @@ def run_process(
 
     try:
         if process.stdin is not None:
-            feeder, process.stdin = Feeder(chunks_of(stdin), process.stdin), None
+            feeder, process.stdin = StdinWriter(chunks_of(stdin), process.stdin), None
         stop = _exchange(process, feeder, on_chunk or collect, deadline, watch, idle_timeout_seconds)
         if stop is None:
             exit_code = process.wait(max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        stop = Stop.DEADLINE
+        stop = StopReason.DEADLINE
     finally:
         try:
             if exit_code is None and watch is not None:
@@ -148,12 +148,12 @@ def _start(argv: Sequence[str], *, has_stdin: bool) -> subprocess.Popen[bytes]:
 
 def _exchange(
     process: subprocess.Popen[bytes],
-    feeder: Feeder | None,
+    feeder: StdinWriter | None,
     on_chunk: OnChunk,
     deadline: float,
-    watch: Watch | None,
+    watch: Liveness | None,
     idle_timeout_seconds: float | None,
-) -> Stop | None:
+) -> StopReason | None:
     """Pass output on until the program has closed both its streams; say why, if it was given up before."""
     idle_seconds = math.inf if idle_timeout_seconds is None else idle_timeout_seconds
     stall_seconds = math.inf if watch is None else watch.every_seconds
@@ -183,18 +183,18 @@ def _exchange(
             if watch is not None and math.isinf(drained_at) and watch.is_complete():
                 drained_at = now + _DRAIN_SECONDS
             if open_streams and now >= deadline:
-                return Stop.DEADLINE
+                return StopReason.DEADLINE
             if open_streams and now >= drained_at:
-                return Stop.COMPLETE
+                return StopReason.COMPLETE
             # What is there is taken before anybody is judged by it.
             if ready or now < next_at:
                 continue
             if feeder is not None and feeder.flowed_at > flowed_at:
                 continue
             if now >= flowed_at + idle_seconds:
-                return Stop.IDLE
+                return StopReason.IDLE
             if watch is not None and not watch.is_alive():
-                return Stop.STALLED
+                return StopReason.STALLED
             checked_at = time.monotonic()
     return None
 

@@ -14,13 +14,13 @@ from imbue.mngr_vps_docker.ssh.framing import OutputReader
 from imbue.mngr_vps_docker.ssh.framing import is_time_out
 from imbue.mngr_vps_docker.ssh.master import SshMaster
 from imbue.mngr_vps_docker.ssh.master import client_log_prefix
+from imbue.mngr_vps_docker.ssh.process import Liveness
 from imbue.mngr_vps_docker.ssh.process import ProcessResult
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
-from imbue.mngr_vps_docker.ssh.process import Stop
-from imbue.mngr_vps_docker.ssh.process import Watch
-from imbue.mngr_vps_docker.ssh.standard_input import Gate
+from imbue.mngr_vps_docker.ssh.process import StopReason
 from imbue.mngr_vps_docker.ssh.standard_input import PrecededInput
 from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
+from imbue.mngr_vps_docker.ssh.standard_input import StdinGate
 from imbue.mngr_vps_docker.ssh.standard_input import chunks_of
 from imbue.mngr_vps_docker.ssh.standard_input import is_repeatable
 from imbue.mngr_vps_docker.ssh.target import shared_argv
@@ -30,7 +30,7 @@ _GRACE_SECONDS: Final = 1.5
 # A command says at its start that it has begun. While it does not, the master may be wedged, or the machine gone.
 _STALL_SECONDS: Final = 3.0
 # A command that runs is not given up because its master was once slow to answer, on a busy machine.
-_SILENCES_OF_THE_DEAD: Final = 3
+_MAX_MISSED_HEALTH_CHECKS: Final = 3
 # What ending a command takes, on a connection that just worked, while somebody waits for Ctrl-C.
 _END_TIMEOUT_SECONDS: Final = 3.0
 # ssh's exit code where it was not the session that ended.
@@ -49,7 +49,7 @@ class SessionResult:
     said nothing, if it ended the session in order without having started anything.
     """
 
-    stop: Stop | None
+    stop: StopReason | None
     may_have_begun: bool
     messages: str
     elapsed_seconds: float
@@ -88,10 +88,10 @@ def run_in_session(
         nonlocal silences
         silences = 0 if master.is_alive() else silences + 1
         if reader.has_started:
-            return silences < _SILENCES_OF_THE_DEAD
+            return silences < _MAX_MISSED_HEALTH_CHECKS
         return silences == 0 and time.monotonic() - began < target.connect_timeout_seconds
 
-    gate, lifeline = Gate(), Gate()
+    gate, lifeline = StdinGate(), StdinGate()
     script = framing.script(command, is_watched=stdin is None)
     if stdin is None:
         rest: StandardInput = lifeline.behind(())
@@ -108,10 +108,10 @@ def run_in_session(
     with tempfile.NamedTemporaryFile(dir=control_path.parent, prefix=client_log_prefix()) as log_file:
         log_path = Path(log_file.name)
 
-        def end_command(stop: Stop | None) -> None:
+        def end_command(stop: StopReason | None) -> None:
             gate.close()
             # Of a machine that has gone silent nothing more is asked, and what has ended needs no end.
-            if reader.process_id is not None and reader.exit_code is None and stop is not Stop.STALLED:
+            if reader.process_id is not None and reader.exit_code is None and stop is not StopReason.STALLED:
                 runner(
                     shared_argv(target, control_path, framing.end_command(reader.process_id), log_path),
                     timeout_seconds=_END_TIMEOUT_SECONDS,
@@ -124,7 +124,7 @@ def run_in_session(
                 timeout_seconds=seconds + _GRACE_SECONDS,
                 stdin=PrecededInput(script, rest),
                 on_chunk=on_chunk,
-                watch=Watch(
+                watch=Liveness(
                     every_seconds=min(_STALL_SECONDS, target.connect_timeout_seconds),
                     is_alive=is_worth_waiting,
                     is_complete=lambda: reader.exit_code is not None,
@@ -144,9 +144,9 @@ def run_in_session(
     stop = None if result is None else result.stop
     if reader.exit_code is not None:
         ran_seconds = elapsed_seconds if reader.ran_seconds is None else reader.ran_seconds
-        stop = Stop.DEADLINE if is_time_out(reader.exit_code, ran_seconds, seconds) else None
-    elif stop is Stop.STALLED and silences == 0:
-        stop = Stop.UNANSWERED
+        stop = StopReason.DEADLINE if is_time_out(reader.exit_code, ran_seconds, seconds) else None
+    elif stop is StopReason.STALLED and silences == 0:
+        stop = StopReason.UNANSWERED
     has_begun = reader.has_started or reader.excess is not None
     may_have_begun = has_begun or _has_opened_session(messages)
     exit_code = None if result is None else result.exit_code

@@ -1,7 +1,7 @@
 """Text for a POSIX shell: the one place where anything is quoted.
 
-Three things are kept apart by type. A plain ``str`` or path is an argument: ``quoted`` makes it one word, whatever it
-holds. ``ShellText`` is text that a shell parses. A ``Secret`` is neither: it cannot be quoted, printed or logged, only
+Three things are kept apart by type. A plain ``str`` or path is an argument: ``quote`` makes it one word, whatever it
+holds. ``ShellText`` is text that a shell parses. A ``Secret`` is neither: it cannot be quote, printed or logged, only
 ``revealed`` on its way to somebody's stdin.
 
 Where a text needs secrets they are variables of a ``ShellScript``: the text is shown and logged as it is, the values
@@ -18,22 +18,22 @@ from pathlib import PurePath
 from typing import Final
 from typing import Self
 
-from imbue.mngr_vps_docker.terminal import MASK
-from imbue.mngr_vps_docker.terminal import without_passwords
+from imbue.mngr_vps_docker.text import MASK
+from imbue.mngr_vps_docker.text import without_passwords
 
 __all__ = [
     "RUN_STDIN",
     "Secret",
     "ShellScript",
     "ShellText",
-    "for_stdin",
-    "joined",
+    "as_stdin",
+    "join",
     "one_line",
-    "quoted",
+    "quote",
+    "redacted",
     "run_from_stdin",
     "secret_names",
     "shell_argv",
-    "shown",
     "take_from_stdin",
 ]
 
@@ -101,18 +101,18 @@ class ShellScript(ShellText):
 
 
 def secret_names(text: str) -> tuple[str, ...]:
-    """What ``shown`` masks: variables of the text, by name, and passwords of URLs."""
+    """What ``redacted`` masks: variables of the text, by name, and passwords of URLs."""
     variables = tuple(text.secrets) if isinstance(text, ShellScript) else ()
     return variables if without_passwords(text) == text else (*variables, "the password of a URL")
 
 
-def shown(text: str) -> ShellText:
+def redacted(text: str) -> ShellText:
     """``text`` as one line, for showing and logging: its secrets are there, but not their values."""
     variables = text.secrets if isinstance(text, ShellScript) else ()
     return one_line(without_passwords("".join(f"{name}='{MASK}'\n" for name in variables) + text))
 
 
-def quoted(argument: str | PurePath) -> ShellText:
+def quote(argument: str | PurePath) -> ShellText:
     """One word of a command that stands for exactly ``argument``.
 
     Raises ValueError for a NUL, which no argument can hold, and TypeError for a Secret: arguments can be seen by
@@ -126,9 +126,9 @@ def quoted(argument: str | PurePath) -> ShellText:
     return ShellText(shlex.quote(text))
 
 
-def joined(argv: Iterable[str | PurePath]) -> ShellText:
+def join(argv: Iterable[str | PurePath]) -> ShellText:
     """The command that consists of these words."""
-    return ShellText(" ".join(quoted(word) for word in argv))
+    return ShellText(" ".join(quote(word) for word in argv))
 
 
 def shell_argv(text: str) -> tuple[str, ...]:
@@ -136,12 +136,12 @@ def shell_argv(text: str) -> tuple[str, ...]:
     return ("sh", "-c", text)
 
 
-# Runs what ``for_stdin`` made.
+# Runs what ``as_stdin`` made.
 RUN_STDIN: Final = ShellText('eval "$(cat)"')
 
 
 def run_from_stdin(size_bytes: int) -> ShellText:
-    """Runs what ``for_stdin`` made, of that size; what follows on stdin is that of the text."""
+    """Runs what ``as_stdin`` made, of that size; what follows on stdin is that of the text."""
     return ShellText(f'eval "$({take_from_stdin(size_bytes)} || echo exit 125)"')
 
 
@@ -150,14 +150,14 @@ def take_from_stdin(size_bytes: int) -> ShellText:
     return ShellText(f"dd bs={size_bytes} count=1 iflag=fullblock 2>/dev/null")
 
 
-def for_stdin(text: str) -> bytes:
+def as_stdin(text: str) -> bytes:
     """Shell text for RUN_STDIN: of any length, with its secrets, and not to be seen in a list of processes.
 
     In braces, since a connection that is lost looks like the end of the data: without the closing one, a shell runs
     nothing.
     """
     values = text.secrets if isinstance(text, ShellScript) else {}
-    assigned = "".join(f"{name}={quoted(value.revealed)}\n" for name, value in values.items())
+    assigned = "".join(f"{name}={quote(value.revealed)}\n" for name, value in values.items())
     return f"{{ {assigned}{text}\n}}".encode("utf-8", "surrogateescape")
 
 
@@ -172,7 +172,7 @@ def one_line(text: str) -> ShellText:
     if text.isprintable():
         return ShellText(text)
     escaped = "".join(_escape(character) for character in text.rstrip("\n"))
-    return ShellText(f"""eval "$(printf %b {quoted(escaped)})\"""")
+    return ShellText(f"""eval "$(printf %b {quote(escaped)})\"""")
 
 
 def _escape(character: str) -> str:

@@ -14,7 +14,7 @@ _SUBCOMMAND: Final = re.compile(r"[a-z][a-z-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Operation:
     """One operation: all of this process, or a named part of it. ``title`` names the parts from outer to inner."""
 
     id: str
@@ -32,22 +32,22 @@ def _process_title() -> str:
     return f"{program} {subcommand}" if _SUBCOMMAND.fullmatch(subcommand) else program
 
 
-_current: ContextVar[Span | None] = ContextVar("span", default=None)
-_process: Span | None = None
+_current: ContextVar[Operation | None] = ContextVar("span", default=None)
+_process: Operation | None = None
 
 
-def current_span() -> Span:
+def current_span() -> Operation:
     """The innermost operation of this thread; a thread that was given none works for the process."""
     global _process
     if _process is None:
-        _process = Span(_new_id(), _process_title())
+        _process = Operation(_new_id(), _process_title())
     return _current.get() or _process
 
 
 @contextmanager
-def span(title: str) -> Iterator[Span]:
+def span(title: str) -> Iterator[Operation]:
     """Run the block as an operation of its own, part of the present one."""
-    inner = Span(_new_id(), f"{current_span().title} > {title}")
+    inner = Operation(_new_id(), f"{current_span().title} > {title}")
     token = _current.set(inner)
     try:
         yield inner

@@ -46,7 +46,7 @@ def is_repeatable(stdin: StandardInput) -> bool:
     return stdin is None or isinstance(stdin, bytes | Path)
 
 
-class Gate:
+class StdinGate:
     """Holds an input back until it is opened: as long as it is not, nothing was taken of what can be taken once."""
 
     def __init__(self) -> None:

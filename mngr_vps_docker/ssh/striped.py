@@ -22,7 +22,7 @@ from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.file_scripts import CUT_OFF
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.shell import quoted
+from imbue.mngr_vps_docker.ssh.shell import quote
 
 # Below sshd's own limit and ours, with room for what else is asked of the machine meanwhile.
 _SESSIONS: Final = 5
@@ -34,7 +34,7 @@ _CLEANING_SECONDS: Final = 5.0
 _LAST_WORDS_SECONDS: Final = 2.0
 
 
-def run_with_stream(
+def upload_tars(
     connection: SshConnection, command: str, chunks: Iterable[bytes], *, purpose: str, timeout_seconds: float
 ) -> CommandOutcome:
     """Run shell text ``command`` with ``chunks`` as its stdin, and return its outcome, as SshConnection.run does.
@@ -95,7 +95,7 @@ def run_with_stream(
                 f"rm -rf {folder}",
                 purpose="remove what a broken stream left",
                 timeout_seconds=_CLEANING_SECONDS,
-                effect=Effect.REPEATABLE,
+                effect=Effect.IDEMPOTENT,
             )
 
 
@@ -165,7 +165,7 @@ def _merging(folder: str, command: str) -> str:
 umask 077
 trap 'rm -rf {folder}' EXIT
 mkdir -p {folder} && {meet} || exit
-sh -c {quoted(command)} <{folder}/{_SESSIONS} &
+sh -c {quote(command)} <{folder}/{_SESSIONS} &
 trap 'kill $! 2>/dev/null; exit 143' HUP INT TERM
 exec {_FIRST_DESCRIPTOR}<&0 {opened} 9>{folder}/{_SESSIONS}
 rm -rf {folder}

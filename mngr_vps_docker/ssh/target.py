@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.ssh.shell import joined
+from imbue.mngr_vps_docker.ssh.shell import join
 
 # With persistence 0 the caller ends the shared connection; should it be killed, nobody keeps it for long.
 _SHORTEST_PERSISTENCE_SECONDS: Final = 5
@@ -167,7 +167,7 @@ def through(target: SshTarget, gateway: SshTarget, control_path: Path, host: str
         *_destination(gateway),
     )  # fmt: skip
     # ssh puts its own values in the place of a bare %, and takes the first ProxyCommand of two.
-    proxy_command = joined(argv).replace("%", "%%")
+    proxy_command = join(argv).replace("%", "%%")
     return replace(target, options=(f"ProxyCommand={proxy_command}", "ProxyUseFdpass=no", *target.options))
 
 

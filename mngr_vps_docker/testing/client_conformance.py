@@ -23,14 +23,14 @@ from typing import ClassVar
 
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.keys import new_key_pair
-from imbue.mngr_vps_docker.lifecycle.context import HOST_ID_TAG
-from imbue.mngr_vps_docker.lifecycle.context import HOST_NAME_TAG
-from imbue.mngr_vps_docker.lifecycle.context import PROVIDER_TAG
-from imbue.mngr_vps_docker.lifecycle.uploaded_keys import key_name
+from imbue.mngr_vps_docker.hosts.cloud_resources import key_name
+from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_TAG
+from imbue.mngr_vps_docker.hosts.host_access import HOST_NAME_TAG
+from imbue.mngr_vps_docker.hosts.host_access import PROVIDER_TAG
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.primitives import VpsSnapshotId
+from imbue.mngr_vps_docker.state.keys import new_key_pair
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
 

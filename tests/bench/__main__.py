@@ -11,7 +11,7 @@ from bench.report import Row
 from bench.report import compared_with
 from bench.report import save
 from bench.report import table
-from imbue.mngr_vps_docker.local_vps.images import ensure_images
+from imbue.mngr_local_vps.images import ensure_images
 
 
 def main() -> int:

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from support.memory_provider import record_of
-
 from bench.distant_vps import BACKEND
 from bench.distant_vps import DistantVpsClient
 from bench.lab import Lab
@@ -21,14 +19,16 @@ from bench.report import Series
 from imbue.mngr.hosts.outer_host import OuterHost
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
-from imbue.mngr_vps_docker.build_args import parse_build_args
-from imbue.mngr_vps_docker.build_context import uploaded_build_context
+from imbue.mngr_local_vps.backend import LocalVpsProvider
+from imbue.mngr_vps_docker.builds.context import uploaded_build_context
+from imbue.mngr_vps_docker.builds.options import parse_build_args
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
-from imbue.mngr_vps_docker.host_record import encode_record
-from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
-from imbue.mngr_vps_docker.outer_host import SshConnector
+from imbue.mngr_vps_docker.hosts.outer_host import SshConnector
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.known_hosts import KnownHostsFile
+from imbue.mngr_vps_docker.ssh.process import run_process
+from imbue.mngr_vps_docker.state.record import encode_record
+from support.memory_provider import record_of
 
 DISTANCES_MS: Final = (0, 100)
 AGENT: Final = ("--new-host", "--type", "command", "--no-connect", "--", "sleep", "100000")

@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from typing import Final
 
-from imbue.mngr_vps_docker.local_vps.engine import lines_of
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.local_vps.images import image_of_os
-from imbue.mngr_vps_docker.local_vps.machine import network_name
-from imbue.mngr_vps_docker.local_vps.operating_systems import DEFAULT_OS
-from imbue.mngr_vps_docker.testing import delaying_proxy
+from imbue.mngr_local_vps.engine import lines_of
+from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.images import image_of_os
+from imbue.mngr_local_vps.machine import network_name
+from imbue.mngr_local_vps.operating_systems import DEFAULT_OS
+from support import delaying_proxy
 
 _LABEL: Final = "com.imbue.mngr.bench-proxy"
 # Of a VPS, and of its container on it.

@@ -23,11 +23,11 @@ from imbue.mngr.interfaces.provider_backend import ProviderBackendInterface
 from imbue.mngr.interfaces.provider_instance import ProviderInstanceInterface
 from imbue.mngr.primitives import ProviderBackendName
 from imbue.mngr.primitives import ProviderInstanceName
-from imbue.mngr_vps_docker.local_vps.backend import LocalVpsProviderBackend
-from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.local_vps.config import LocalVpsProviderConfig
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
+from imbue.mngr_local_vps.backend import LocalVpsProvider
+from imbue.mngr_local_vps.backend import LocalVpsProviderBackend
+from imbue.mngr_local_vps.client import LocalVpsClient
+from imbue.mngr_local_vps.config import LocalVpsProviderConfig
+from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo

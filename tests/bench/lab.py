@@ -9,19 +9,18 @@ from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
 
-from support.local_provider import local_provider
-from support.mngr_cli import MngrCli
-
 from bench import distant_vps
 from bench.distance import address_from
 from bench.distance import remove_proxies
 from bench.report import Series
-from imbue.mngr_vps_docker.local_vps.engine import lines_of
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.local_vps.operating_systems import DEFAULT_OS
-from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
+from imbue.mngr_local_vps.backend import LocalVpsProvider
+from imbue.mngr_local_vps.engine import lines_of
+from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.operating_systems import DEFAULT_OS
 from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
 from imbue.mngr_vps_docker.ssh.command_log import read_log
+from support.local_provider import local_provider
+from support.mngr_cli import MngrCli
 
 _NEVER_IDLE_SECONDS = 86_400
 _COUNT_LOGINS = """\

@@ -14,23 +14,22 @@ from pathlib import Path
 from socket import create_server
 from typing import Final
 
-from support.local_provider import local_provider
-from support.memory_provider import MemoryCloud
-from support.memory_provider import record_of
-from support.memory_provider import stopped_container
-
 from bench.lab import Lab
 from bench.report import Row
 from bench.report import Series
 from imbue.mngr.primitives import HostId
-from imbue.mngr_vps_docker.host_record import encode_record
-from imbue.mngr_vps_docker.journal import HostPhase
-from imbue.mngr_vps_docker.journal import JournalEntry
-from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
-from imbue.mngr_vps_docker.testing.delaying_proxy import DelayingProxy
-from imbue.mngr_vps_docker.testing.delaying_proxy import Route
-from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
-from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+from imbue.mngr_local_vps.backend import LocalVpsProvider
+from imbue.mngr_vps_docker.state.local_store import HostPhase
+from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from imbue.mngr_vps_docker.state.record import encode_record
+from support.delaying_proxy import DelayingProxy
+from support.delaying_proxy import Route
+from support.local_machine import LocalMachine
+from support.local_provider import local_provider
+from support.loopback_sshd import LoopbackSshd
+from support.memory_provider import MemoryCloud
+from support.memory_provider import record_of
+from support.memory_provider import stopped_container
 
 _HOSTS: Final = 50
 _SILENT: Final = 5
@@ -95,8 +94,8 @@ def _fleet(folder: Path) -> Iterator[None]:
     routes = []
     with ExitStack() as stack:
         for number, host_id in enumerate(host_ids):
-            context.journal.write(
-                JournalEntry(
+            context.local_store.write(
+                LocalHostRecord(
                     host_id=host_id,
                     host_name=f"h{number}",
                     phase=HostPhase.READY,
@@ -143,7 +142,7 @@ def main() -> None:
     seconds = time.monotonic() - began
     # Not by getrusage(2), which counts the program in whose place this one was started, too.
     (memory_kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    read = [sighting for sighting in provider._registry.seen() if sighting.reading is not None]
+    read = [observed for observed in provider._hosts.seen() if observed.reading is not None]
     answer = {"seconds": seconds, "hosts": len(hosts), "read": len(read), "memory_bytes": int(memory_kib) << 10}
     sys.stdout.write(json.dumps(answer))
 

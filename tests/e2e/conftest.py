@@ -4,13 +4,13 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+
+from imbue.mngr_local_vps.images import ensure_images
+from imbue.mngr_local_vps.operating_systems import without_docker
 from support.mngr_cli import MngrCli
 from support.operating_system import CHOSEN_OS
 from support.operating_system import CORE_SYSTEMS
 from support.provider import ProviderLab
-
-from imbue.mngr_vps_docker.local_vps.images import ensure_images
-from imbue.mngr_vps_docker.local_vps.operating_systems import without_docker
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from support.mngr_cli import MngrCli
 
 from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.errors import BuildArgumentError
@@ -17,6 +16,7 @@ from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.testing.faulty_client import Fault
 from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
+from support.mngr_cli import MngrCli
 
 ADDRESS = "a1@h1.local-vps"
 OPTIONS = ("--new-host", "--type", "command", "--no-connect")

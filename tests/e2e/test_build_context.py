@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from imbue.mngr_vps_docker.build_args import parse_build_args
-from imbue.mngr_vps_docker.build_context import archive
+from imbue.mngr_vps_docker.builds.context import archive
+from imbue.mngr_vps_docker.builds.options import parse_build_args
 
 pytestmark = pytest.mark.usefixtures("engine")
 

@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from imbue.mngr_local_vps.clean import clean
+from imbue.mngr_local_vps.client import LocalVpsClient
+from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.images import require_image
+from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from support.booted_vps import Vps
 from support.higher_versions import DOCKER
 from support.higher_versions import FORGET_HIGHER_VERSIONS
 from support.higher_versions import SECURITY
 from support.higher_versions import offer_higher_versions
 from support.remote import wait_for
-
-from imbue.mngr_vps_docker.errors import VpsAuthenticationError
-from imbue.mngr_vps_docker.local_vps.clean import clean
-from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.local_vps.images import require_image
 
 pytestmark = pytest.mark.core
 

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from support.mngr_cli import MngrCli
 
 from imbue.mngr.api.connect import build_ssh_base_args
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.operating_systems import agent_image_of_os
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
+from imbue.mngr_vps_docker.docker.run_options import start_args_of
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.lifecycle.container import PROTECTIVE_ARGS
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image_of_os
-from imbue.mngr_vps_docker.start_args import start_args_of
+from support.mngr_cli import MngrCli
 
 # As ENV has them in a Dockerfile, and what they mean.
 OF_IMAGE = {

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.mngr_cli import MngrCli
-from support.remote import wait_for
 
 from imbue.mngr.api.connect import build_ssh_base_args
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import SnapshotId
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.outer_host import VpsDockerHost
+from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
+from support.mngr_cli import MngrCli
+from support.remote import wait_for
 
 SETTING = "providers.local-vps.container_ssh_via_vps"
 

@@ -13,15 +13,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.kept_vps import KeptVpsClient
-from support.operating_system import CHOSEN_OS
-from support.provider import ProviderLab
 
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
-from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
+from imbue.mngr_local_vps.backend import LocalVpsProvider
+from support.kept_vps import KeptVpsClient
+from support.operating_system import CHOSEN_OS
+from support.provider import ProviderLab
 
 # What `make test` runs; `make test-images` runs all.
 FEW = {"buildkit", "devcontainer", "multi-stage", "odd-environment", "python-uv", "volumes"}

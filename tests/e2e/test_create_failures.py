@@ -12,32 +12,32 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from imbue.mngr.errors import MngrError
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostState
+from imbue.mngr_local_vps.backend import LocalVpsProvider
+from imbue.mngr_local_vps.client import LocalVpsClient
+from imbue.mngr_vps_docker.errors import VpsApiError
+from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr_vps_docker.hosts import cloud_resources
+from imbue.mngr_vps_docker.hosts.cloud_resources import UploadedKey
+from imbue.mngr_vps_docker.hosts.cloud_resources import key_name
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.ssh.command_log import read_log
+from imbue.mngr_vps_docker.state import local_store
+from imbue.mngr_vps_docker.testing.faulty_client import Fault
+from imbue.mngr_vps_docker.testing.faulty_client import FaultMoment
+from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
+from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 from support.local_provider import local_provider
 from support.mngr_cli import MngrCli
 from support.provider import collect_garbage
 from support.provider import freeze
 from support.provider import states
 from support.remote import heed_signals
-
-from imbue.mngr.errors import MngrError
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import HostState
-from imbue.mngr_vps_docker import journal
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
-from imbue.mngr_vps_docker.lifecycle import destroy
-from imbue.mngr_vps_docker.lifecycle.uploaded_keys import UploadedKey
-from imbue.mngr_vps_docker.lifecycle.uploaded_keys import key_name
-from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
-from imbue.mngr_vps_docker.ssh.command_log import read_log
-from imbue.mngr_vps_docker.testing.faulty_client import Fault
-from imbue.mngr_vps_docker.testing.faulty_client import FaultMoment
-from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
-from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
 CREATE = ("create", "a1@h1.local-vps", "--new-host", "--type", "command", "--no-connect")
 AGENT = ("--", "sleep", "100000")
@@ -50,9 +50,9 @@ UNANSWERED = ConnectionError("connection reset by peer")
 @pytest.fixture(autouse=True)
 def nothing_left(mngr: MngrCli, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Clouds that lag do so for less than a second here, and each test leaves the account as empty as it found it."""
-    monkeypatch.setattr(destroy, "GONE_TIMEOUT_SECONDS", 0.5)
-    monkeypatch.setattr(destroy, "LISTING_LAG_SECONDS", 0.5)
-    monkeypatch.setattr(journal, "APPEARING_SECONDS", 0.5)
+    monkeypatch.setattr(cloud_resources, "GONE_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(cloud_resources, "LISTING_LAG_SECONDS", 0.5)
+    monkeypatch.setattr(local_store, "APPEARING_SECONDS", 0.5)
     yield
     leftovers = mngr.leftovers()
     mngr.tear_down()

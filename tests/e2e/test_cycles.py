@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support.provider import ProviderLab
-from support.remote import wait_for
 
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.primitives import AgentId
@@ -17,8 +15,10 @@ from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
 from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_vps_docker.errors import VpsConnectionError
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
+from support.provider import ProviderLab
+from support.remote import wait_for
 
 type Deed = Callable[[ProviderLab, HostId], None]
 

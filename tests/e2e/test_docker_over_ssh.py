@@ -18,15 +18,16 @@ import pytest
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
-from imbue.mngr_vps_docker.docker_errors import ContainerNotRunningError
-from imbue.mngr_vps_docker.docker_errors import DockerError
-from imbue.mngr_vps_docker.docker_errors import InvalidDockerArgumentError
-from imbue.mngr_vps_docker.docker_errors import NameInUseError
-from imbue.mngr_vps_docker.docker_errors import NoSuchContainerError
-from imbue.mngr_vps_docker.docker_errors import NoSuchImageError
-from imbue.mngr_vps_docker.docker_errors import NoSuchVolumeError
-from imbue.mngr_vps_docker.docker_errors import PortInUseError
-from imbue.mngr_vps_docker.docker_errors import UnknownRuntimeError
+from imbue.mngr_local_vps.images import image_of_base
+from imbue.mngr_vps_docker.docker.errors import ContainerNotRunningError
+from imbue.mngr_vps_docker.docker.errors import DockerError
+from imbue.mngr_vps_docker.docker.errors import InvalidDockerArgumentError
+from imbue.mngr_vps_docker.docker.errors import NameInUseError
+from imbue.mngr_vps_docker.docker.errors import NoSuchContainerError
+from imbue.mngr_vps_docker.docker.errors import NoSuchImageError
+from imbue.mngr_vps_docker.docker.errors import NoSuchVolumeError
+from imbue.mngr_vps_docker.docker.errors import PortInUseError
+from imbue.mngr_vps_docker.docker.errors import UnknownRuntimeError
 from imbue.mngr_vps_docker.docker_over_ssh import ContainerSpec
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.docker_over_ssh import new_container_id
@@ -35,15 +36,14 @@ from imbue.mngr_vps_docker.errors import HostRecordError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
-from imbue.mngr_vps_docker.host_volume import HostVolumeOverSsh
-from imbue.mngr_vps_docker.local_vps.images import image_of_base
-from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.ssh.shell import joined
+from imbue.mngr_vps_docker.ssh.remote_command import run_chain
+from imbue.mngr_vps_docker.ssh.shell import join
 from imbue.mngr_vps_docker.ssh.shell import shell_argv
-from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
-from imbue.mngr_vps_docker.vps_state import read_vps_state
+from imbue.mngr_vps_docker.state.host_volume import HostVolumeOverSsh
+from imbue.mngr_vps_docker.state.vps_state import read_vps_state
+from support.loopback_sshd import LoopbackSshd
 
 IMAGE = image_of_base("bookworm")
 _KEEP_RUNNING = ("-c", "trap 'exit 7' TERM; while :; do sleep 1000 & wait $!; done")
@@ -220,7 +220,7 @@ def test_any_words_survive_on_their_way_through_ssh_docker_and_two_shells(real: 
         "\x1b[2J",
         "e\u0301 \U0001f600",
     ]
-    command = joined(shell_argv(joined(("printf", r"%s\0", *words))))
+    command = join(shell_argv(join(("printf", r"%s\0", *words))))
     outcome = real.docker.exec(running, command, purpose="try", timeout_seconds=20)
     assert outcome.stdout.decode().split("\0")[:-1] == words
 

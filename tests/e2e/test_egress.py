@@ -4,13 +4,13 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
+
+from imbue.mngr_local_vps.clean import clean
+from imbue.mngr_local_vps.client import LocalVpsClient
+from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.images import require_image
 from support.booted_vps import Vps
 from support.remote import wait_for
-
-from imbue.mngr_vps_docker.local_vps.clean import clean
-from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.local_vps.images import require_image
 
 pytestmark = pytest.mark.core
 

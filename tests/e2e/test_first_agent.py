@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.operating_systems import agent_image_of_os
 from support.mngr_cli import MngrCli
 from support.provider import freeze
 from support.remote import wait_for
-
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image_of_os
 
 CREATE = ("create", "a1@h1.local-vps", "--new-host", "--type", "command", "--no-connect")
 AGENT = ("--", "sleep", "100000")

@@ -4,14 +4,13 @@ import json
 from typing import Any
 
 import pytest
-from support.provider import ProviderLab
-from support.provider import copy_machine
 
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
 from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_local_vps.operating_systems import agent_image_of_os
 from imbue.mngr_vps_docker.docker_over_ssh import new_container_id
 from imbue.mngr_vps_docker.docker_over_ssh import run_step
 from imbue.mngr_vps_docker.errors import VpsDockerError
@@ -20,9 +19,10 @@ from imbue.mngr_vps_docker.lifecycle.container import check_setup
 from imbue.mngr_vps_docker.lifecycle.container import enter_container
 from imbue.mngr_vps_docker.lifecycle.container import host_container
 from imbue.mngr_vps_docker.lifecycle.container import setup_step
-from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image_of_os
-from imbue.mngr_vps_docker.remote_batch import run_chain
-from imbue.mngr_vps_docker.terminal import logger
+from imbue.mngr_vps_docker.ssh.remote_command import run_chain
+from imbue.mngr_vps_docker.text import logger
+from support.provider import ProviderLab
+from support.provider import copy_machine
 
 HABITS = """\
 RUN rm -rf /tmp /root && ln -s /scratch/tmp /tmp && ln -s /scratch/root /root
@@ -139,7 +139,7 @@ def make_another(lab: ProviderLab, host: Host, dockerfile: str) -> None:
     if not (lab.folder / "there").exists():
         copy_machine(lab, "there")
     context = lab.process(machine="there", container_ssh_port=2223, ssh_connect_timeout=4.0)._context
-    known = context.journal.read(host.id)
+    known = context.local_store.read(host.id)
     assert known is not None and known.vps_ip is not None and known.record is not None
     host_id = HostId.generate()
     context.keys.create_vps_host_key(host_id)

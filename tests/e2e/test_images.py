@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support.mngr_cli import MngrCli
 
 CREATE = ("create", "a1@h1.local-vps", "--new-host", "--type", "command", "--no-connect")

@@ -1,15 +1,15 @@
 """Somebody answers in the place of a new VPS: create ends, and he was sent nothing."""
 
 import pytest
-from support.provider import ProviderLab
 
 from imbue.mngr.primitives import HostName
+from imbue.mngr_local_vps.client import LocalVpsClient
+from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.lifecycle import create
-from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from support.provider import ProviderLab
 
 OTHER_KEY = "rm -f /tmp/key*; ssh-keygen -q -t ed25519 -N '' -f /tmp/key; cp /tmp/key /etc/ssh/ssh_host_ed25519_key"
 
@@ -43,7 +43,7 @@ def test_an_impostor_before_the_first_login_is_sent_nothing(lab: ProviderLab) ->
 def test_an_impostor_between_the_first_login_and_the_new_host_key_is_sent_nothing(
     lab: ProviderLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, seen = create.make_host_key, {}
+    make, seen = create.generate_host_key, {}
 
     def make_and_be_replaced(vps: SshConnection) -> str:
         public_key = make(vps)
@@ -60,7 +60,7 @@ def test_an_impostor_between_the_first_login_and_the_new_host_key_is_sent_nothin
             (instance,) = lab.cloud.find_instances({})
             seen["after"] = logins_to(instance.id)
 
-    create_take = create.take_host_key
+    create_take = create.activate_host_key
     monkeypatch.setattr(create, "make_host_key", make_and_be_replaced)
     monkeypatch.setattr(create, "take_host_key", take)
     with pytest.raises(VpsProvisioningError, match="another host key than the pinned one, and was sent nothing"):

@@ -13,22 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.provider import ProviderLab
-from support.provider import states
-from support.remote import wait_for
 
 from imbue.mngr.api.connect import build_ssh_base_args
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
 from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.images import require_image
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
-from imbue.mngr_vps_docker.keys import KeyPair
-from imbue.mngr_vps_docker.keys import load_or_create_key_pair
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.local_vps.images import require_image
-from imbue.mngr_vps_docker.vps_identity import take_host_key
+from imbue.mngr_vps_docker.lifecycle.vps_identity import activate_host_key
+from imbue.mngr_vps_docker.state.keys import KeyPair
+from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair
+from support.provider import ProviderLab
+from support.provider import states
+from support.remote import wait_for
 
 pytestmark = pytest.mark.core
 
@@ -138,11 +138,11 @@ def test_an_old_host_key_that_stays_is_reported_before_sshd_refuses_the_vps_itse
     public_key = "/etc/ssh/ssh_host_ed25519_key.pub"
     lab.on_vps(host.id, f"cp {public_key} {public_key}.kept && echo ssh-ed25519 {'A' * 68} >{public_key}")
     provider = lab.process()
-    address = provider._registry.entry(host.id).vps_ip
+    address = provider._hosts.entry(host.id).vps_ip
     assert address is not None
     try:
         with pytest.raises(RemoteCommandError, match="sshd still shows its old host key"):
-            take_host_key(provider._context.vps(address, host.id), "ssh-ed25519 another")
+            activate_host_key(provider._context.vps(address, host.id), "ssh-ed25519 another")
         assert shown_host_key(lab, host).startswith("ssh-ed25519 ")
     finally:
         lab.on_vps(host.id, f"mv {public_key}.kept {public_key}")
@@ -168,9 +168,9 @@ def test_encoded_and_compressed_copies_of_the_user_data_do_not_stay(lab: Provide
     lab.on_vps(host.id, f"printf %s {user_data} | base64 --wrap=0 | tee {' '.join(encoded)}")
     lab.on_vps(host.id, f"printf %s {user_data} | gzip | tee {' '.join(compressed)} >/dev/null")
     assert set(files_with_key(lab, host, injected).split()) == {*plain, *encoded}
-    address = provider._registry.entry(host.id).vps_ip
+    address = provider._hosts.entry(host.id).vps_ip
     assert address is not None
-    take_host_key(provider._context.vps(address, host.id), shown_host_key(lab, host))
+    activate_host_key(provider._context.vps(address, host.id), shown_host_key(lab, host))
     assert files_with_key(lab, host, injected) == ""
     assert lab.on_vps(host.id, f"ls {' '.join((*plain, *encoded, *compressed))} 2>/dev/null || true") == ""
 
@@ -182,7 +182,7 @@ def test_whoever_stole_the_key_from_the_user_data_is_refused(lab: ProviderLab, h
     lab.on_vps(host.id, f"cp -p {key} {key}.own && printf %s {shlex.quote(injected)} >{key} && systemctl reload ssh")
     try:
         provider = lab.process()
-        provider._context.close_connections(host.id, provider._registry.entry(host.id).vps_ip)
+        provider._context.close_connections(host.id, provider._hosts.entry(host.id).vps_ip)
         assert states(provider) == {host.id: HostState.UNAUTHENTICATED}
         with provider.outer_host_for(host.id) as outer:
             assert outer is not None

@@ -12,11 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.provider import ProviderLab
-from support.provider import copy_keys_of_vps
-from support.provider import freeze
-from support.provider import states
-from support.remote import wait_for
 
 from imbue.mngr.errors import AgentNotFoundOnHostError
 from imbue.mngr.errors import HostNameConflictError
@@ -36,15 +31,20 @@ from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
 from imbue.mngr.primitives import SnapshotId
 from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_local_vps.backend import LocalVpsProvider
+from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
-from imbue.mngr_vps_docker.keys import load_or_create_key_pair
-from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
+from support.provider import ProviderLab
+from support.provider import copy_keys_of_vps
+from support.provider import freeze
+from support.provider import states
+from support.remote import wait_for
 
 NOTES = Path("/mngr/notes.txt")
 # A hung machine is noticed sooner than by the default, which gives it a minute.

@@ -7,29 +7,29 @@ from pathlib import Path
 from pathlib import PurePosixPath
 
 import pytest
-from support.booted_vps import Vps
-from support.remote import wait_for
 
-from imbue.mngr_vps_docker.build_args import ParsedBuildArgs
-from imbue.mngr_vps_docker.build_context import uploaded_build_context
-from imbue.mngr_vps_docker.docker_commands import ContainerSpec
-from imbue.mngr_vps_docker.docker_errors import ContainerNotRunningError
-from imbue.mngr_vps_docker.docker_errors import DockerError
-from imbue.mngr_vps_docker.docker_errors import InvalidDockerArgumentError
-from imbue.mngr_vps_docker.docker_errors import WrongArchitectureError
-from imbue.mngr_vps_docker.docker_exec import exec_step
-from imbue.mngr_vps_docker.docker_exec import judged
+from imbue.mngr_local_vps.clean import clean
+from imbue.mngr_local_vps.client import LocalVpsClient
+from imbue.mngr_vps_docker.builds.context import uploaded_build_context
+from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
+from imbue.mngr_vps_docker.docker.commands import ContainerSpec
+from imbue.mngr_vps_docker.docker.errors import ContainerNotRunningError
+from imbue.mngr_vps_docker.docker.errors import DockerError
+from imbue.mngr_vps_docker.docker.errors import InvalidDockerArgumentError
+from imbue.mngr_vps_docker.docker.errors import WrongArchitectureError
+from imbue.mngr_vps_docker.docker.exec import exec_step
+from imbue.mngr_vps_docker.docker.exec import judged
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.docker_over_ssh import explaining_end
 from imbue.mngr_vps_docker.errors import RemoteCommandError
-from imbue.mngr_vps_docker.keys import load_or_create_key_pair
-from imbue.mngr_vps_docker.lifecycle.container_setup import STATE_CONTAINER_SCRIPT
-from imbue.mngr_vps_docker.lifecycle.container_setup import ContainerSetup
-from imbue.mngr_vps_docker.lifecycle.container_setup import setup_script
-from imbue.mngr_vps_docker.local_vps.clean import clean
-from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.remote_batch import run_chain
+from imbue.mngr_vps_docker.setup.container_setup import STATE_CONTAINER_SCRIPT
+from imbue.mngr_vps_docker.setup.container_setup import ContainerSetup
+from imbue.mngr_vps_docker.setup.container_setup import setup_script
+from imbue.mngr_vps_docker.ssh.remote_command import run_chain
 from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair
+from support.booted_vps import Vps
+from support.remote import wait_for
 
 SOURCES = "/etc/apt/sources.list.d"
 BROKEN_SOURCES = f"""
@@ -188,7 +188,7 @@ def test_a_step_of_a_build_has_no_more_rights_than_a_container(vps: Vps) -> None
 def test_docker_builds_of_what_was_uploaded_into_memory_or_to_disk(
     vps: Vps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dockerfile: str, memory_share: int
 ) -> None:
-    monkeypatch.setattr("imbue.mngr_vps_docker.build_context._MEMORY_SHARE", memory_share)
+    monkeypatch.setattr("imbue.mngr_vps_docker.builds.context._MEMORY_SHARE", memory_share)
     project = tmp_path / "project"
     (project / "sub").mkdir(parents=True)
     (project / "sub" / "a.txt").touch()

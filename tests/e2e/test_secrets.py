@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.mngr_cli import MngrCli
 
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
+from imbue.mngr_local_vps.engine import run_docker
+from support.mngr_cli import MngrCli
 
 
 @contextmanager

@@ -8,15 +8,15 @@ from datetime import datetime
 from datetime import timedelta
 
 import pytest
-from support.mngr_cli import MngrCli
-from support.remote import processes_with
-from support.remote import wait_for
 
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
+from imbue.mngr_local_vps.backend import LocalVpsProvider
+from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_vps_docker.replay import main
 from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
 from imbue.mngr_vps_docker.ssh.command_log import read_log
+from support.mngr_cli import MngrCli
+from support.remote import processes_with
+from support.remote import wait_for
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Meter:
     def sockets(self) -> list[str]:
         """Where the shared connections to the host's two machines are, if they are open."""
         context = self.provider()._context
-        (entry,) = context.journal.read_all()
+        (entry,) = context.local_store.read_all()
         assert entry.vps_ip is not None
         return [str(way(entry.vps_ip, entry.host_id)._master.control_path) for way in (context.vps, context.container)]
 
@@ -191,6 +191,6 @@ def test_destroy_ends_the_connections_that_other_processes_opened(meter: Meter) 
     sockets = meter.sockets()
     assert [processes_with(socket) != [] for socket in sockets] == [True, True]
     provider = meter.provider()
-    (entry,) = provider._context.journal.read_all()
+    (entry,) = provider._context.local_store.read_all()
     provider.destroy_host(entry.host_id)
     wait_for(lambda: not any(processes_with(socket) for socket in sockets))

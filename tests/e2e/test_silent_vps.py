@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import support
+from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_vps_docker.ssh.command_log import read_log
 from support.mngr_cli import MngrCli
 from support.provider import freeze
-
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.ssh.command_log import read_log
 
 CONNECT_TIMEOUT_SECONDS = 15
 

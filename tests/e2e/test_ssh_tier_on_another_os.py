@@ -12,13 +12,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from support.operating_system import CHOSEN_OS
 
-from imbue.mngr_vps_docker.local_vps.engine import remove_if_there
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
-from imbue.mngr_vps_docker.local_vps.images import ensure_images
-from imbue.mngr_vps_docker.local_vps.images import image_of_os
-from imbue.mngr_vps_docker.local_vps.operating_systems import DEFAULT_OS
+from imbue.mngr_local_vps.engine import remove_if_there
+from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.images import ensure_images
+from imbue.mngr_local_vps.images import image_of_os
+from imbue.mngr_local_vps.operating_systems import DEFAULT_OS
+from support.operating_system import CHOSEN_OS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = CHECKOUT / "constraints.txt"
@@ -31,7 +31,7 @@ TIMEOUT_SECONDS = 500
 RUN = """\
 command -v ssh >/dev/null || { apt-get -qq update && apt-get -qq install -y openssh-client >/dev/null; } || exit
 mkdir -p /run/sshd /package/imbue
-ln -s /checkout/mngr_vps_docker /package/imbue/mngr_vps_docker
+ln -s /checkout/mngr_vps_docker /checkout/providers/*/mngr_* /package/imbue/
 exec python3 -m pytest --quiet -n 4 -p no:cacheprovider --hypothesis-profile=quick -k "not hostile" tests/ssh
 """
 

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from support.provider import ProviderLab
-from support.provider import states
 
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
-from imbue.mngr_vps_docker.lifecycle import destroy
+from imbue.mngr_vps_docker.hosts import cloud_resources
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.testing.faulty_client import Fault
 from imbue.mngr_vps_docker.testing.faulty_client import FaultMoment
 from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
+from support.provider import ProviderLab
+from support.provider import states
 
 HOST = HostName("h1")
 LOST = ConnectionError("connection reset by peer")
@@ -46,7 +46,7 @@ def test_a_host_lives_and_goes_while_the_listing_lags(lab: ProviderLab) -> None:
 def test_an_order_whose_answer_was_lost_is_found_though_the_listing_lags(
     lab: ProviderLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(destroy, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(cloud_resources, "_POLL_SECONDS", 0.05)
     client = FaultyClient(
         real=lab.cloud, faults=(Fault("create_instance", LOST, FaultMoment.ANSWER_LOST),), listing_lag_calls=3
     )

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.mngr_cli import MngrCli
 
-from imbue.mngr_vps_docker.keys import load_or_create_key_pair
+from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair
+from support.mngr_cli import MngrCli
 
 # What root in the container can do: sshd runs rc at every login, before anything else.
 OPEN_SSHD = """\

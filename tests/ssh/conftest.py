@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from imbue.mngr_vps_docker.keys import load_or_create_key_pair
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair
+from support.loopback_sshd import LoopbackSshd
 
 _HOSTILE_CONFIG = """\
 Host *

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.remote import processes_with
-from support.remote import run
-from support.remote import wait_for
 
 from imbue.mngr_vps_docker.errors import RemoteOutputError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+from support.loopback_sshd import LoopbackSshd
+from support.remote import processes_with
+from support.remote import run
+from support.remote import wait_for
 
 MIB = 1 << 20
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from support.remote import run
 
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.testing.delaying_proxy import DelayingProxy
-from imbue.mngr_vps_docker.testing.delaying_proxy import Route
-from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+from support.delaying_proxy import DelayingProxy
+from support.delaying_proxy import Route
+from support.loopback_sshd import LoopbackSshd
+from support.remote import run
 
 ROUND_TRIP_SECONDS = 0.05
 
@@ -58,7 +58,7 @@ def test_a_command_whose_connection_breaks_is_lost_and_one_that_only_looks_is_ru
         )
         assert stream.status is OutcomeStatus.LOST
         proxy.reset()
-        assert run(connection, "echo again", effect=Effect.READS).stdout == b"again\n"
+        assert run(connection, "echo again", effect=Effect.READ_ONLY).stdout == b"again\n"
 
 
 def test_a_network_that_stalls_loses_nothing(proxy: DelayingProxy, sshd: LoopbackSshd) -> None:
@@ -66,7 +66,7 @@ def test_a_network_that_stalls_loses_nothing(proxy: DelayingProxy, sshd: Loopbac
         assert run(connection, "true").is_success
         with proxy.stalled():
             began = time.monotonic()
-            stalled = run(connection, "echo never", timeout_seconds=1, effect=Effect.READS)
+            stalled = run(connection, "echo never", timeout_seconds=1, effect=Effect.READ_ONLY)
             assert not stalled.is_success
             assert time.monotonic() - began < 30
         assert run(connection, "echo again").stdout == b"again\n"

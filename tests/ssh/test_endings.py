@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.remote import master_pid
-from support.remote import processes_with
-from support.remote import run
-from support.remote import wait_for
 
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.process import ProcessResult
 from imbue.mngr_vps_docker.ssh.process import run_process
-from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+from support.loopback_sshd import LoopbackSshd
+from support.remote import master_pid
+from support.remote import processes_with
+from support.remote import run
+from support.remote import wait_for
 
 
 @pytest.fixture(autouse=True)

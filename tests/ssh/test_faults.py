@@ -14,8 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.remote import run
-from support.remote import wait_for
 
 from imbue.mngr.errors import BinaryNotInstalledError
 from imbue.mngr_vps_docker.errors import RemoteCommandError
@@ -24,7 +22,6 @@ from imbue.mngr_vps_docker.errors import SshdDownError
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.keys import load_or_create_key_pair
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
@@ -33,7 +30,10 @@ from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.process import ProcessResult
 from imbue.mngr_vps_docker.ssh.process import run_process
-from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair
+from support.loopback_sshd import LoopbackSshd
+from support.remote import run
+from support.remote import wait_for
 
 
 def test_a_refused_port_is_said_to_be_one(sshd: LoopbackSshd) -> None:
@@ -114,7 +114,7 @@ def test_a_machine_that_stops_answering_is_found_unreachable_within_the_connect_
     connection = SshConnection(sshd.target(connect_timeout_seconds=1))
     run(connection, "true")
     with sshd.frozen():
-        outcomes = [run(connection, "true", timeout_seconds=60, effect=Effect.READS) for _ in range(2)]
+        outcomes = [run(connection, "true", timeout_seconds=60, effect=Effect.READ_ONLY) for _ in range(2)]
     assert [outcome.status for outcome in outcomes] == [OutcomeStatus.NEVER_STARTED] * 2
     assert [outcome.reason for outcome in outcomes] == [NotStartedReason.CONNECT_TIMEOUT] * 2
     assert isinstance(outcomes[0].error(), VpsConnectionError)
@@ -190,7 +190,7 @@ def test_what_is_lost_again_and_again_is_given_up_after_waiting_ever_longer(
     monkeypatch.setattr("imbue.mngr_vps_docker.ssh.connection.time", clock)
     dying = f"ForceCommand echo x >>{tmp_path}/runs; kill -9 $PPID"
     with LoopbackSshd(tmp_path, options=(dying,)) as sshd, closing(SshConnection(sshd.target())) as connection:
-        assert run(connection, "true", effect=Effect.READS).status is OutcomeStatus.LOST
+        assert run(connection, "true", effect=Effect.READ_ONLY).status is OutcomeStatus.LOST
     assert (tmp_path / "runs").read_text() == 4 * "x\n"
     assert [round(delay / 2**number, 1) for number, delay in enumerate(delays)] == [
         pytest.approx(0.2, abs=0.1) for _ in range(3)
@@ -202,7 +202,7 @@ def test_a_machine_that_says_something_instead_of_running_a_command_is_quoted(tm
     runs, words = tmp_path / "runs", "Please login as the user 'ubuntu'."
     refusing = f'ForceCommand echo x >>{runs}; echo "{words}" >&{stream}; exit 142'
     with LoopbackSshd(tmp_path, options=(refusing,)) as sshd, closing(SshConnection(sshd.target())) as connection:
-        outcome = run(connection, "true", effect=Effect.READS)
+        outcome = run(connection, "true", effect=Effect.READ_ONLY)
     assert (outcome.status, outcome.reason) == (OutcomeStatus.NEVER_STARTED, NotStartedReason.ACCOUNT_REFUSED)
     assert isinstance(outcome.error(), VpsAuthenticationError)
     assert words in str(outcome.error())
@@ -220,7 +220,7 @@ def test_lines_of_an_attempt_that_was_lost_do_not_run_into_those_of_the_next(
         on_line=lambda line, _is_stdout: lines.append(line),
         purpose="test",
         timeout_seconds=20,
-        effect=Effect.REPEATABLE,
+        effect=Effect.IDEMPOTENT,
     )
     assert outcome.is_success
     assert lines == ["first", "first", "second"]
@@ -244,7 +244,7 @@ def test_a_killed_session_means_lost_and_a_repeatable_command_runs_again(
     assert run(connection, command).status is OutcomeStatus.LOST
     assert runs.read_text() == "x\n"
     runs.unlink()
-    outcome = run(connection, f"{command}; echo done", effect=Effect.REPEATABLE)
+    outcome = run(connection, f"{command}; echo done", effect=Effect.IDEMPOTENT)
     assert (outcome.status, outcome.stdout) == (OutcomeStatus.COMPLETED, b"done\n")
     assert runs.read_text() == "x\nx\n"
 

@@ -9,17 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.remote import run
 
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.gateway import by_way_of
 from imbue.mngr_vps_docker.ssh.gateway import forward
 from imbue.mngr_vps_docker.ssh.process import run_process
-from imbue.mngr_vps_docker.ssh.shell import joined
+from imbue.mngr_vps_docker.ssh.shell import join
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 from imbue.mngr_vps_docker.ssh.target import standalone_argv
-from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+from support.loopback_sshd import LoopbackSshd
+from support.remote import run
 
 HERE = "127.0.0.1"
 # An address of documentation (RFC 5737), to which nothing leads.
@@ -79,7 +79,7 @@ def test_a_machine_behind_a_gateway_costs_the_gateway_no_login_of_its_own(route:
 
 def test_it_is_reached_all_the_same_when_the_gateway_is_not_logged_in_to(route: Route) -> None:
     assert run(route.to_machine, "echo there").checked().text == "there\n"
-    argv = joined(standalone_argv(route.to_machine.target, "echo pasted"))
+    argv = join(standalone_argv(route.to_machine.target, "echo pasted"))
     done = subprocess.run(["sh", "-c", argv], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "pasted\n"
 
@@ -87,7 +87,7 @@ def test_it_is_reached_all_the_same_when_the_gateway_is_not_logged_in_to(route: 
 def test_an_option_of_the_user_leads_to_the_gateway(route: Route) -> None:
     bastion = route.sshd("bastion")
     *login, host = standalone_argv(bastion.target(), None)
-    options = (f"ProxyCommand={joined((*login[:-1], '-W', '[%h]:%p', '--', host))}",)
+    options = (f"ProxyCommand={join((*login[:-1], '-W', '[%h]:%p', '--', host))}",)
     behind = route.connection(route.way(replace(route.gateway_target, options=options), options))
     assert run(behind, "echo there").checked().text == "there\n"
     assert [sshd.login_count for sshd in (bastion, route.gateway, route.machine)] == [1, 1, 1]

@@ -8,19 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.remote import run
 
-from imbue.mngr_vps_docker.remote_batch import ChainStep
-from imbue.mngr_vps_docker.remote_batch import run_chain
 from imbue.mngr_vps_docker.replay import main
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
 from imbue.mngr_vps_docker.ssh.command_log import read_log
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
+from imbue.mngr_vps_docker.ssh.remote_command import run_chain
 from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.ssh.shell import ShellScript
-from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+from support.loopback_sshd import LoopbackSshd
+from support.remote import run
 
 
 @pytest.fixture(autouse=True)
@@ -134,8 +134,8 @@ def test_what_ends_as_it_did_is_told_from_what_does_not(
     logged: SshConnection, log: CommandLog, sshd: LoopbackSshd, capsys: pytest.CaptureFixture[str]
 ) -> None:
     down = SshConnection(replace(logged.target, port=1), log=log)
-    run(logged, "exit 255", effect=Effect.READS)
-    run(down, "true", effect=Effect.READS)
+    run(logged, "exit 255", effect=Effect.READ_ONLY)
+    run(down, "true", effect=Effect.READ_ONLY)
     exited, refused = read_log(log.path)
     assert main(["--log", str(log.path), "run", exited.id, refused.id]) == 0
     said = capsys.readouterr().out

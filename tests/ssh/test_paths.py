@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.remote import run
 
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+from support.loopback_sshd import LoopbackSshd
+from support.remote import run
 
 
 @pytest.fixture(autouse=True)

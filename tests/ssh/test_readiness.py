@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.remote import run
 
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.errors import VpsConnectionError
@@ -13,7 +12,8 @@ from imbue.mngr_vps_docker.ssh import readiness
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.master import LoginFailure
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
-from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+from support.loopback_sshd import LoopbackSshd
+from support.remote import run
 
 PATIENCE_SECONDS = 30.0
 # What stands for other login shells: they get the command line as one word of the variable.

@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.remote import master_pid
-from support.remote import run
-from support.remote import wait_for
 
 from imbue.mngr_vps_docker.errors import SshBusyError
 from imbue.mngr_vps_docker.files import locked
@@ -26,7 +23,10 @@ from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.process import ProcessResult
 from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.ssh.target import standalone_argv
-from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+from support.loopback_sshd import LoopbackSshd
+from support.remote import master_pid
+from support.remote import run
+from support.remote import wait_for
 
 _EIGHT_PROCESSES = """\
 import os, pickle, sys

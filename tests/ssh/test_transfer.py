@@ -11,14 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.remote import processes_with
-from support.remote import run
-from support.remote import wait_for
 
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.pipe import pipe
-from imbue.mngr_vps_docker.ssh.striped import run_with_stream
-from imbue.mngr_vps_docker.testing.loopback_sshd import LoopbackSshd
+from imbue.mngr_vps_docker.ssh.striped import upload_tars
+from support.loopback_sshd import LoopbackSshd
+from support.remote import processes_with
+from support.remote import run
+from support.remote import wait_for
 
 _WRITER = """\
 import pickle, sys
@@ -109,9 +109,7 @@ def test_a_stream_over_several_sessions_of_one_login_arrives_in_order(
     connection: SshConnection, sshd: LoopbackSshd, tmp_path: Path, meeting_point: Path, size_bytes: int
 ) -> None:
     data, chunks = blocks_of(size_bytes)
-    outcome = run_with_stream(
-        connection, f"cat >{tmp_path}/got; echo done", chunks, purpose="test", timeout_seconds=30
-    )
+    outcome = upload_tars(connection, f"cat >{tmp_path}/got; echo done", chunks, purpose="test", timeout_seconds=30)
     assert outcome.checked().stdout == b"done\n"
     assert (tmp_path / "got").read_bytes() == data
     assert sshd.login_count == 1
@@ -120,7 +118,7 @@ def test_a_stream_over_several_sessions_of_one_login_arrives_in_order(
 
 def test_a_command_that_fails_before_the_end_of_its_stream_ends_the_whole(connection: SshConnection) -> None:
     _, chunks = blocks_of(20 << 20)
-    outcome = run_with_stream(
+    outcome = upload_tars(
         connection, "head -c 100 >/dev/null; echo full >&2; exit 7", chunks, purpose="test", timeout_seconds=30
     )
     assert (outcome.exit_code, outcome.stderr) == (7, b"full\n")
@@ -141,7 +139,7 @@ def test_the_words_of_a_command_that_fails_count_even_if_its_session_ends_last(t
         LoopbackSshd(tmp_path, (f"SetEnv HOME={tmp_path} PATH={slow_rm.parent}:/usr/bin:/bin",)) as sshd,
         closing(SshConnection(sshd.target())) as connection,
     ):
-        outcome = run_with_stream(connection, "echo full >&2; exit 7", paused(), purpose="test", timeout_seconds=30)
+        outcome = upload_tars(connection, "echo full >&2; exit 7", paused(), purpose="test", timeout_seconds=30)
     assert (outcome.exit_code, outcome.stderr) == (7, b"full\n")
 
 
@@ -153,7 +151,7 @@ def test_a_stream_that_breaks_off_here_ends_the_command(
         raise LookupError("the source broke")
 
     with pytest.raises(LookupError, match="the source broke"):
-        run_with_stream(
+        upload_tars(
             connection, f"cat >/dev/null; touch {tmp_path}/whole", broken(), purpose="test", timeout_seconds=30
         )
     assert not (tmp_path / "whole").exists()
@@ -167,7 +165,7 @@ def test_a_stream_whose_machine_goes_is_not_taken_for_whole(connection: SshConne
         connection.close()
         yield bytes(9 << 20)
 
-    outcome = run_with_stream(
+    outcome = upload_tars(
         connection, f"cat >/dev/null && touch {tmp_path}/whole", lost(), purpose="test", timeout_seconds=30
     )
     assert not outcome.is_success

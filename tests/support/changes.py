@@ -7,16 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from support.local_provider import local_provider
-
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_local_vps.backend import LocalVpsProvider
+from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.errors import VpsConnectionError
-from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
+from support.local_provider import local_provider
 
 _MOST_ATTEMPTS = 30
 

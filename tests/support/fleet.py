@@ -8,6 +8,18 @@ from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 
+from imbue.mngr.primitives import AgentId
+from imbue.mngr.primitives import DiscoveredAgent
+from imbue.mngr.primitives import DiscoveredHost
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostState
+from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.state.local_store import HostPhase
+from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from imbue.mngr_vps_docker.vps_client import VpsClientInterface
+from support.local_machine import LocalMachine
 from support.local_provider import local_provider
 from support.memory_provider import REFUSING
 from support.memory_provider import SILENT
@@ -17,19 +29,6 @@ from support.memory_provider import Network
 from support.memory_provider import record_of
 from support.memory_provider import running_container
 from support.memory_provider import stopped_container
-
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import DiscoveredAgent
-from imbue.mngr.primitives import DiscoveredHost
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostState
-from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
-from imbue.mngr_vps_docker.journal import HostPhase
-from imbue.mngr_vps_docker.journal import JournalEntry
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
-from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
-from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 ADDRESS = "192.0.2.1"
@@ -64,7 +63,7 @@ class Fleet:
         context = self.process()._context
         context.keys.create_vps_host_key(host_id)
         record = record_of(host_id) if phase is HostPhase.READY else None
-        entry = JournalEntry(
+        entry = LocalHostRecord(
             host_id=host_id,
             host_name="h1",
             phase=phase,
@@ -73,7 +72,7 @@ class Fleet:
             vps_ip=address,
             record=record,
         )
-        context.journal.write(entry.model_copy(update=changes))
+        context.local_store.write(entry.model_copy(update=changes))
 
     def machine(self, host_id: HostId, address: str = ADDRESS) -> VpsDockerHostStore:
         """A VPS that answers, with the record and the stopped container of a host."""

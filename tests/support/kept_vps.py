@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import yaml
 from pydantic import PrivateAttr
 
+from imbue.mngr_local_vps.client import LocalVpsClient
+from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.local_vps.engine import run_docker
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo

@@ -7,9 +7,9 @@ import pluggy
 from imbue.mngr.config.data_types import MngrConfig
 from imbue.mngr.config.data_types import MngrContext
 from imbue.mngr.primitives import ProviderInstanceName
-from imbue.mngr_vps_docker.local_vps.config import LocalVpsProviderConfig
-from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image_of_os
-from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
+from imbue.mngr_local_vps.backend import LocalVpsProvider
+from imbue.mngr_local_vps.config import LocalVpsProviderConfig
+from imbue.mngr_local_vps.operating_systems import agent_image_of_os
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
 PROVIDER_NAME = ProviderInstanceName("local-vps")

@@ -15,19 +15,19 @@ from pydantic import PrivateAttr
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import HostId
+from imbue.mngr_local_vps.backend import LocalVpsProvider
+from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.host_record import VpsDockerHostRecord
-from imbue.mngr_vps_docker.host_record import VpsHostConfig
-from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
-from imbue.mngr_vps_docker.lifecycle.patience import Patience
-from imbue.mngr_vps_docker.lifecycle.patience import Timings
-from imbue.mngr_vps_docker.lifecycle.uploaded_keys import key_name
-from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
+from imbue.mngr_vps_docker.hosts.cloud_resources import key_name
+from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.timings import Patience
+from imbue.mngr_vps_docker.hosts.timings import Timings
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.process import ProcessResult
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
+from imbue.mngr_vps_docker.state.record import VpsHostConfig
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
 from imbue.mngr_vps_docker.vps_client import VpsSshKeyInfo
 

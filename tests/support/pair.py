@@ -8,6 +8,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from imbue.mngr.interfaces.data_types import AgentDetails
+from imbue.mngr.interfaces.data_types import HostDetails
+from imbue.mngr.primitives import AgentId
+from imbue.mngr.primitives import DiscoveredAgent
+from imbue.mngr.primitives import DiscoveredHost
+from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.state.local_store import HostPhase
+from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from imbue.mngr_vps_docker.state.record import encode_agent_data
+from imbue.mngr_vps_docker.state.record import encode_record
+from support.local_machine import LocalMachine
 from support.local_provider import local_provider
 from support.memory_provider import MemoryCloud
 from support.memory_provider import MemoryProvider
@@ -16,26 +31,10 @@ from support.memory_provider import record_of
 from support.memory_provider import running_container
 from support.memory_provider import stopped_container
 
-from imbue.mngr.interfaces.data_types import AgentDetails
-from imbue.mngr.interfaces.data_types import HostDetails
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import DiscoveredAgent
-from imbue.mngr.primitives import DiscoveredHost
-from imbue.mngr.primitives import HostId
-from imbue.mngr_vps_docker.host_record import encode_agent_data
-from imbue.mngr_vps_docker.host_record import encode_record
-from imbue.mngr_vps_docker.journal import HostPhase
-from imbue.mngr_vps_docker.journal import JournalEntry
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.testing.local_machine import LocalMachine
-
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
-class SayingMachine(SshConnection):
+class ScriptedMachine(SshConnection):
     """A machine that ends every command at once and says ``stdout``, whatever it is asked."""
 
     stdout = b""
@@ -63,14 +62,14 @@ class Pair:
 
     folder: Path
     groups: ExitStack
-    spoiled: HostId = field(default_factory=HostId.generate)
+    corrupted: HostId = field(default_factory=HostId.generate)
     healthy: HostId = field(default_factory=HostId.generate)
     cloud: MemoryCloud = field(default_factory=lambda: MemoryCloud(account="test"))
     network: Network = field(default_factory=Network)
 
     def __post_init__(self) -> None:
         self._provider = self.process()
-        for host_id in (self.spoiled, self.healthy):
+        for host_id in (self.corrupted, self.healthy):
             self._set_up(host_id)
 
     def process(self, **settings: object) -> MemoryProvider:
@@ -82,7 +81,7 @@ class Pair:
 
     def address(self, host_id: HostId) -> str:
         """The address of a host's VPS."""
-        return "192.0.2.1" if host_id == self.spoiled else "192.0.2.2"
+        return "192.0.2.1" if host_id == self.corrupted else "192.0.2.2"
 
     def machine(self, host_id: HostId) -> LocalMachine:
         """The VPS of a host."""
@@ -104,10 +103,10 @@ class Pair:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "data.json").write_bytes(content)
 
-    def start(self, host_id: HostId) -> SayingMachine:
+    def start(self, host_id: HostId) -> ScriptedMachine:
         """Have a host run, and return its container, which says nothing yet."""
         (self.machine(host_id).volumes / ".containers").write_text(running_container(host_id))
-        container = SayingMachine(self.machine(host_id).target)
+        container = ScriptedMachine(self.machine(host_id).target)
         self.network.containers[self.address(host_id)] = container
         return container
 
@@ -140,9 +139,9 @@ class Pair:
         machine.volume(context.state_volume_name)
         context.keys.create_vps_host_key(host_id)
         self.cloud.order(host_id, address, LONG_AGO)
-        record = record_of(host_id, stop_reason="STOPPED", host_name="bad" if host_id == self.spoiled else "good")
-        context.journal.write(
-            JournalEntry(
+        record = record_of(host_id, stop_reason="STOPPED", host_name="bad" if host_id == self.corrupted else "good")
+        context.local_store.write(
+            LocalHostRecord(
                 host_id=host_id,
                 host_name=record.certified_host_data.host_name,
                 phase=HostPhase.READY,

@@ -8,7 +8,7 @@ from typing import Any
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import HostId
-from imbue.mngr_vps_docker.host_record import VpsDockerHostRecord
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 
 NASTY = "' \" \n\0 $(touch /tmp/x) `x` EOF\nEOF \U0001f600 \\ mngr-batch-end\n"
 PIECES = (

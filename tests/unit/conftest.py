@@ -7,7 +7,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
 from support.fleet import Fleet
+from support.local_machine import LocalMachine
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> LocalMachine:
+    return LocalMachine(tmp_path)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
+from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
 from imbue.mngr_vps_docker.testing.faulty_client import CALLS

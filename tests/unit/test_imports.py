@@ -45,12 +45,11 @@ def test_mngr_that_is_told_something_else_imports_nothing_that_reaches_a_vps() -
     assert {name.removeprefix(f"{imbue.mngr_vps_docker.__name__}.") for name in own} == {
         "cloud_init",
         "config",
-        "image_reference",
         "instance",
-        "lifecycle",
         "package_hooks",
         "primitives",
-        "root_account",
-        "terminal",
+        "setup",
+        "setup.root_account",
+        "text",
         "vps_client",
     }

@@ -7,14 +7,14 @@ import tarfile
 import pytest
 from pytest_subprocess import FakeProcess
 
+from imbue.mngr_local_vps.__main__ import main
+from imbue.mngr_local_vps.engine import api_error_of
+from imbue.mngr_local_vps.engine import describe
+from imbue.mngr_local_vps.images import require_image
+from imbue.mngr_local_vps.machine import hostname_of
+from imbue.mngr_local_vps.machine import seed_archive
+from imbue.mngr_local_vps.operating_systems import agent_image_of_os
 from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.local_vps.__main__ import main
-from imbue.mngr_vps_docker.local_vps.engine import api_error_of
-from imbue.mngr_vps_docker.local_vps.engine import describe
-from imbue.mngr_vps_docker.local_vps.images import require_image
-from imbue.mngr_vps_docker.local_vps.machine import hostname_of
-from imbue.mngr_vps_docker.local_vps.machine import seed_archive
-from imbue.mngr_vps_docker.local_vps.operating_systems import agent_image_of_os
 
 
 @pytest.mark.parametrize(
@@ -80,5 +80,5 @@ def test_an_operating_system_that_is_not_offered_is_refused_before_the_engine_is
 
 def test_the_error_for_a_missing_image_names_the_command_that_builds_it(fp: FakeProcess) -> None:
     fp.register([fp.program("docker"), fp.any()], returncode=1, stderr="Error: No such image: x\n")
-    with pytest.raises(VpsApiError, match=r"run python -m imbue\.mngr_vps_docker\.local_vps image debian-13$"):
+    with pytest.raises(VpsApiError, match=r"run python -m imbue\.mngr_local_vps image debian-13$"):
         require_image("debian-13")

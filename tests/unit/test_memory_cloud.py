@@ -1,10 +1,10 @@
 """The cloud of the unit tests keeps the same contract as a real one."""
 
 import pytest
-from support.memory_provider import MemoryCloud
 
 from imbue.mngr_vps_docker.testing.client_conformance import VpsClientConformance
 from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
+from support.memory_provider import MemoryCloud
 
 
 class TestMemoryCloud(VpsClientConformance):

@@ -10,13 +10,13 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from support.remote import heed_signals
 
 from imbue.mngr_vps_docker.replay import main
 from imbue.mngr_vps_docker.replay import newest_log
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
 from imbue.mngr_vps_docker.ssh.command_log import follow_log
+from support.remote import heed_signals
 
 LOOKED = LoggedCommand(
     id="aa11",

@@ -13,8 +13,6 @@ from functools import cached_property
 from pathlib import Path
 
 from loguru import logger
-from support.local_provider import local_provider
-from support.local_provider import settings_of_os
 
 from imbue.mngr.api.data_types import GcResourceTypes
 from imbue.mngr.api.gc import gc
@@ -24,20 +22,22 @@ from imbue.mngr.primitives import AgentId
 from imbue.mngr.primitives import ErrorBehavior
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_local_vps.backend import LocalVpsProvider
+from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
-from imbue.mngr_vps_docker.lifecycle.context import ProviderContext
-from imbue.mngr_vps_docker.lifecycle.uploaded_keys import UploadedKey
-from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.local_vps.provider import LocalVpsProvider
+from imbue.mngr_vps_docker.hosts.cloud_resources import UploadedKey
+from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.ssh.span import span
-from imbue.mngr_vps_docker.testing.fault_points import FaultError
-from imbue.mngr_vps_docker.testing.fault_points import FaultKind
-from imbue.mngr_vps_docker.testing.fault_points import FaultPointClient
-from imbue.mngr_vps_docker.testing.fault_points import FaultPointRunner
-from imbue.mngr_vps_docker.testing.fault_points import FaultPoints
 from imbue.mngr_vps_docker.testing.faulty_client import Fault
+from support.fault_points import FaultError
+from support.fault_points import FaultKind
+from support.fault_points import FaultPointClient
+from support.fault_points import FaultPointRunner
+from support.fault_points import FaultPoints
+from support.local_provider import local_provider
+from support.local_provider import settings_of_os
 
 SNAPSHOT = SnapshotName("s1")
 # Of another host, in the same account.

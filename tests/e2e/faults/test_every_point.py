@@ -19,18 +19,18 @@ from pathlib import Path
 
 import pytest
 from e2e.faults.drive import SEED
-from support.provider import ProviderLab
-from support.provider import collect_garbage
-from support.provider import states
-from support.remote import heed_signals
 
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import HostName
 from imbue.mngr.primitives import HostState
-from imbue.mngr_vps_docker import journal
-from imbue.mngr_vps_docker.lifecycle import snapshot as snapshots
-from imbue.mngr_vps_docker.lifecycle.uploaded_keys import uploaded_keys
-from imbue.mngr_vps_docker.testing.fault_points import FaultKind
+from imbue.mngr_vps_docker.hosts.cloud_resources import uploaded_keys
+from imbue.mngr_vps_docker.lifecycle import snapshots as snapshots
+from imbue.mngr_vps_docker.state import local_store
+from support.fault_points import FaultKind
+from support.provider import ProviderLab
+from support.provider import collect_garbage
+from support.provider import states
+from support.remote import heed_signals
 
 DRIVER = Path(__file__).with_name("drive.py")
 FAULTS = os.environ.get("MNGR_FAULTS")
@@ -75,7 +75,7 @@ def chosen_runs(*, ending: bool) -> list[tuple[str, str, FaultKind]]:
 @pytest.fixture(autouse=True)
 def prompt_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
     """The local cloud shows at once what it was asked to make, so there is no waiting for what it does not show."""
-    monkeypatch.setattr(journal, "APPEARING_SECONDS", 0.0)
+    monkeypatch.setattr(local_store, "APPEARING_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from imbue.mngr.interfaces.provider_instance import ProviderInstanceInterface
 from imbue.mngr.primitives import HostId
 from imbue.mngr.primitives import ProviderBackendName
 from imbue.mngr.primitives import ProviderInstanceName
+from imbue.mngr_local_vps.backend import LocalVpsProviderBackend
+from imbue.mngr_local_vps.client import LocalVpsClient
+from imbue.mngr_local_vps.config import LocalVpsProviderConfig
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.instance import VpsDockerProvider
-from imbue.mngr_vps_docker.local_vps.backend import LocalVpsProviderBackend
-from imbue.mngr_vps_docker.local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.local_vps.config import LocalVpsProviderConfig
 
 NAME = ProviderBackendName("listing-vps")
 

@@ -1,0 +1,161 @@
+"""Building an image on a machine, by BuildKit wherever its Docker has it, and saying which step failed.
+
+BuildKit writes values of build arguments into the names of steps, and all that it says to stderr.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final
+
+from imbue.mngr_vps_docker.docker.commands import BuildSpec
+from imbue.mngr_vps_docker.docker.commands import build_script
+from imbue.mngr_vps_docker.docker.errors import NOISE
+from imbue.mngr_vps_docker.docker.errors import ContainerNotRunningError
+from imbue.mngr_vps_docker.docker.errors import DiskFullError
+from imbue.mngr_vps_docker.docker.errors import DockerError
+from imbue.mngr_vps_docker.docker.errors import InvalidDockerArgumentError
+from imbue.mngr_vps_docker.docker.errors import NameInUseError
+from imbue.mngr_vps_docker.docker.errors import NoSuchContainerError
+from imbue.mngr_vps_docker.docker.errors import NoSuchVolumeError
+from imbue.mngr_vps_docker.docker.errors import PortInUseError
+from imbue.mngr_vps_docker.docker.errors import UnknownRuntimeError
+from imbue.mngr_vps_docker.docker.errors import docker_error
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.ssh.connection import OnLine
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.ssh.shell import ShellScript
+from imbue.mngr_vps_docker.text import MASK
+
+_LAST_LINES: Final = 15
+_USAGE_CODE: Final = 125
+_SHORTEST_MASKED: Final = 4
+# What a step of a build may print, and Docker does not say of a build.
+_OF_CONTAINERS: Final = (
+    ContainerNotRunningError,
+    NameInUseError,
+    NoSuchContainerError,
+    NoSuchVolumeError,
+    PortInUseError,
+    UnknownRuntimeError,
+)
+# BuildKit's plain progress: "#5 [2/3] RUN make", "#5 0.437 what the step prints", " > [2/3] RUN make:" once it failed.
+_STEP_NAME: Final = re.compile(r"(?:#\d+| >) \[[^\]]*\] ")
+# Docker 20.10 writes one under each name.
+_DIGEST: Final = re.compile(r"#\d+ sha256:[0-9a-f]{64}\s*$")
+_PROGRESS: Final = re.compile(r"#\d+ |-{6}")
+_STEP_OUTPUT: Final = re.compile(r"#\d+ \d+\.\d+ ")
+_FAILED_STEP: Final = re.compile(r"^ > (.*):$", re.MULTILINE)
+_SYNTAX_NOT_FETCHED: Final = re.compile(r"^ > resolve image config for \S*docker\.io/(docker/dockerfile\S*):$", re.M)
+
+
+def build_image(
+    connection: SshConnection,
+    spec: BuildSpec,
+    *,
+    depot_token: Secret | None,
+    on_line: OnLine | None,
+    timeout_seconds: float,
+) -> None:
+    """See DockerOverSsh.build."""
+    values = build_script(spec).secrets.values()
+
+    def attempt(spec: BuildSpec) -> CommandOutcome:
+        line = build_script(spec)
+        if depot_token is not None:
+            line = ShellScript(f"export DEPOT_TOKEN\n{line}", {**line.secrets, "DEPOT_TOKEN": depot_token})
+        purpose = f"build image {spec.tag}"
+        mask = _Mask(values)
+
+        def show(text: str, is_stdout: bool) -> None:
+            if on_line is not None and not _DIGEST.match(text):
+                on_line(text if is_stdout else mask(text), is_stdout)
+
+        # A second run finds in Docker's cache what a first one, whose connection was lost, has built.
+        outcome = connection.stream(
+            line,
+            on_line=None if on_line is None else show,
+            purpose=purpose,
+            timeout_seconds=timeout_seconds,
+            effect=Effect.IDEMPOTENT,
+        )
+        mask = _Mask(values)
+        text = "".join(mask(line) for line in outcome.error_text.splitlines(keepends=True) if not _DIGEST.match(line))
+        return replace(outcome, stderr=text.encode())
+
+    outcome, problem = attempt(spec), ""
+    syntax = _SYNTAX_NOT_FETCHED.search(outcome.error_text)
+    if syntax is not None and not outcome.is_success:
+        # Most Dockerfiles that begin with it need nothing of it.
+        problem = f"{syntax[1]} cannot be fetched, and without it: "
+        if on_line is not None:
+            on_line(f"{syntax[1]} cannot be fetched: building without it\n", False)
+        outcome = attempt(replace(spec, is_own_syntax=True))
+    if not outcome.is_success:
+        raise _build_error(outcome, problem)
+
+
+class _Mask:
+    """Takes the values of build arguments out of what Docker says; what steps print is theirs.
+
+    In other lines than names of steps, short values are left: they are in every number.
+    """
+
+    def __init__(self, values: Iterable[Secret]) -> None:
+        texts = {value.revealed for value in values}
+        lines = {line for text in texts for line in text.splitlines() if line.strip()}
+        # As Go quotes them, in errors.
+        lines |= {json.dumps(text, ensure_ascii=False)[1:-1] for text in texts if text.strip()}
+        self._in_names = _any_of(lines)
+        self._elsewhere = _any_of(line for line in lines if len(line) >= _SHORTEST_MASKED)
+        self._is_name = False
+
+    def __call__(self, line: str) -> str:
+        """The next line of stderr, without values."""
+        if _STEP_OUTPUT.match(line):
+            return line
+        name = _STEP_NAME.match(line)
+        # A value of several lines makes a name of several lines.
+        self._is_name = name is not None or (self._is_name and not _PROGRESS.match(line))
+        start = 0 if name is None else name.end()
+        return line[:start] + (self._in_names if self._is_name else self._elsewhere).sub(MASK, line[start:])
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
+
+
+def _build_error(outcome: CommandOutcome, problem: str) -> VpsDockerError:
+    error = docker_error(outcome)
+    # Where a step printed that the disk is full, it is. All else that steps print means what they like.
+    if isinstance(error, DockerError) and not isinstance(error, DiskFullError):
+        is_usage = outcome.exit_code == _USAGE_CODE
+        ignored = _OF_CONTAINERS if is_usage else (*_OF_CONTAINERS, InvalidDockerArgumentError)
+        error = docker_error(outcome, f"{problem}{_refusal(outcome)}", ignored=ignored)
+    if not isinstance(error, DockerError):
+        return error
+    streams = [
+        f"The end of {name}:\n{tail}"
+        for name, text in (("stdout", outcome.text), ("stderr", outcome.error_text))
+        if (tail := _last_lines(text))
+    ]
+    return type(error)("\n".join([f"{error} [exit code {outcome.exit_code}]", *streams]), outcome)
+
+
+def _refusal(outcome: CommandOutcome) -> str:
+    """In one line, the step that failed and why: what comes last, of BuildKit behind the step's name."""
+    lines = [line for line in outcome.error_text.splitlines() if line.strip() and not NOISE.match(line)]
+    if not lines:
+        return outcome.text
+    last = next((line for line in reversed(lines) if line.startswith("ERROR: ")), lines[-1])
+    steps = _FAILED_STEP.findall(outcome.error_text)
+    return f"{steps[-1]}: {last.removeprefix('ERROR: ')}" if steps else last
+
+
+def _last_lines(text: str) -> str:
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[-_LAST_LINES:])

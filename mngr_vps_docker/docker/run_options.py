@@ -1,0 +1,361 @@
+"""What a user asks for with ``-s``: options of `docker run`, some of which would let an agent out of its container."""
+
+import posixpath
+import re
+from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Final
+
+from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
+from imbue.mngr_vps_docker.config import VPS_SSH_PORT
+from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
+from imbue.mngr_vps_docker.docker.commands import without_value
+from imbue.mngr_vps_docker.docker.options import SPLIT_AT_SPACES
+from imbue.mngr_vps_docker.docker.options import DockerOptions
+from imbue.mngr_vps_docker.docker.options import Option
+from imbue.mngr_vps_docker.docker.options import Rule
+from imbue.mngr_vps_docker.docker.options import always
+from imbue.mngr_vps_docker.docker.options import is_foreign_network
+from imbue.mngr_vps_docker.docker.options import is_off
+from imbue.mngr_vps_docker.docker.options import is_on
+from imbue.mngr_vps_docker.docker.options import settings_of
+from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.text import MASK
+from imbue.mngr_vps_docker.user_text import check_texts
+from imbue.mngr_vps_docker.user_text import excerpt
+
+_KIND: Final = "Start argument"
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# From `docker run --help`, Docker 20.10 to 28.
+_SWITCHES: Final = _words("""
+    --detach --disable-content-trust --help --init --interactive --no-healthcheck --oom-kill-disable --privileged
+    --publish-all --quiet --read-only --rm --sig-proxy --tty --use-api-socket
+""")
+_WITH_VALUE: Final = _words("""
+    --add-host --annotation --attach --blkio-weight --blkio-weight-device --cap-add --cap-drop --cgroup-parent
+    --cgroupns --cidfile --cpu-count --cpu-percent --cpu-period --cpu-quota --cpu-rt-period --cpu-rt-runtime
+    --cpu-shares --cpus --cpuset-cpus --cpuset-mems --detach-keys --device --device-cgroup-rule --device-read-bps
+    --device-read-iops --device-write-bps --device-write-iops --dns --dns-option --dns-search --domainname --entrypoint
+    --env --env-file --expose --gpus --group-add --health-cmd --health-interval --health-retries
+    --health-start-interval --health-start-period --health-timeout --hostname --io-maxbandwidth --io-maxiops --ip --ip6
+    --ipc --isolation --kernel-memory --label --label-file --link --link-local-ip --log-driver --log-opt --mac-address
+    --memory --memory-reservation --memory-swap --memory-swappiness --mount --name --network --network-alias
+    --oom-score-adj --pid --pids-limit --platform --publish --pull --restart --runtime --security-opt --shm-size
+    --stop-signal --stop-timeout --storage-opt --sysctl --tmpfs --ulimit --user --userns --uts --volume --volume-driver
+    --volumes-from --workdir
+""")
+_LETTERS: Final = {
+    "a": "--attach", "c": "--cpu-shares", "d": "--detach", "e": "--env", "h": "--hostname", "i": "--interactive",
+    "l": "--label", "m": "--memory", "P": "--publish-all", "p": "--publish", "q": "--quiet", "t": "--tty",
+    "u": "--user", "v": "--volume", "w": "--workdir",
+}  # fmt: skip
+
+# What Docker gives every container anyway:
+# https://docs.docker.com/engine/containers/run/#runtime-privilege-and-linux-capabilities
+_USUAL_CAPABILITIES: Final = _words("""
+    AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID SETPCAP SETUID
+    SYS_CHROOT
+""")
+# Of https://docs.docker.com/engine/logging/configure/#supported-logging-drivers, those that only write on the VPS.
+_LOCAL_LOG_DRIVERS: Final = _words("json-file local journald none")
+# What sshd lets nobody in without (the first four, AUDIT_WRITE for a login with a terminal), and apt installs nothing.
+_NEEDED_CAPABILITIES: Final = _words("AUDIT_WRITE SETGID SETUID SYS_CHROOT CHOWN DAC_OVERRIDE FOWNER")
+# What setting a container up takes, with room to spare: apt, sshd, tmux and the watcher.
+_LEAST_MEMORY: Final = 128 << 20
+_LEAST_PROCESSES: Final = 32
+_LEAST_FILES: Final = 64
+# As docker/go-units reads a size.
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)i?b?", re.ASCII | re.IGNORECASE)
+# Folders without which no program of the image runs.
+_SYSTEM_FOLDERS: Final = _words("""
+    / /bin /dev /etc /lib /lib64 /proc /sbin /sys /usr /usr/bin /usr/lib /usr/sbin /var /var/lib /var/lib/dpkg
+""")
+_SAFE_SECURITY_OPTIONS: Final = frozenset({"no-new-privileges", "no-new-privileges=true", "no-new-privileges:true"})
+_VOLUME_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]+", re.ASCII)
+_HOST_VOLUMES: Final = "mngr-host-vol-"
+
+
+def start_args_of(config: VpsDockerProviderConfig, args: Sequence[str], *, state_volume: str) -> tuple[str, ...]:
+    """The start arguments of a host: the settings' own, then ``args``; see ``checked_start_args``.
+
+    ``state_volume`` is the name of the volume that holds the host's record.
+    """
+    return allowed_start_args(config, (*config.default_start_args, *args), state_volume=state_volume)
+
+
+def allowed_start_args(config: VpsDockerProviderConfig, args: Sequence[str], *, state_volume: str) -> tuple[str, ...]:
+    """Return all the start arguments of a host, if the settings allow them; see ``checked_start_args``."""
+    return checked_start_args(
+        args,
+        allowed=config.allowed_start_args,
+        host_dir=PurePosixPath(config.host_dir),
+        ssh_port=config.container_ssh_port,
+        state_volume=state_volume,
+    )
+
+
+def checked_start_args(
+    args: Sequence[str],
+    *,
+    allowed: Sequence[str] = (),
+    host_dir: PurePosixPath = HOST_VOLUME_PATH,
+    ssh_port: int | None = None,
+    state_volume: str | None = None,
+) -> tuple[str, ...]:
+    """Return ``args`` if `docker run` can be given them, each option as one word in its long form.
+
+    Raises BuildArgumentError for what would let the agent in the container at the VPS itself, unless it is among
+    ``allowed`` (``--option`` or ``--option=value``); for what would keep mngr from finding its container or from its
+    data in it, always; and for a word that is no option, which Docker would take for the image.
+    """
+    check_texts(_KIND, args, may_have_lines=True)
+    options = _options_of(host_dir, ssh_port, state_volume)
+    found: list[Option] = []
+    for option in options.parsed(args):
+        if isinstance(option, str):
+            raise BuildArgumentError(
+                f"{_KIND} '{excerpt(option)}' is no option of `docker run`; write --option=value in one word"
+                f""" ({SPLIT_AT_SPACES} -s '--label=NAME="a b"')"""
+            )
+        options.check(option, allowed)
+        found.append(option)
+    missing = ", ".join(sorted(_NEEDED_CAPABILITIES - _capabilities(found)))
+    if missing:
+        raise BuildArgumentError(
+            f"{_KIND} '--cap-drop' cannot be used so: sshd and apt in the container need {missing}; drop less, or give"
+            " them back by --cap-add"
+        )
+    return tuple(option.word for option in found)
+
+
+def without_values(args: Sequence[str]) -> tuple[str, ...]:
+    """Start arguments of a host with MASK in the place of each value that may be secret."""
+    try:
+        return tuple(MASK if isinstance(option, str) else without_value(option.word) for option in _RUN.parsed(args))
+    except BuildArgumentError:
+        # Docker could not read them either.
+        return (MASK,)
+
+
+def _is_foreign_namespace(value: str) -> bool:
+    return value == "host" or value.startswith("container:")
+
+
+def _capability(value: str) -> str:
+    return value.upper().removeprefix("CAP_")
+
+
+def _is_unusual_capability(value: str) -> bool:
+    return _capability(value) not in _USUAL_CAPABILITIES
+
+
+def _capabilities(options: Sequence[Option]) -> frozenset[str]:
+    """Those that the container would have, of the needed ones at least: see oci/caps/utils.go of moby."""
+    added, dropped = (
+        frozenset(_capability(option.value or "") for option in options if option.name == name)
+        for name in ("--cap-add", "--cap-drop")
+    )
+    if any(option.name == "--privileged" and is_on(option.value or "") for option in options):
+        return _NEEDED_CAPABILITIES
+    if "ALL" in added:
+        return _NEEDED_CAPABILITIES - dropped
+    return added if "ALL" in dropped else _USUAL_CAPABILITIES - dropped | added
+
+
+def _is_too_little_memory(value: str) -> bool:
+    size = _SIZE.fullmatch(value)
+    # 0 means no limit.
+    return size is not None and 0 < float(size[1]) * 1024 ** "bkmgtp".index(size[2].lower() or "b") < _LEAST_MEMORY
+
+
+def _is_below(least: int, number: str) -> bool:
+    return number.isdecimal() and len(number) < 10 and int(number) < least
+
+
+def _is_too_few_processes(value: str) -> bool:
+    # 0 means no limit, too.
+    return value != "0" and _is_below(_LEAST_PROCESSES, value)
+
+
+def _is_too_few_files(value: str) -> bool:
+    name, _, limits = value.partition("=")
+    return name == "nofile" and any(_is_below(_LEAST_FILES, limit) for limit in limits.split(":"))
+
+
+def _is_no_network(value: str) -> bool:
+    return "none" in (value, dict(settings_of(value.lower())).get("name"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    """What a container would see at ``target``: a volume by its name, a path of the VPS, or "" for something new.
+
+    One that ``is_empty`` hides what the image has there; Docker copies that to a new volume.
+    """
+
+    source: str
+    target: str
+    is_unusual: bool = False
+    is_empty: bool = False
+
+    @property
+    def is_of_vps(self) -> bool:
+        return self.is_unusual or (self.source != "" and not _VOLUME_NAME.fullmatch(self.source))
+
+    @property
+    def path(self) -> str:
+        return posixpath.normpath(f"/{self.target.lstrip('/')}")
+
+    def is_at(self, path: PurePosixPath) -> bool:
+        return PurePosixPath(self.path).is_relative_to(path)
+
+
+def _of_volume(value: str) -> _Mount:
+    first, *others = value.split(":")
+    return _Mount(first, others[0]) if others else _Mount("", first)
+
+
+def _of_tmpfs(value: str) -> _Mount:
+    return _Mount("", value.partition(":")[0], is_empty=True)
+
+
+# See opts/mount.go of docker/cli.
+_MOUNT_ALIASES: Final = {"src": "source", "dst": "target", "destination": "target"}
+
+
+def _of_mount(value: str) -> _Mount:
+    # Of several settings of one meaning, the last counts.
+    settings = {_MOUNT_ALIASES.get(key, key): setting for key, setting in settings_of(value)}
+    kind = settings.get("type", "volume").lower()
+    is_plain = kind in ("volume", "tmpfs") and "volume-opt" not in settings
+    is_local = settings.get("volume-driver", "local") == "local"
+    target = settings.get("target", "")
+    is_unusual = not (is_plain and is_local and target)
+    return _Mount(settings.get("source", ""), target, is_unusual, is_empty=kind == "tmpfs")
+
+
+_MOUNTS: Final = {"--volume": _of_volume, "--mount": _of_mount, "--tmpfs": _of_tmpfs}
+_PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
+
+
+def _host_ports(value: str) -> range:
+    """The TCP ports of the VPS that ``--publish`` would take: ``[address:]port[-port]:…`` or ``published=port,…``."""
+    if "=" in value:
+        settings = dict(settings_of(value))
+        ports, protocol = settings.get("published", ""), settings.get("protocol", "tcp")
+    else:
+        mapping, _, protocol = value.partition("/")
+        _, _, ports = mapping.rpartition(":")[0].rpartition(":")
+    found = _PORTS.fullmatch(ports)
+    if found is None or protocol.lower() not in ("", "tcp"):
+        return range(0)
+    return range(int(found[1]), int(found[2] or found[1]) + 1)
+
+
+_SHARED_NAMESPACE: Final = Rule(
+    "the container would share that part of the VPS, or of another container", _is_foreign_namespace
+)
+_FILES_OF_VPS: Final = "the container would see files of the VPS; use a named volume"
+_DANGERS: Final = {
+    "--privileged": Rule("the container could do whatever root on the VPS can", is_on),
+    "--use-api-socket": Rule("the container would control the Docker of the VPS", is_on),
+    "--network": Rule(
+        "the container would reach what only the VPS may, its own services and the cloud's metadata, or another"
+        " container's; use the plain name of a network",
+        is_foreign_network,
+    ),
+    "--pid": _SHARED_NAMESPACE,
+    "--ipc": _SHARED_NAMESPACE,
+    "--uts": _SHARED_NAMESPACE,
+    "--userns": _SHARED_NAMESPACE,
+    "--cgroupns": _SHARED_NAMESPACE,
+    "--cgroup-parent": Rule("the container would leave the limits that Docker sets", always),
+    "--annotation": Rule("it can tell the runtime to take a defence away", always),
+    "--cap-add": Rule("root in the container could use it to get out", _is_unusual_capability),
+    "--device": Rule("the container would get at a device of the VPS", always),
+    "--device-cgroup-rule": Rule("the container would get at devices of the VPS", always),
+    "--gpus": Rule("the container would get at devices of the VPS", always),
+    "--security-opt": Rule("it takes a defence away", lambda value: value not in _SAFE_SECURITY_OPTIONS),
+    "--volume": Rule(_FILES_OF_VPS, lambda value: _of_volume(value).is_of_vps),
+    "--mount": Rule(_FILES_OF_VPS, lambda value: _of_mount(value).is_of_vps),
+    "--volume-driver": Rule("it could make a volume of anything", lambda value: value != "local"),
+    "--volumes-from": Rule("the container would see another container's files", always),
+    "--log-driver": Rule(
+        "Docker on the VPS would send the container's output to an address of its choice; use json-file, local,"
+        " journald or none",
+        lambda value: value not in _LOCAL_LOG_DRIVERS,
+    ),
+    "--oom-kill-disable": Rule("the VPS would run out of memory instead of the container", is_on),
+    "--oom-score-adj": Rule("the VPS's own services would be killed first", lambda value: value.startswith("-")),
+}
+_FORBIDDEN: Final = {
+    "--env": Rule(
+        "the record of the host is lost, and this machine keeps no values of --env; make a new host",
+        lambda value: value.endswith(f"={MASK}"),
+    ),
+    "--name": Rule("mngr names the container itself", always),
+    "--user": Rule(
+        "mngr sets the container up, and runs its agents, as root in it; have a command of the agent change to another"
+        " user",
+        lambda value: value.partition(":")[0] not in ("root", "0"),
+    ),
+    "--entrypoint": Rule("mngr keeps the container running by an entry point of its own", always),
+    "--rm": Rule("a stopped host must not vanish", is_on),
+    "--detach": Rule("the container runs in the background", is_off),
+    "--restart": Rule("a host that stopped must stay so until it is started", lambda value: value != "no"),
+    "--cidfile": Rule("it would write a file on the VPS, not here", always),
+    "--env-file": Rule("it would read a file of the VPS, not of this machine", always),
+    "--label-file": Rule("it would read a file of the VPS, not of this machine", always),
+    "--help": Rule("no container would run", is_on),
+    "--attach": Rule("the container runs in the background", always),
+    "--read-only": Rule("mngr sets a container up after its start, in its own file system", is_on),
+    "--network": Rule("nothing would reach the container's sshd", _is_no_network),
+    "--memory": Rule(f"mngr needs {_LEAST_MEMORY >> 20} MiB in a container", _is_too_little_memory),
+    "--pids-limit": Rule(f"mngr needs {_LEAST_PROCESSES} processes in a container", _is_too_few_processes),
+    "--ulimit": Rule(f"mngr needs {_LEAST_FILES} open files in a container", _is_too_few_files),
+    "--workdir": Rule("it must be an absolute path", lambda value: not value.startswith("/")),
+    "--pull": Rule("mngr itself brings the image to the VPS before", lambda value: value == "always"),
+    "--label": Rule("labels that begin so are mngr's own", lambda value: value.startswith("com.imbue.mngr.")),
+}
+_RUN: Final = DockerOptions(
+    verb="run",
+    kind=_KIND,
+    allowing="allowed_start_args",
+    switches=_SWITCHES,
+    with_value=_WITH_VALUE,
+    letters=_LETTERS,
+    aliases={"--net": "--network", "--net-alias": "--network-alias", "--dns-opt": "--dns-option"},
+    forbidden=_FORBIDDEN,
+    dangers=_DANGERS,
+    unknown=Rule("what it opens to the container is not known here", always),
+)
+
+
+def _options_of(host_dir: PurePosixPath, ssh_port: int | None, state_volume: str | None) -> DockerOptions:
+    """`docker run`'s options, without those that would take from mngr what it needs of one host."""
+    own_places = (HOST_VOLUME_PATH, host_dir)
+
+    def is_taken(read: Callable[[str], _Mount], value: str) -> bool:
+        mount = read(value)
+        is_own = mount.source == state_volume or mount.source.startswith(_HOST_VOLUMES)
+        is_hiding = mount.is_empty and mount.path in _SYSTEM_FOLDERS
+        return is_own or is_hiding or any(mount.is_at(place) for place in own_places)
+
+    def is_port_taken(value: str) -> bool:
+        return any(port in _host_ports(value) for port in (VPS_SSH_PORT, ssh_port))
+
+    mounts = {
+        name: Rule("it would hide data of mngr's own, or the image's programs", partial(is_taken, read))
+        for name, read in _MOUNTS.items()
+    }
+    ports = {"--publish": Rule("the VPS's own sshd, or the container's, has that port", is_port_taken)}
+    return replace(_RUN, forbidden={**_FORBIDDEN, **mounts, **ports})

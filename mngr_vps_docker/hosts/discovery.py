@@ -1,0 +1,424 @@
+"""Finding hosts: what the cloud lists, what each VPS says, and what this machine remembers, joined into one picture.
+
+Nothing is concluded from silence. A VPS that cannot be read keeps its host in the picture, as last seen and with the
+reason; only the cloud's own word that an instance does not exist makes a host count as gone.
+"""
+
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import replace
+from datetime import UTC
+from datetime import datetime
+from typing import Any
+
+from imbue.mngr.errors import ProviderUnavailableError
+from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.errors import VpsApiError
+from imbue.mngr_vps_docker.errors import VpsConnectionError
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.errors import describe_error
+from imbue.mngr_vps_docker.hosts.cloud_resources import UploadedKey
+from imbue.mngr_vps_docker.hosts.cloud_resources import delete_leftover_keys
+from imbue.mngr_vps_docker.hosts.cloud_resources import uploaded_keys
+from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_TAG
+from imbue.mngr_vps_docker.hosts.host_access import HOST_NAME_TAG
+from imbue.mngr_vps_docker.hosts.host_access import PROVIDER_TAG
+from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
+from imbue.mngr_vps_docker.hosts.prefetch import Prefetch
+from imbue.mngr_vps_docker.hosts.prefetch import answer_in_time
+from imbue.mngr_vps_docker.hosts.prefetch import looking_at_each
+from imbue.mngr_vps_docker.hosts.timings import Patience
+from imbue.mngr_vps_docker.hosts.vps_reader import MAX_PARALLEL_READINGS
+from imbue.mngr_vps_docker.hosts.vps_reader import accept_reported_name
+from imbue.mngr_vps_docker.hosts.vps_reader import ask
+from imbue.mngr_vps_docker.hosts.vps_reader import noted
+from imbue.mngr_vps_docker.hosts.vps_reader import observe
+from imbue.mngr_vps_docker.hosts.vps_reader import unless_destroyed
+from imbue.mngr_vps_docker.hosts.vps_reader import with_attendance
+from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.state.local_store import HostPhase
+from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
+from imbue.mngr_vps_docker.state.vps_state import VpsState
+from imbue.mngr_vps_docker.text import logger
+from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a provider package found by its own means: records of hosts, and data of their agents."""
+
+    records: Mapping[HostId, VpsDockerHostRecord] = field(default_factory=dict)
+    agents: Mapping[HostId, Sequence[dict[str, Any]]] = field(default_factory=dict)
+
+
+def discover(
+    context: ProviderContext,
+    findings: Findings,
+    just_seen: Mapping[HostId, ObservedHost],
+    *,
+    is_silent_awaited: bool = True,
+) -> dict[HostId, ObservedHost]:
+    """Find every host of the provider, by id.
+
+    The VPSes of ``just_seen`` hosts are asked again only if the cloud says that they are at another address. A VPS
+    that was silent when it was last asked is waited for briefly, or with ``is_silent_awaited=False`` no longer than
+    the others take: its host is as last seen then, with its late answer. Raises ProviderUnavailableError if the cloud
+    cannot be asked.
+    """
+    with _readers() as pool:
+        asked_for_keys = pool.submit(uploaded_keys, context)
+        ahead = Prefetch(
+            context,
+            (
+                ObservedHost(entry)
+                for entry in context.local_store.read_all()
+                if entry.gone_since is None and entry.host_id not in just_seen
+            ),
+        )
+        with asking_the_cloud(context):
+            instances = context.client.find_instances({PROVIDER_TAG: context.provider_name})
+        keys = asked_for_keys.result()
+        by_host = _by_host(instances or ())
+        # In this order: a host that another process makes meanwhile is not taken for one of another machine.
+        entries = {entry.host_id: entry for entry in context.local_store.read_all()}
+        delete_leftover_keys(context, entries.values())
+        unreadable = {entry.host_id: entry for entry in context.local_store.unreadable_entries()}
+
+        def sightings_of_noted(entry: LocalHostRecord) -> list[ObservedHost]:
+            return _sightings_of_noted(context, entry, by_host.get(entry.host_id, ()))
+
+        observed_hosts = [observed for found in pool.map(sightings_of_noted, entries.values()) for observed in found]
+        if instances is None and not findings.records:
+            _check_that_any_is_told(context, observed_hosts)
+        for host_id in by_host.keys() - entries.keys():
+            observed_hosts += _sightings_of_unknown(host_id, by_host[host_id], keys.get(host_id))
+        known = entries.keys() | by_host.keys()
+        observed_hosts += [
+            ObservedHost(entry, is_noted=False) for host_id, entry in unreadable.items() if host_id not in known
+        ]
+        known |= unreadable.keys()
+        is_listed = instances is not None
+        observed_hosts = [
+            *(_with_findings(observed, findings, is_listed=is_listed) for observed in observed_hosts),
+            *(
+                _sighting_of_record(record, findings, is_listed=is_listed)
+                for host_id, record in findings.records.items()
+                if host_id not in known
+            ),
+        ]
+        for host_id in keys.keys() - known - findings.records.keys() if is_listed else ():
+            observed_hosts += _sightings_of_lone_key(context, host_id, keys[host_id])
+
+        def look(observed: ObservedHost) -> ObservedHost:
+            return _look(context, observed, just_seen.get(observed.host_id), is_listed=is_listed, ask=ahead.answer)
+
+        # Whoever has yet to log in does not wait for those that have not.
+        # While they answer: what their hosts are shown by takes a tenth of a second and more to import.
+        with looking_at_each(look, sorted(observed_hosts, key=ahead.has)) as looking:
+            # Those that may be silent come last.
+            seen = {
+                id(observed): answer_in_time(context, observed, task, is_silent_awaited=is_silent_awaited)
+                for observed, task in sorted(looking, key=lambda each: each[0].entry.is_silent)
+            }
+        return _settled(context, [seen[id(observed)] for observed in observed_hosts])
+
+
+def discover_one(context: ProviderContext, host_id: HostId, patience: Patience | None = None) -> ObservedHost | None:
+    """One host as it is now, asked for alone; None if neither this machine nor the cloud has anything of it.
+
+    The cloud is asked only if the VPS does not answer where it was last; if neither does, the host is as last seen.
+    The VPS is waited for with ``patience``, or as long as a listing waits.
+    """
+
+    def asked(context: ProviderContext, observed: ObservedHost) -> VpsState:
+        return ask(context, observed, patience)
+
+    entry = context.local_store.read(host_id)
+    seen = None
+    if entry is not None and entry.phase is HostPhase.READY and entry.vps_ip is not None and entry.gone_since is None:
+        seen = observe(context, ObservedHost(entry), asked)
+    if seen is None or seen.reading is None:
+        instances = _instances_of(context, host_id)
+        if entry is not None:
+            observed_hosts = _sightings_of_noted(context, entry, instances or ())
+        else:
+            observed_hosts = _sightings_of_unknown_alone(context, host_id, instances)
+        if not observed_hosts:
+            return None
+        is_listed = instances is not None
+        seen = _best([_look(context, observed, seen, is_listed=is_listed, ask=asked) for observed in observed_hosts])
+    return finished(context, seen)
+
+
+def finished(context: ProviderContext, observed: ObservedHost) -> ObservedHost:
+    """A host that was seen alone, by the name that it can have."""
+    return _finished(context, observed, {entry.host_name for entry in context.local_store.read_all()})
+
+
+@contextmanager
+def asking_the_cloud(context: ProviderContext) -> Iterator[None]:
+    """Have whatever is raised by a provider package's code, where the cloud does not answer, be no empty listing."""
+    try:
+        yield
+    except Exception as error:
+        raise ProviderUnavailableError(context.provider_name, describe_error(error)) from error
+
+
+@contextmanager
+def _readers() -> Iterator[ThreadPoolExecutor]:
+    """Threads for what takes long. Whoever is interrupted does not wait for those who have not begun."""
+    pool = ThreadPoolExecutor(MAX_PARALLEL_READINGS)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _by_host(instances: Iterable[VpsInstanceInfo]) -> dict[HostId, list[VpsInstanceInfo]]:
+    """The instances of each host. Those that are being destroyed count only where there is no other."""
+    found: dict[HostId, list[VpsInstanceInfo]] = {}
+    for instance in sorted(instances, key=lambda instance: instance.status is VpsInstanceStatus.DESTROYING):
+        try:
+            host_id = HostId(instance.tags.get(HOST_ID_TAG, ""))
+        except ValueError as error:
+            logger.warning("Ignored VPS {}, whose {} tag is not a host id: {}", instance.id, HOST_ID_TAG, error)
+            continue
+        if instance.status is not VpsInstanceStatus.DESTROYING or host_id not in found:
+            found.setdefault(host_id, []).append(instance)
+    for host_id, several in found.items():
+        if len(several) > 1:
+            listed = ", ".join(instance.id for instance in several)
+            logger.warning(
+                "{} has more than one VPS, all of which are billed until it is destroyed: {}", host_id, listed
+            )
+    return found
+
+
+def _instances_of(context: ProviderContext, host_id: HostId) -> Sequence[VpsInstanceInfo] | None:
+    """What the cloud lists of one host, whichever provider's it is; None if it does not tell."""
+    try:
+        found = context.client.find_instances({HOST_ID_TAG: host_id})
+    # A provider package's client may raise anything; the host is then asked for by the id of its VPS.
+    except Exception as error:  # noqa: BLE001
+        logger.debug("The cloud does not list the VPS of {}: {}", host_id, describe_error(error))
+        return None
+    return None if found is None else tuple(_by_host(found).get(host_id, ()))
+
+
+def _sightings_of_noted(
+    context: ProviderContext, entry: LocalHostRecord, instances: Sequence[VpsInstanceInfo]
+) -> list[ObservedHost]:
+    """A host that this machine has a note of, once for each VPS that may be its own; none if it was just destroyed."""
+    if entry.phase is not HostPhase.READY:
+        if context.local_store.is_owned(entry.host_id):
+            return [ObservedHost(entry, is_being_made=True)]
+        # Whoever made it has ended, but perhaps after the note was read: it may be finished, or destroyed, by now.
+        current = context.local_store.read(entry.host_id)
+        if current is None:
+            return []
+        entry = current
+    own = [instance for instance in instances if instance.id == entry.vps_instance_id] or instances
+    if not own:
+        return [_sighting_of_unlisted(context, entry)]
+    if own[0].status is VpsInstanceStatus.DESTROYING:
+        return [_gone(context, entry)]
+    if len(own) > 1:
+        # Which is noted once its record is read.
+        return [ObservedHost(entry.model_copy(update=_where(one, entry))) for one in own]
+    return [ObservedHost(noted(context, entry, gone_since=None, **_where(own[0], entry)))]
+
+
+def _where(instance: VpsInstanceInfo, entry: LocalHostRecord) -> dict[str, Any]:
+    """Id and address of a host's VPS. The cloud knows the address best: some give a machine a new one."""
+    return {"vps_instance_id": instance.id, "vps_ip": instance.address or entry.vps_ip}
+
+
+def _sighting_of_unlisted(context: ProviderContext, entry: LocalHostRecord) -> ObservedHost:
+    """A host that this machine remembers and the cloud did not list; listings lag, so the cloud is asked by id."""
+    if entry.vps_instance_id is None:
+        return ObservedHost(entry)
+    try:
+        status = context.client.get_instance_status(entry.vps_instance_id)
+    # A provider package's client may raise anything, and what it says of one VPS is not to hide the others.
+    except Exception as error:  # noqa: BLE001
+        if isinstance(error, VpsApiError) and error.is_gone:
+            return ObservedHost(entry) if entry.may_still_appear else _gone(context, entry)
+        return ObservedHost(entry, problem=_not_told(error))
+    if status is VpsInstanceStatus.DESTROYING:
+        return _gone(context, entry)
+    return ObservedHost(noted(context, entry, gone_since=None))
+
+
+def _check_that_any_is_told(context: ProviderContext, observed_hosts: Sequence[ObservedHost]) -> None:
+    """Raise ProviderUnavailableError if the cloud, which cannot list, has told nothing of any host."""
+    problems = [observed.problem for observed in observed_hosts]
+    if problems and all(problems):
+        raise ProviderUnavailableError(context.provider_name, str(problems[0])) from problems[0]
+
+
+def _not_told(error: Exception) -> VpsDockerError:
+    return VpsDockerError(f"the cloud does not say whether its VPS exists: {describe_error(error)}")
+
+
+def _gone(context: ProviderContext, entry: LocalHostRecord) -> ObservedHost:
+    """A host without a VPS. The cloud may be wrong, so its keys are kept, and gc counts from the first such answer.
+
+    What was never finished is no such host: its key may still be at the cloud, and is shown as what it is left of.
+    """
+    if entry.phase is not HostPhase.READY and entry.ssh_key_name is not None:
+        return ObservedHost(entry)
+    since = entry.gone_since or datetime.now(UTC)
+    return ObservedHost(noted(context, entry, gone_since=since), is_gone=True)
+
+
+def _sightings_of_unknown(
+    host_id: HostId, instances: Sequence[VpsInstanceInfo], key: UploadedKey | None
+) -> list[ObservedHost]:
+    """What the cloud alone tells of a host that another machine made, or is making as long as its key is there."""
+    return [
+        ObservedHost(
+            LocalHostRecord(
+                host_id=host_id,
+                host_name=instance.tags.get(HOST_NAME_TAG) or host_id,
+                phase=HostPhase.READY if key is None else HostPhase.CREATING,
+                created_at=instance.created_at,
+                ssh_key_name=None if key is None else key.name,
+                ssh_key_id=None if key is None else key.id,
+                vps_instance_id=instance.id,
+                vps_ip=instance.address,
+            ),
+            is_being_made=key is not None and key.may_be_in_use,
+            is_noted=False,
+        )
+        for instance in instances
+        if instance.status is not VpsInstanceStatus.DESTROYING
+    ]
+
+
+def _sightings_of_unknown_alone(
+    context: ProviderContext, host_id: HostId, instances: Sequence[VpsInstanceInfo] | None
+) -> list[ObservedHost]:
+    key = uploaded_keys(context).get(host_id)
+    if not instances:
+        return [] if key is None else _sightings_of_lone_key(context, host_id, key)
+    own = [instance for instance in instances if instance.tags.get(PROVIDER_TAG) == context.provider_name]
+    return _sightings_of_unknown(host_id, own, key)
+
+
+def _sightings_of_lone_key(context: ProviderContext, host_id: HostId, key: UploadedKey) -> list[ObservedHost]:
+    """What is left of a create that another machine ended before it ordered a VPS."""
+    # Another provider of the same account may have a VPS that this key is for.
+    if key.may_be_in_use or _instances_of(context, host_id) != ():
+        return []
+    entry = LocalHostRecord(
+        host_id=host_id,
+        host_name=host_id,
+        phase=HostPhase.CREATING,
+        created_at=key.created_at,
+        ssh_key_name=key.name,
+        ssh_key_id=key.id,
+    )
+    return [ObservedHost(entry, is_noted=False)]
+
+
+def _sighting_of_record(record: VpsDockerHostRecord, findings: Findings, *, is_listed: bool) -> ObservedHost:
+    """A host that only a provider package knows of.
+
+    Its record comes from the VPS, and must not name the instance that is to be destroyed; it does where the client
+    cannot list, for then there is nobody else to name it.
+    """
+    data, config = record.certified_host_data, None if is_listed else record.config
+    entry = LocalHostRecord(
+        host_id=record.host_id,
+        host_name=record.host_id,
+        phase=HostPhase.READY,
+        created_at=data.created_at,
+        vps_instance_id=None if config is None else config.vps_instance_id,
+    )
+    return _with_findings(ObservedHost(entry, is_noted=False), findings, is_listed=is_listed)
+
+
+def _with_findings(observed: ObservedHost, findings: Findings, *, is_listed: bool) -> ObservedHost:
+    """The same host with what a provider package found of it and this machine does not know better."""
+    entry, record = observed.entry, findings.records.get(observed.host_id)
+    if record is None or observed.is_gone or observed.is_being_made or entry.phase is not HostPhase.READY:
+        return observed
+    found: dict[str, object] = {}
+    if entry.record is None:
+        found |= {"record": record, "agents": tuple(findings.agents.get(observed.host_id, ()))}
+    if not is_listed and record.vps_ip is not None:
+        found["vps_ip"] = record.vps_ip
+    return replace(observed, entry=entry.model_copy(update=found))
+
+
+def _look(
+    context: ProviderContext,
+    observed: ObservedHost,
+    seen: ObservedHost | None,
+    *,
+    is_listed: bool,
+    ask: Callable[[ProviderContext, ObservedHost], VpsState] = ask,
+) -> ObservedHost:
+    """Ask the VPS of a host, unless it was just ``seen`` there; and again where the cloud says that it is by now."""
+    is_seen = seen is not None and seen.entry.vps_ip == observed.entry.vps_ip
+    if seen is not None and is_seen and observed.entry.phase is HostPhase.READY and not observed.is_gone:
+        problem = seen.problem if seen.reading is not None else seen.problem or observed.problem
+        entry = observed.entry.model_copy(update={"unreachable": seen.entry.unreachable})
+        looked = replace(observed, entry=entry, reading=seen.reading, problem=problem)
+    else:
+        looked = observe(context, observed, ask)
+    if is_listed or looked.reading is not None or not isinstance(looked.problem, VpsConnectionError):
+        return looked
+    address = _address_by_id(context, observed.entry)
+    if address is None or address == observed.entry.vps_ip:
+        return looked
+    moved = replace(looked, entry=looked.entry.model_copy(update={"vps_ip": address}))
+    return observe(context, moved, ask)
+
+
+def _address_by_id(context: ProviderContext, entry: LocalHostRecord) -> str | None:
+    if entry.vps_instance_id is None:
+        return None
+    try:
+        return context.client.get_instance_ip(entry.vps_instance_id)
+    # A provider package's client may raise anything; the address that is known stays then.
+    except Exception as error:  # noqa: BLE001
+        logger.debug("The cloud does not say where {} is: {}", entry.host_name, describe_error(error))
+        return None
+
+
+def _settled(context: ProviderContext, observed_hosts: Sequence[ObservedHost]) -> dict[HostId, ObservedHost]:
+    """Each host once, by the name that it can have beside the others."""
+    by_host: dict[HostId, list[ObservedHost]] = {}
+    for observed in observed_hosts:
+        by_host.setdefault(observed.host_id, []).append(observed)
+    settled = {host_id: _best(several) for host_id, several in by_host.items()}
+    names = {observed.name for observed in settled.values() if not observed.is_gone}
+    for host_id, observed in settled.items():
+        settled[host_id] = _finished(context, observed, names)
+        names.add(settled[host_id].name)
+    return settled
+
+
+def _best(observed_hosts: Sequence[ObservedHost]) -> ObservedHost:
+    """Of several VPSes that may be a host's own, the one that has its record."""
+    return max(
+        observed_hosts, key=lambda observed: observed.reading is not None and observed.reading.record is not None
+    )
+
+
+def _finished(context: ProviderContext, observed: ObservedHost, names: Collection[str]) -> ObservedHost:
+    observed = unless_destroyed(context, with_attendance(context, accept_reported_name(context, observed, names)))
+    if observed.problem is not None and observed.reading is None and observed.entry.phase is HostPhase.READY:
+        logger.warning("Host {} is shown as last seen: {}", observed.name, observed.problem_text)
+    return observed

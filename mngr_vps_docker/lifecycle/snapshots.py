@@ -1,0 +1,158 @@
+"""Snapshots of a host: Docker images of its container, kept on its VPS and listed in its record.
+
+An image is made before it is listed, and listed no more before it is removed. So what is listed is there; and what is
+not, because something ended in between, is removed by a later change to the host's snapshots.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC
+from datetime import datetime
+from datetime import timedelta
+from typing import Final
+from uuid import uuid4
+
+from imbue.mngr.errors import MngrError
+from imbue.mngr.errors import SnapshotNotFoundError
+from imbue.mngr.interfaces.data_types import CertifiedHostData
+from imbue.mngr.interfaces.data_types import SnapshotRecord
+from imbue.mngr.primitives import SnapshotId
+from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
+from imbue.mngr_vps_docker.docker.commands import commit_argv
+from imbue.mngr_vps_docker.docker.errors import DockerError
+from imbue.mngr_vps_docker.docker.errors import checked_docker
+from imbue.mngr_vps_docker.docker.models import ImageInfo
+from imbue.mngr_vps_docker.docker.models import parse_images
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.docker_over_ssh import docker_step
+from imbue.mngr_vps_docker.docker_over_ssh import list_images_script
+from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
+from imbue.mngr_vps_docker.hosts.observed_host import require_usable
+from imbue.mngr_vps_docker.lifecycle.container import locked_step
+from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
+from imbue.mngr_vps_docker.lifecycle.metadata import apply_change
+from imbue.mngr_vps_docker.lifecycle.metadata import change_certified_data
+from imbue.mngr_vps_docker.lifecycle.metadata import plan_change
+from imbue.mngr_vps_docker.lifecycle.power import SNAPSHOT_REPOSITORY
+from imbue.mngr_vps_docker.lifecycle.power import remove_snapshot_image
+from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
+from imbue.mngr_vps_docker.ssh.remote_command import run_chain
+from imbue.mngr_vps_docker.text import logger
+from imbue.mngr_vps_docker.user_text import excerpt
+
+_COMMIT_TIMEOUT_SECONDS: Final = 1800.0
+# What another machine may take to list an image that it has made, by far.
+LISTING_SECONDS = 3600.0
+
+
+def create_snapshot(context: ProviderContext, observed: ObservedHost, name: SnapshotName | None) -> SnapshotId:
+    """Commit the host's container to an image and list it in the record; warn of volumes that are not part of it.
+
+    The host's own is not, either.
+    """
+    address, config = require_usable(observed)
+    name = name or SnapshotName(f"snapshot-{uuid4().hex}")
+    _check_name(observed, name, observed.certified_data.snapshots)
+    # Chosen here, so that all else can be worked out before the image is made.
+    image = f"{SNAPSHOT_REPOSITORY}:{uuid4().hex}"
+    snapshot = SnapshotRecord(id=image, name=name, created_at=datetime.now(UTC).isoformat())
+
+    def with_snapshot(data: CertifiedHostData) -> CertifiedHostData:
+        others = [other for other in data.snapshots if other.id != image]
+        _check_name(observed, name, others)
+        return data.model_copy(update={"snapshots": [*others, snapshot]})
+
+    change = plan_change(context, observed, with_snapshot)
+    docker = context.docker(address, observed.host_id)
+    purpose = f"commit container {config.container_name}"
+    committed, *outcomes = run_chain(
+        docker.connection,
+        [
+            locked_step(observed.host_id, docker_step(commit_argv(config.container_name, image, {}), purpose)),
+            ChainStep(list_images_script(SNAPSHOT_REPOSITORY), "list the snapshots"),
+            *(() if change is None else change.steps),
+        ],
+        purpose=purpose,
+        timeout_seconds=_COMMIT_TIMEOUT_SECONDS,
+    )
+    checked_docker(committed)
+    listed, *outcomes = outcomes
+    images = parse_images(checked_docker(listed).text)
+    if change is None:
+        record = change_certified_data(context, observed, with_snapshot)
+    else:
+        record = apply_change(context, observed, change, outcomes)
+    if observed.container is not None:
+        left_out = sorted(observed.container.volumes.keys() - {str(HOST_VOLUME_PATH)})
+        if left_out:
+            logger.warning("Snapshot {} leaves out what is on volumes of the container: {}", name, ", ".join(left_out))
+    _remove_unlisted_images(docker, observed.with_record(record), images)
+    return SnapshotId(image)
+
+
+def _check_name(observed: ObservedHost, name: SnapshotName, others: Iterable[SnapshotRecord]) -> None:
+    if any(other.name == name for other in others):
+        raise MngrError(f"Host {observed.name} already has a snapshot named {name}; give this one another name")
+
+
+def delete_snapshot(context: ProviderContext, observed: ObservedHost, snapshot_id: SnapshotId) -> None:
+    """Remove a snapshot's image and its place in the record; the host itself may be stopped."""
+    address, config = require_usable(observed)
+    if all(snapshot.id != snapshot_id for snapshot in observed.certified_data.snapshots):
+        raise SnapshotNotFoundError(snapshot_id)
+
+    def without_snapshot(data: CertifiedHostData) -> CertifiedHostData:
+        return data.model_copy(update={"snapshots": [kept for kept in data.snapshots if kept.id != snapshot_id]})
+
+    record = change_certified_data(context, observed, without_snapshot)
+    docker = context.docker(address, observed.host_id)
+    # Docker keeps an image that a container runs from; this one goes when the container is replaced.
+    if config.image != snapshot_id:
+        remove_snapshot_image(docker, snapshot_id)
+    _remove_unlisted_images(docker, observed.with_record(record), docker.list_images(SNAPSHOT_REPOSITORY))
+
+
+def _remove_unlisted_images(docker: DockerOverSsh, observed: ObservedHost, images: Iterable[ImageInfo]) -> None:
+    """Remove those ``images`` of which no record knows, except those that another machine may be about to list."""
+    if observed.reading is None or observed.reading.record is None or observed.container is None:
+        return
+    config = observed.reading.record.config
+    used = {observed.container.image_id, observed.container.image, None if config is None else config.image}
+    listed = {snapshot.id for snapshot in observed.certified_data.snapshots}
+    made_before = datetime.now(UTC) - timedelta(seconds=LISTING_SECONDS)
+    for image in images:
+        if {image.id, *image.tags} & (used | listed) or image.created_at is None or image.created_at > made_before:
+            continue
+        logger.info("Removing image {} of {}, which is no snapshot of it", image.id, observed.name)
+        try:
+            remove_snapshot_image(docker, image.id)
+        except DockerError as error:
+            logger.warning("An image that is no snapshot stays on the VPS of {}: {}", observed.name, error)
+
+
+def find_snapshot(
+    context: ProviderContext, observed_hosts: Iterable[ObservedHost], wanted: SnapshotName
+) -> SnapshotSource:
+    """Find a snapshot by its name or id among all hosts, on a VPS that can be reached now.
+
+    Raises BuildArgumentError if there is none, or if several hosts have one of that name.
+    """
+    matches = [
+        (observed, snapshot)
+        for observed in observed_hosts
+        if not observed.is_gone
+        for snapshot in observed.certified_data.snapshots
+        if wanted in (snapshot.name, snapshot.id)
+    ]
+    if not matches:
+        raise BuildArgumentError(
+            f"There is no snapshot '{excerpt(wanted)}'; `mngr snapshot list` shows those there are"
+        )
+    if len(matches) > 1:
+        owners = ", ".join(f"{observed.name} ({snapshot.id})" for observed, snapshot in matches)
+        raise BuildArgumentError(f"Several hosts have a snapshot '{excerpt(wanted)}'; give its id instead: {owners}")
+    [(observed, snapshot)] = matches
+    address, _config = require_usable(observed)
+    return SnapshotSource(image_id=snapshot.id, connection=context.vps(address, observed.host_id))

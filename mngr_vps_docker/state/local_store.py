@@ -1,0 +1,304 @@
+"""What this machine remembers of each host: written before the cloud is asked, kept until the cloud says it is gone.
+
+One folder per host (shared with its keys, see ``keys``), one JSON file in it. It is a journal and a cache, never the
+truth: the truth of a finished host is the record on its VPS, and the truth of what is billed is the cloud's.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from contextlib import contextmanager
+from contextlib import suppress
+from datetime import UTC
+from datetime import datetime
+from datetime import timedelta
+from enum import auto
+from pathlib import Path
+from typing import Annotated
+from typing import Any
+from typing import Final
+from typing import Self
+
+from pydantic import AfterValidator
+from pydantic import Field
+from pydantic import ValidationError
+
+from imbue.imbue_common.enums import UpperCaseStrEnum
+from imbue.imbue_common.frozen_model import FrozenModel
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostState
+from imbue.mngr_vps_docker.docker.run_options import without_values
+from imbue.mngr_vps_docker.files import is_locked
+from imbue.mngr_vps_docker.files import locked
+from imbue.mngr_vps_docker.files import remove_folder
+from imbue.mngr_vps_docker.files import write_atomically
+from imbue.mngr_vps_docker.primitives import UtcDatetime
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.state.agent_data import valid_agents
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
+from imbue.mngr_vps_docker.text import data_without_passwords
+from imbue.mngr_vps_docker.text import logger
+
+# How long a cloud may take until it shows what it was asked to make, also if the answer was lost on the way.
+APPEARING_SECONDS = 300.0
+_HOST_ID: Final = re.compile(r"host-[0-9a-f]{32}")
+# What the locks of a host are for, beside those of other modules.
+_NOTE: Final = "host"
+_OWNER: Final = "owner"
+_FIRST_AGENT: Final = "agent"
+_USE: Final = "use"
+# How long destroying a host waits for those on this machine that are in the middle of changing it.
+_USE_SECONDS: Final = 10.0
+# Locks of the hosts that this process has made and that have no agent yet, by path: LocalHostStore.await_agent.
+_AWAITING: Final[dict[Path, ExitStack]] = {}
+
+
+class HostPhase(UpperCaseStrEnum):
+    """How far this machine has brought a host."""
+
+    CREATING = auto()
+    READY = auto()
+    FAILED = auto()
+    DESTROYING = auto()
+
+
+class Unreachable(FrozenModel):
+    """That the VPS of a host did not answer when it was last asked."""
+
+    since: UtcDatetime = Field(description="When it first did not answer, of all times that it was asked since")
+    is_silent: bool = Field(description="Whether it was waited for in vain, and did not refuse at once")
+
+
+class LocalHostRecord(FrozenModel):
+    """What this machine knows of one host."""
+
+    host_id: HostId
+    host_name: str
+    phase: HostPhase
+    created_at: UtcDatetime
+    region: str | None = None
+    ssh_key_name: str | None = Field(default=None, description="Name under which the cloud holds our public key")
+    ssh_key_id: str | None = Field(default=None, description="The cloud's id of that key, once known")
+    is_vps_ordered: bool = Field(default=False, description="Whether the cloud may have a VPS of it, id known or not")
+    vps_ordered_at: UtcDatetime | None = Field(default=None, description="When it was ordered, if this machine did")
+    vps_instance_id: VpsInstanceId | None = Field(default=None, description="The cloud's id of the VPS, once known")
+    vps_ip: str | None = Field(default=None, description="Address of the VPS, once known")
+    gone_since: datetime | None = Field(default=None, description="When the cloud first said that it has no such VPS")
+    failure_reason: str | None = Field(default=None, description="What failed while it was created, if anything")
+    awaits_agent: bool = Field(default=False, description="Whether mngr was handed it and has made no agent on it yet")
+    record: VpsDockerHostRecord | None = Field(default=None, description="Last seen record")
+    state: HostState | None = Field(default=None, description="State in which the host was last seen, if it was")
+    unreachable: Unreachable | None = Field(default=None, description="Set while its VPS does not answer")
+    # Earlier versions took down whatever they saw.
+    agents: Annotated[tuple[dict[str, Any], ...], AfterValidator(valid_agents)] = Field(
+        default=(), description="Last seen data of its agents"
+    )
+
+    @property
+    def may_still_appear(self) -> bool:
+        """Whether that the cloud shows no VPS of it means nothing yet: it was ordered just now, and never seen."""
+        if not self.is_vps_ordered or self.vps_ordered_at is None or self.vps_ip is not None:
+            return False
+        return datetime.now(UTC) - self.vps_ordered_at < timedelta(seconds=APPEARING_SECONDS)
+
+    @property
+    def on_disk(self) -> Self:
+        """The entry as it is written: without passwords in URLs and values of ``--env``, which the VPS keeps."""
+        shown = self.model_copy(update={"agents": tuple(data_without_passwords(self.agents))})
+        if self.record is None or self.record.config is None:
+            return shown
+        config = self.record.config.model_copy(update={"start_args": without_values(self.record.config.start_args)})
+        return shown.model_copy(update={"record": self.record.model_copy(update={"config": config})})
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether its VPS was waited for in vain when it was last asked, so that a listing waits less next time."""
+        return self.unreachable is not None and self.unreachable.is_silent
+
+
+class LocalHostStore:
+    """The journal entries under ``<provider folder>/hosts/<host id>/host.json``, and the locks beside them.
+
+    A host's folder is there exactly as long as this machine knows the host: only what creates or destroys one makes
+    it, and nothing that only looks, or comes too late.
+    """
+
+    def __init__(self, hosts_folder: Path) -> None:
+        self._hosts_folder = hosts_folder
+        self._reported: set[Path] = set()
+        self._known: set[HostId] = set()
+
+    def read(self, host_id: HostId) -> LocalHostRecord | None:
+        """Return the entry of ``host_id``, or None where there is none that can be read."""
+        path = self._path(host_id)
+        try:
+            entry = LocalHostRecord.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]["msg"]
+            if path not in self._reported:
+                logger.warning("The local note {} of a host cannot be read: {}", path, problem)
+            self._reported.add(path)
+            return None
+        self._known.add(host_id)
+        return entry
+
+    def read_all(self) -> list[LocalHostRecord]:
+        """Return every readable entry, oldest first."""
+        entries = (self.read(host_id) for host_id in self._host_ids())
+        return sorted((entry for entry in entries if entry is not None), key=lambda entry: entry.created_at)
+
+    def unreadable_entries(self) -> list[LocalHostRecord]:
+        """Return what can still be said of the hosts whose entry cannot be read: that they are there."""
+        unreadable_entries = (self._stand_in(host_id) for host_id in self._host_ids())
+        return [stand_in for stand_in in unreadable_entries if stand_in is not None]
+
+    def write(self, entry: LocalHostRecord) -> LocalHostRecord:
+        """Put ``entry`` on disk (fsync) and return it. What was there and could not be read is kept beside it."""
+        with locked(self._lock_path(entry.host_id, _NOTE)):
+            return self._put(entry)
+
+    def update(self, host_id: HostId, **changes: object) -> LocalHostRecord | None:
+        """Change some fields of an entry; None where there is no entry to change."""
+        with self.alone(host_id, _NOTE) as is_known:
+            entry = self.read(host_id) if is_known else None
+            return None if entry is None else self._put(entry.model_copy(update=changes))
+
+    def forget(self, host_id: HostId) -> None:
+        """Remove everything that this machine keeps of a host, its keys too; one that is not known is no error."""
+        with self.alone(host_id, _NOTE):
+            remove_folder(self._hosts_folder / host_id)
+        self._stop_awaiting(host_id)
+
+    @contextmanager
+    def owned(self, host_id: HostId) -> Iterator[None]:
+        """Mark this process as the one that is working on the host; freed by the kernel when the process ends."""
+        with locked(self._lock_path(host_id, _OWNER)):
+            yield
+
+    def is_owned(self, host_id: HostId) -> bool:
+        """Whether a live process on this machine is creating or destroying the host right now."""
+        return is_locked(self._lock_path(host_id, _OWNER))
+
+    def is_going(self, host_id: HostId) -> bool:
+        """Whether a process of this machine is destroying the host, or has done so since its note was read here."""
+        entry = self.read(host_id)
+        if entry is None:
+            return host_id in self._known and not self._path(host_id).exists()
+        return entry.phase is HostPhase.DESTROYING and self.is_owned(host_id)
+
+    @contextmanager
+    def in_use(self, host_id: HostId) -> Iterator[None]:
+        """Let other processes of this machine wait for some seconds before they destroy the host."""
+        with ExitStack() as stack:
+            with suppress(FileNotFoundError):
+                stack.enter_context(locked(self._lock_path(host_id, _USE), is_folder_made=False, is_shared=True))
+            yield
+
+    def wait_until_unused(self, host_id: HostId) -> None:
+        """Wait until no process of this machine is in the middle of changing the host; some seconds at most."""
+        path = self._lock_path(host_id, _USE)
+        with (
+            suppress(FileNotFoundError, BlockingIOError),
+            locked(path, timeout_seconds=_USE_SECONDS, is_folder_made=False),
+        ):
+            pass
+
+    def await_agent(self, host_id: HostId) -> None:
+        """Mark this process as the one that is to make the host's first agent, until ``note_agent`` or its end.
+
+        mngr creates a host and its first agent by separate calls, and takes nothing back if it ends in between.
+        """
+        path = self._lock_path(host_id, _FIRST_AGENT)
+        _AWAITING[path] = ExitStack()
+        _AWAITING[path].enter_context(locked(path))
+
+    def note_agent(self, host_id: HostId) -> None:
+        """Note that the host has an agent, so that it is finished for good."""
+        entry = self.read(host_id)
+        if entry is not None and entry.awaits_agent:
+            self.update(host_id, awaits_agent=False, failure_reason=None)
+        self._stop_awaiting(host_id)
+
+    def note_failure(self, host_id: HostId, reason: str) -> None:
+        """Note what failed on a host on which this process has yet to make the first agent; of any other, nothing.
+
+        The first failure is kept: those that follow are of cleaning up after it.
+        """
+        if self._lock_path(host_id, _FIRST_AGENT) in _AWAITING:
+            entry = self.read(host_id)
+            if entry is not None and entry.failure_reason is None:
+                self.update(host_id, failure_reason=reason)
+
+    def is_attended(self, host_id: HostId) -> bool:
+        """Whether a live process on this machine is creating or destroying the host, or making its first agent."""
+        # In this order: who creates it is the one before it is the other.
+        return self.is_owned(host_id) or is_locked(self._lock_path(host_id, _FIRST_AGENT))
+
+    @contextmanager
+    def alone(self, host_id: HostId, what: str) -> Iterator[bool]:
+        """Let one process or thread of this machine at a time do ``what`` to a host (a word for a file's name).
+
+        Yields whether this machine knows the host at all: of one that it does not, or has forgotten by now, nothing
+        is locked and nothing left behind.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self._lock_path(host_id, what), is_folder_made=False))
+            except FileNotFoundError:
+                is_known = False
+            else:
+                is_known = True
+            yield is_known
+
+    def _stop_awaiting(self, host_id: HostId) -> None:
+        awaiting = _AWAITING.pop(self._lock_path(host_id, _FIRST_AGENT), None)
+        if awaiting is not None:
+            awaiting.close()
+
+    def _stand_in(self, host_id: HostId) -> LocalHostRecord | None:
+        path = self._path(host_id)
+        if self._unreadable_content(host_id) is None:
+            return None
+        try:
+            seen_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        except FileNotFoundError:
+            return None
+        return LocalHostRecord(
+            host_id=host_id,
+            host_name=host_id,
+            phase=HostPhase.READY,
+            created_at=seen_at,
+            is_vps_ordered=True,
+            failure_reason=f"the local note {path} of it cannot be read",
+        )
+
+    def _put(self, entry: LocalHostRecord) -> LocalHostRecord:
+        unreadable = self._unreadable_content(entry.host_id)
+        if unreadable is not None:
+            write_atomically(self._path(entry.host_id).with_suffix(".unreadable"), unreadable)
+        write_atomically(self._path(entry.host_id), entry.on_disk.model_dump_json(indent=2).encode())
+        return entry
+
+    def _unreadable_content(self, host_id: HostId) -> bytes | None:
+        """What is in the place of an entry and is none."""
+        content = b""
+        try:
+            content = self._path(host_id).read_bytes()
+            LocalHostRecord.model_validate_json(content)
+        except FileNotFoundError:
+            return None
+        except ValidationError:
+            return content
+        return None
+
+    def _host_ids(self) -> list[HostId]:
+        names = (path.parent.name for path in self._hosts_folder.glob("host-*/host.json"))
+        return [HostId(name) for name in names if _HOST_ID.fullmatch(name)]
+
+    def _path(self, host_id: HostId) -> Path:
+        return self._hosts_folder / host_id / "host.json"
+
+    def _lock_path(self, host_id: HostId, what: str) -> Path:
+        return self._hosts_folder / host_id / f"{what}.lock"

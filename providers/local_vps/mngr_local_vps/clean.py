@@ -1,0 +1,43 @@
+"""Removes from the engine what this provider made there, and nothing else."""
+
+from collections.abc import Iterator
+
+from imbue.mngr_local_vps.engine import lines_of
+from imbue.mngr_local_vps.engine import remove_if_there
+from imbue.mngr_local_vps.engine import remove_machine
+from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.labels import NAME_PREFIX
+from imbue.mngr_local_vps.labels import SNAPSHOT_REPOSITORY
+from imbue.mngr_local_vps.labels import Kind
+from imbue.mngr_local_vps.labels import label_filters
+
+
+def clean(account: str | None = None, *, with_images: bool = False) -> Iterator[str]:
+    """Remove every VPS, disk, key, network and snapshot of one account (None: of all), naming each once it is gone.
+
+    ``with_images`` removes the images that VPSes boot from as well, whose making takes minutes.
+    Raises VpsApiError at the first thing that cannot be removed; calling it again goes on from there.
+    """
+    for name in lines_of(run_docker("ps", "--all", "--format={{.Names}}", *label_filters(Kind.INSTANCE, account))):
+        remove_machine(name)
+        yield f"VPS {name}"
+    for what, kind in (("disk", Kind.INSTANCE_DISK), ("ssh key", Kind.SSH_KEY)):
+        yield from _remove(what, ("volume", "ls", "--quiet"), kind, account, "volume", "rm", "--force")
+    yield from _remove("network", ("network", "ls", "--format={{.Name}}"), Kind.NETWORK, account, "network", "rm")
+    listing = ("image", "ls", "--format={{.Repository}}:{{.Tag}}", f"--filter=reference={SNAPSHOT_REPOSITORY}")
+    yield from _remove("snapshot", listing, Kind.SNAPSHOT, account, "image", "rm")
+    if with_images:
+        yield from _remove_images()
+
+
+def _remove(what: str, listing: tuple[str, ...], kind: Kind, account: str | None, *removal: str) -> Iterator[str]:
+    for name in lines_of(run_docker(*listing, *label_filters(kind, account))):
+        remove_if_there(*removal, name)
+        yield f"{what} {name}"
+
+
+def _remove_images() -> Iterator[str]:
+    # Newest first, as docker lists them: an image cannot go before those that were built on it.
+    for name in lines_of(run_docker("image", "ls", "--format={{.Repository}}:{{.Tag}}", NAME_PREFIX)):
+        remove_if_there("image", "rm", name)
+        yield f"image {name}"

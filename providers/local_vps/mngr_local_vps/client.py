@@ -1,0 +1,211 @@
+"""The reference client: a cloud whose VPSes are systemd containers on this machine's own Docker engine.
+
+All that it knows is in the engine (see ``labels``), so it survives the process, and several may work at once.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Final
+from urllib.parse import quote
+
+from pydantic import Field
+
+from imbue.mngr_local_vps.engine import machine_lock
+from imbue.mngr_local_vps.engine import remove_if_there
+from imbue.mngr_local_vps.engine import remove_machine
+from imbue.mngr_local_vps.engine import require_suitable_engine
+from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.images import require_image
+from imbue.mngr_local_vps.inventory import find_instance
+from imbue.mngr_local_vps.inventory import find_key
+from imbue.mngr_local_vps.inventory import has_disk
+from imbue.mngr_local_vps.inventory import list_instances_of
+from imbue.mngr_local_vps.inventory import list_keys_of
+from imbue.mngr_local_vps.inventory import list_snapshots_of
+from imbue.mngr_local_vps.labels import ACCOUNT_LABEL
+from imbue.mngr_local_vps.labels import DESCRIPTION_LABEL
+from imbue.mngr_local_vps.labels import KEY_NAME_LABEL
+from imbue.mngr_local_vps.labels import KIND_LABEL
+from imbue.mngr_local_vps.labels import LABEL_LABEL
+from imbue.mngr_local_vps.labels import NAME_PREFIX
+from imbue.mngr_local_vps.labels import OS_LABEL
+from imbue.mngr_local_vps.labels import PLAN_LABEL
+from imbue.mngr_local_vps.labels import PUBLIC_KEY_LABEL
+from imbue.mngr_local_vps.labels import REGION_LABEL
+from imbue.mngr_local_vps.labels import SNAPSHOT_REPOSITORY
+from imbue.mngr_local_vps.labels import TAGS_LABEL
+from imbue.mngr_local_vps.labels import Kind
+from imbue.mngr_local_vps.labels import label_arguments
+from imbue.mngr_local_vps.machine import MACHINE_OPTIONS
+from imbue.mngr_local_vps.machine import SEED_FOLDER
+from imbue.mngr_local_vps.machine import choose_address
+from imbue.mngr_local_vps.machine import disk_options
+from imbue.mngr_local_vps.machine import ensure_network
+from imbue.mngr_local_vps.machine import hostname_of
+from imbue.mngr_local_vps.machine import nameservers
+from imbue.mngr_local_vps.machine import network_name
+from imbue.mngr_local_vps.machine import seed_archive
+from imbue.mngr_vps_docker.errors import VpsApiError
+from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.primitives import VpsSnapshotId
+from imbue.mngr_vps_docker.vps_client import VpsClientInterface
+from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
+from imbue.mngr_vps_docker.vps_client import VpsSnapshotInfo
+from imbue.mngr_vps_docker.vps_client import VpsSshKeyInfo
+
+DEFAULT_ACCOUNT: Final = "default"
+ACCOUNT_PATTERN: Final = r"^[a-z0-9][a-z0-9-]{0,39}$"
+
+DEFAULT_REGION: Final = "local"
+DEFAULT_PLAN: Final = "shared"
+
+# A plan is what of the machine a VPS may use, as docker's options: all that is free, or one core and 1 GiB. A machine
+# has half of its memory for /dev/shm; Docker by itself gives it 64 MB.
+_OPTIONS_OF_PLAN: Final[Mapping[str, tuple[str, ...]]] = {
+    DEFAULT_PLAN: ("--shm-size=1g",),
+    "1c-1gb": ("--cpus=1", "--memory=1g", "--shm-size=512m"),
+}
+PLANS: Final = tuple(_OPTIONS_OF_PLAN)
+_POLL_SECONDS: Final = 0.2
+
+
+class LocalVpsClient(VpsClientInterface):
+    """VPSes on this machine; each account sees only what is its own."""
+
+    account: str = Field(
+        default=DEFAULT_ACCOUNT, pattern=ACCOUNT_PATTERN, description="Whose VPSes these are, as at a cloud"
+    )
+
+    def create_instance(
+        self,
+        label: str,
+        region: str,
+        plan: str,
+        os_id: int | str,
+        user_data: str,
+        ssh_key_ids: Sequence[str],
+        tags: Sequence[str],
+    ) -> VpsInstanceId:
+        if region != DEFAULT_REGION:
+            raise VpsApiError(400, f"unknown region '{region}'; valid: {DEFAULT_REGION}")
+        if plan not in _OPTIONS_OF_PLAN:
+            raise VpsApiError(400, f"unknown plan '{plan}'; valid: {', '.join(PLANS)}")
+        image = require_image(str(os_id))
+        require_suitable_engine()
+        public_keys = [find_key(self.account, key_id).public_key for key_id in ssh_key_ids]
+        instance_id = VpsInstanceId(f"{NAME_PREFIX}-{secrets.token_hex(6)}")
+        hostname = hostname_of(label)
+        labels = self._labels(Kind.INSTANCE) | {
+            LABEL_LABEL: label,
+            REGION_LABEL: region,
+            PLAN_LABEL: plan,
+            OS_LABEL: str(os_id),
+            TAGS_LABEL: json.dumps(list(tags)),
+        }
+        with ExitStack() as undo:
+            undo.callback(self._remove, instance_id)
+            with machine_lock():
+                subnet = ensure_network(self.account)
+                taken = [instance.address for instance in list_instances_of(self.account) if instance.address]
+                run_docker(
+                    "create",
+                    f"--name={instance_id}",
+                    f"--hostname={hostname}",
+                    f"--network={network_name(self.account)}",
+                    f"--ip={choose_address(subnet, taken)}",
+                    f"--env=LOCAL_VPS_NAMESERVERS={' '.join(nameservers())}",
+                    *disk_options(instance_id, self._labels(Kind.INSTANCE_DISK)),
+                    *label_arguments(labels),
+                    *MACHINE_OPTIONS,
+                    *_OPTIONS_OF_PLAN[plan],
+                    image,
+                )
+            seed = seed_archive(instance_id, hostname, user_data, public_keys)
+            run_docker("cp", "-", f"{instance_id}:{SEED_FOLDER}", stdin=seed)
+            run_docker("start", instance_id)
+            undo.pop_all()
+        return instance_id
+
+    def destroy_instance(self, instance_id: VpsInstanceId) -> None:
+        try:
+            find_instance(self.account, instance_id)
+        except VpsApiError as error:
+            # An earlier destroy may have ended between the two removals.
+            if not (error.is_gone and has_disk(self.account, instance_id)):
+                raise
+        self._remove(instance_id)
+
+    def get_instance_status(self, instance_id: VpsInstanceId) -> VpsInstanceStatus:
+        return find_instance(self.account, instance_id).status
+
+    def get_instance_ip(self, instance_id: VpsInstanceId) -> str:
+        address = find_instance(self.account, instance_id).address
+        if address is None:
+            raise VpsApiError(409, f"VPS {instance_id} has no address")
+        return address
+
+    def wait_for_instance_active(self, instance_id: VpsInstanceId, timeout_seconds: float = 300.0) -> str:
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            status = self.get_instance_status(instance_id)
+            if status == VpsInstanceStatus.ACTIVE:
+                return self.get_instance_ip(instance_id)
+            if status == VpsInstanceStatus.HALTED:
+                log = run_docker("logs", "--tail", "20", instance_id).strip()
+                raise VpsProvisioningError(f"VPS {instance_id} stopped instead of booting. The end of its log:\n{log}")
+            if time.monotonic() >= deadline:
+                raise VpsProvisioningError(
+                    f"VPS {instance_id} was not active within {timeout_seconds:.0f} s (it is {status})"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def create_snapshot(self, instance_id: VpsInstanceId, description: str) -> VpsSnapshotId:
+        """Keep the VPS's file system as an image, without the volume on which its inner engine stores."""
+        find_instance(self.account, instance_id)
+        snapshot_id = VpsSnapshotId(secrets.token_hex(6))
+        # Quoted, because an instruction would expand $ and split at spaces.
+        labels = self._labels(Kind.SNAPSHOT) | {DESCRIPTION_LABEL: quote(description, safe="")}
+        changes = [part for key, value in labels.items() for part in ("--change", f"LABEL {key}={value}")]
+        run_docker("commit", *changes, instance_id, f"{SNAPSHOT_REPOSITORY}:{snapshot_id}", timeout_seconds=600)
+        return snapshot_id
+
+    def delete_snapshot(self, snapshot_id: VpsSnapshotId) -> None:
+        if all(snapshot.id != snapshot_id for snapshot in self.list_snapshots()):
+            raise VpsApiError(404, f"there is no snapshot {snapshot_id}")
+        run_docker("image", "rm", f"{SNAPSHOT_REPOSITORY}:{snapshot_id}")
+
+    def list_snapshots(self) -> list[VpsSnapshotInfo]:
+        return list_snapshots_of(self.account)
+
+    def upload_ssh_key(self, name: str, public_key: str) -> str:
+        key_id = f"{NAME_PREFIX}-key-{secrets.token_hex(6)}"
+        labels = self._labels(Kind.SSH_KEY) | {KEY_NAME_LABEL: name, PUBLIC_KEY_LABEL: public_key.strip()}
+        run_docker("volume", "create", *label_arguments(labels), key_id)
+        return key_id
+
+    def delete_ssh_key(self, key_id: str) -> None:
+        find_key(self.account, key_id)
+        run_docker("volume", "rm", key_id)
+
+    def list_ssh_keys(self) -> list[VpsSshKeyInfo]:
+        return [VpsSshKeyInfo(id=key.id, name=key.name) for key in list_keys_of(self.account)]
+
+    def find_instances(self, tags: Mapping[str, str]) -> Sequence[VpsInstanceInfo]:
+        return [instance for instance in list_instances_of(self.account) if tags.items() <= instance.tags.items()]
+
+    def _labels(self, kind: Kind) -> dict[str, str]:
+        return {KIND_LABEL: kind, ACCOUNT_LABEL: self.account}
+
+    def _remove(self, instance_id: VpsInstanceId) -> None:
+        """Remove the container and its volume, whichever is there, and the network after the last VPS."""
+        remove_machine(instance_id)
+        remove_if_there("volume", "rm", "--force", instance_id)
+        with machine_lock():
+            if not list_instances_of(self.account):
+                remove_if_there("network", "rm", network_name(self.account))

@@ -1,0 +1,233 @@
+"""The images that local VPSes boot from, built once per machine from the files in ``image/``.
+
+Of each release of Debian two images for containers are made: ``base`` (as small as ``debian:<release>-slim``) and
+``agent`` (base plus what mngr needs in every agent container). The image of an operating system holds those of its own
+release and of the common one as a tar that its inner engine loads, where they are called ``debian:<release>-slim`` and
+``mngr-agent:<release>``. Loading takes an engine seconds, so an operating system with Docker also holds what an engine
+stores that has loaded them, and lays it down at the birth of a VPS.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
+from typing import Final
+
+from imbue.mngr_local_vps.engine import describe
+from imbue.mngr_local_vps.engine import machine_lock
+from imbue.mngr_local_vps.engine import require_suitable_engine
+from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.labels import NAME_PREFIX
+from imbue.mngr_local_vps.machine import MACHINE_OPTIONS
+from imbue.mngr_local_vps.operating_systems import DEFAULT_OS
+from imbue.mngr_local_vps.operating_systems import OperatingSystem
+from imbue.mngr_local_vps.operating_systems import agent_image
+from imbue.mngr_local_vps.operating_systems import base_image
+from imbue.mngr_local_vps.operating_systems import find_operating_system
+from imbue.mngr_local_vps.operating_systems import without_docker
+from imbue.mngr_vps_docker.errors import VpsApiError
+from imbue.mngr_vps_docker.errors import VpsProvisioningError
+
+DEFAULT_IMAGES: Final = (DEFAULT_OS, without_docker(DEFAULT_OS))
+
+_SOURCE: Final = Path(__file__).parent / "image"
+_BASE_FILES: Final = ("make-base",)
+_AGENT_FILES: Final = (*_BASE_FILES, "agent.Dockerfile")
+_PULL_TIMEOUT_SECONDS: Final = 120.0
+_STEP_TIMEOUT_SECONDS: Final = 900.0
+_PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+
+type Report = Callable[[str], None]
+
+
+def image_of_os(os_id: str) -> str:
+    """The engine's name for the image of one operating system; raise VpsApiError 400 for one that is not offered."""
+    return _named(find_operating_system(os_id).os_id, _digest_of_source())
+
+
+def image_of_base(release: str) -> str:
+    """The engine's name for the image of this release of Debian that VPSes have as ``debian:<release>-slim``."""
+    return _named(f"base-{release}", _digest_of_source(*_BASE_FILES))
+
+
+def require_image(os_id: str) -> str:
+    """The image of one operating system; raise VpsApiError 503 if it has not been built on this machine."""
+    image = image_of_os(os_id)
+    if not _is_there(image):
+        raise VpsApiError(
+            503,
+            f"the image of local VPSes with {os_id} is not built yet: run"
+            f" python -m imbue.mngr_local_vps image {os_id}",
+        )
+    return image
+
+
+def ensure_images(report: Report, os_ids: Sequence[str] = DEFAULT_IMAGES) -> None:
+    """Build what these operating systems need and is missing or was built from other files; else quick.
+
+    Raises VpsApiError if one is not offered or the engine cannot be asked, VpsProvisioningError (with the output's
+    end) if a step fails.
+    """
+    systems = [find_operating_system(os_id) for os_id in os_ids]
+    require_suitable_engine()
+    # Without the lock first: what is there need not wait for what another process builds.
+    missing = [system for system in systems if not _is_there(image_of_os(system.os_id))]
+    if not missing:
+        return
+    with machine_lock(_SOURCE):
+        for system in missing:
+            if not _is_there(image_of_os(system.os_id)):
+                _make_vps_image(system, report)
+
+
+def _make_vps_image(system: OperatingSystem, report: Report) -> None:
+    for release in system.container_releases:
+        _make_container_images(release, report)
+    with TemporaryDirectory(prefix=f"{NAME_PREFIX}-image-") as folder:
+        context = Path(folder) / "context"
+        shutil.copytree(_SOURCE, context)
+        with _step(f"packing the images of {' and '.join(system.container_releases)} for the inner engine", report):
+            _pack_container_images(system.container_releases, context)
+        packages = "with-docker" if system.has_docker else "without-docker"
+        arguments = ("--build-arg", f"BASE={image_of_base(system.release)}", "--build-arg", f"PACKAGES={packages}")
+        # By a name of its own: another checkout of the same version may be building, too.
+        engine = f"{NAME_PREFIX}:engine-{secrets.token_hex(4)}"
+        stage = ("--target", "machine")
+        if system.has_docker:
+            _build(f"an engine for {system.os_id}", engine, context, report, *arguments, *stage)
+            with _step("having it load them", report), (context / "stored.tar").open("wb") as archive:
+                _run_logged(
+                    [
+                        *("docker", "run", "--rm", *MACHINE_OPTIONS, "--volume=/var/lib/docker"),
+                        *("--entrypoint=sh", engine, "/usr/local/lib/local-vps/store-images"),
+                    ],
+                    "loading the images into an engine",
+                    stdout=archive.fileno(),
+                )
+            stage = ("--target", "with-images")
+        image = image_of_os(system.os_id)
+        _build(f"the VPS image {system.os_id}", image, context, report, *arguments, *stage)
+        if system.has_docker:
+            run_docker("image", "rm", "--no-prune", engine)
+
+
+def _make_container_images(release: str, report: Report) -> None:
+    base, agent = image_of_base(release), _image_of_agent(release)
+    if not _is_there(base):
+        _make_base(release, report)
+    if not _is_there(agent):
+        with TemporaryDirectory(prefix=f"{NAME_PREFIX}-image-") as folder:
+            arguments = ("--build-arg", f"BASE={base}", "--file", str(_SOURCE / "agent.Dockerfile"))
+            _build(f"the image of agents for {release}", agent, Path(folder), report, *arguments)
+
+
+def _pack_container_images(releases: Sequence[str], context: Path) -> None:
+    """Write these images and the list of their names, here and in an inner engine, into the context of a VPS image."""
+    names = {image: name for release in releases for image, name in _names_in_vps(release).items()}
+    (context / "images.names").write_text("".join(f"{image} {name}\n" for image, name in names.items()))
+    archive = context / "images.tar"
+    run_docker("save", "--output", str(archive), *names, timeout_seconds=_STEP_TIMEOUT_SECONDS)
+    # The build copies the file with its mode, and docker save makes it readable to its owner only.
+    archive.chmod(0o644)
+
+
+def _names_in_vps(release: str) -> dict[str, str]:
+    return {image_of_base(release): base_image(release), _image_of_agent(release): agent_image(release)}
+
+
+def _image_of_agent(release: str) -> str:
+    return _named(f"agent-{release}", _digest_of_source(*_AGENT_FILES))
+
+
+def _named(what: str, digest: str) -> str:
+    """By its source, so that checkouts of different versions can share the engine."""
+    return f"{NAME_PREFIX}:{what}-{digest}"
+
+
+def _digest_of_source(*names: str) -> str:
+    """What the named files of ``image/`` hold, or (without names) all of them."""
+    digest = hashlib.sha256()
+    for path in sorted(_SOURCE.iterdir()):
+        if not names or path.name in names:
+            content = path.read_bytes()
+            digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def _is_there(image: str) -> bool:
+    return bool(describe("image", [image]))
+
+
+def _make_base(release: str, report: Report) -> None:
+    image, official = image_of_base(release), base_image(release)
+    was_there = _is_there(official)
+    if was_there or _pulled(official, report):
+        source = f"FROM {official}\n".encode()
+        run_docker("build", "--tag", image, "-", stdin=source)
+        if not was_there:
+            # Only the name goes, so that this machine's own list of images stays as it was.
+            run_docker("image", "rm", official)
+        return
+    with _step(f"no image registry is reached: making Debian {release} from the distribution's packages", report):
+        change = ("--change", 'CMD ["bash"]')
+        with TemporaryFile() as archive:
+            _run_logged(["sh", str(_SOURCE / "make-base"), release], "debootstrap", stdout=archive.fileno())
+            archive.seek(0)
+            _run_logged(["docker", "import", *change, "-", image], "docker import", stdin=archive.fileno())
+
+
+def _pulled(image: str, report: Report) -> bool:
+    try:
+        with _step(f"pulling {image}", report):
+            run_docker("pull", "--quiet", image, timeout_seconds=_PULL_TIMEOUT_SECONDS)
+    except VpsApiError as error:
+        report(f"  not pulled: {str(error).partition(': ')[2]}")
+        return False
+    return True
+
+
+def _build(what: str, image: str, context: Path, report: Report, *options: str) -> None:
+    proxies = [option for name in _PROXY_VARIABLES if name in os.environ for option in ("--build-arg", name)]
+    argv = ["docker", "build", "--tag", image, *proxies, *options]
+    with _step(f"building {what}", report):
+        _run_logged([*argv, str(context)], f"building {what}")
+
+
+def _run_logged(argv: list[str], what: str, *, stdin: int = subprocess.DEVNULL, stdout: int | None = None) -> None:
+    """Run one step with its output kept aside, to be shown only if it fails."""
+    # A builder that runs in a container of its own would not see the images made here.
+    environment = {**os.environ, "BUILDX_BUILDER": "default"}
+    with TemporaryFile() as log:
+        try:
+            returncode = subprocess.run(
+                argv,
+                stdin=stdin,
+                stdout=log if stdout is None else stdout,
+                stderr=log,
+                env=environment,
+                timeout=_STEP_TIMEOUT_SECONDS,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired as error:
+            raise VpsProvisioningError(f"{what} did not end within {_STEP_TIMEOUT_SECONDS:.0f} s") from error
+        if returncode != 0:
+            log.seek(0)
+            tail = "\n".join(log.read().decode(errors="replace").splitlines()[-20:])
+            raise VpsProvisioningError(f"{what} failed with exit code {returncode}:\n{tail}")
+
+
+@contextmanager
+def _step(what: str, report: Report) -> Iterator[None]:
+    report(f"{what} ...")
+    started = time.monotonic()
+    yield
+    report(f"  {time.monotonic() - started:.1f} s")

@@ -1,0 +1,141 @@
+"""What the engine's labels say exists: instances, public keys and snapshots of one account."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final
+from urllib.parse import unquote
+
+from pydantic import Field
+from pydantic import JsonValue
+
+from imbue.mngr_local_vps.engine import describe
+from imbue.mngr_local_vps.engine import lines_of
+from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.labels import ACCOUNT_LABEL
+from imbue.mngr_local_vps.labels import DESCRIPTION_LABEL
+from imbue.mngr_local_vps.labels import KEY_NAME_LABEL
+from imbue.mngr_local_vps.labels import KIND_LABEL
+from imbue.mngr_local_vps.labels import PUBLIC_KEY_LABEL
+from imbue.mngr_local_vps.labels import SNAPSHOT_REPOSITORY
+from imbue.mngr_local_vps.labels import TAGS_LABEL
+from imbue.mngr_local_vps.labels import Kind
+from imbue.mngr_local_vps.labels import label_filters
+from imbue.mngr_vps_docker.errors import VpsApiError
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.primitives import VpsSnapshotId
+from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
+from imbue.mngr_vps_docker.vps_client import VpsSnapshotInfo
+from imbue.mngr_vps_docker.vps_client import VpsSshKeyInfo
+
+# A paused container is a machine that hangs: its cloud still says that it runs.
+_STATUS_OF_STATE: Final = {
+    "created": VpsInstanceStatus.PENDING,
+    "running": VpsInstanceStatus.ACTIVE,
+    "paused": VpsInstanceStatus.ACTIVE,
+    "restarting": VpsInstanceStatus.ACTIVE,
+    "exited": VpsInstanceStatus.HALTED,
+    "removing": VpsInstanceStatus.DESTROYING,
+}
+
+
+class StoredKey(VpsSshKeyInfo):
+    """A public key of the account, with the key itself."""
+
+    public_key: str = Field(description="One line of OpenSSH's public key format")
+
+
+def list_instances_of(account: str) -> list[VpsInstanceInfo]:
+    """Every VPS of the account, whatever its status."""
+    names = lines_of(run_docker("ps", "--all", "--quiet", *label_filters(Kind.INSTANCE, account)))
+    return [_instance_of(description) for description in describe("container", names)]
+
+
+def find_instance(account: str, instance_id: VpsInstanceId) -> VpsInstanceInfo:
+    """One VPS of the account; raise VpsApiError 404 if it has none of that id."""
+    for description in describe("container", [instance_id]):
+        if _is_ours(_text_map(_at(description, "Config", "Labels")), Kind.INSTANCE, account):
+            return _instance_of(description)
+    raise VpsApiError(404, f"there is no VPS {instance_id}")
+
+
+def list_keys_of(account: str) -> list[StoredKey]:
+    """Every public key of the account."""
+    names = lines_of(run_docker("volume", "ls", "--quiet", *label_filters(Kind.SSH_KEY, account)))
+    return [_key_of(description) for description in describe("volume", names)]
+
+
+def find_key(account: str, key_id: str) -> StoredKey:
+    """One public key of the account; raise VpsApiError 404 if it has none of that id."""
+    for description in describe("volume", [key_id]):
+        if _is_ours(_text_map(_at(description, "Labels")), Kind.SSH_KEY, account):
+            return _key_of(description)
+    raise VpsApiError(404, f"there is no ssh key {key_id}")
+
+
+def list_snapshots_of(account: str) -> list[VpsSnapshotInfo]:
+    """Every snapshot of the account, newest first."""
+    names = lines_of(run_docker("image", "ls", "--quiet", "--no-trunc", *label_filters(Kind.SNAPSHOT, account)))
+    snapshots = [_snapshot_of(description) for description in describe("image", names)]
+    return sorted(snapshots, key=lambda snapshot: snapshot.created_at, reverse=True)
+
+
+def has_disk(account: str, instance_id: VpsInstanceId) -> bool:
+    """Whether the engine still keeps the disk of a VPS of the account, even if the VPS itself is gone."""
+    return any(
+        _is_ours(_text_map(_at(description, "Labels")), Kind.INSTANCE_DISK, account)
+        for description in describe("volume", [instance_id])
+    )
+
+
+def _instance_of(description: Mapping[str, JsonValue]) -> VpsInstanceInfo:
+    labels = _text_map(_at(description, "Config", "Labels"))
+    networks = _at(description, "NetworkSettings", "Networks")
+    requested = (
+        [_at(network, "IPAMConfig", "IPv4Address") for network in networks.values()]
+        if isinstance(networks, dict)
+        else []
+    )
+    state = _at(description, "State", "Status")
+    tags: list[str] = json.loads(labels[TAGS_LABEL])
+    return VpsInstanceInfo(
+        id=VpsInstanceId(str(description["Name"]).removeprefix("/")),
+        address=next((address for address in requested if isinstance(address, str)), None),
+        tags={name: value for name, _, value in (tag.partition("=") for tag in tags)},
+        status=_STATUS_OF_STATE.get(str(state), VpsInstanceStatus.UNKNOWN),
+        created_at=datetime.fromisoformat(str(description["Created"])),
+    )
+
+
+def _key_of(description: Mapping[str, JsonValue]) -> StoredKey:
+    labels = _text_map(_at(description, "Labels"))
+    return StoredKey(id=str(description["Name"]), name=labels[KEY_NAME_LABEL], public_key=labels[PUBLIC_KEY_LABEL])
+
+
+def _snapshot_of(description: Mapping[str, JsonValue]) -> VpsSnapshotInfo:
+    names = description["RepoTags"]
+    tags = [str(name) for name in names] if isinstance(names, list) else []
+    name = next(tag for tag in tags if tag.startswith(f"{SNAPSHOT_REPOSITORY}:"))
+    return VpsSnapshotInfo(
+        id=VpsSnapshotId(name.partition(":")[2]),
+        description=unquote(_text_map(_at(description, "Config", "Labels"))[DESCRIPTION_LABEL]),
+        created_at=datetime.fromisoformat(str(description["Created"])),
+    )
+
+
+def _is_ours(labels: Mapping[str, str], kind: Kind, account: str) -> bool:
+    return labels.get(KIND_LABEL) == kind and labels.get(ACCOUNT_LABEL) == account
+
+
+def _at(value: JsonValue | Mapping[str, JsonValue], *path: str) -> JsonValue:
+    """The value at a path of keys, None where a step is missing."""
+    for key in path:
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(key)
+    return value if not isinstance(value, Mapping) else dict(value)
+
+
+def _text_map(value: JsonValue) -> dict[str, str]:
+    return {key: str(text) for key, text in value.items()} if isinstance(value, dict) else {}

@@ -1,0 +1,200 @@
+"""What follows for mngr from what the cloud, the VPS and this machine say of a host."""
+
+from dataclasses import dataclass
+from datetime import UTC
+from datetime import datetime
+from datetime import timedelta
+
+import pytest
+
+from imbue.mngr.interfaces.data_types import CertifiedHostData
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostState
+from imbue.mngr_vps_docker.docker.models import ContainerInfo
+from imbue.mngr_vps_docker.errors import VpsAuthenticationError
+from imbue.mngr_vps_docker.errors import VpsConnectionError
+from imbue.mngr_vps_docker.hosts.details import host_details
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.state.local_store import HostPhase
+from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
+from imbue.mngr_vps_docker.state.record import VpsHostConfig
+from imbue.mngr_vps_docker.state.vps_state import HostReading
+from support.fleet import Fleet
+
+HOST_ID = HostId()
+LONG_AGO = datetime.now(UTC) - timedelta(days=400)
+AGENT = {"id": f"agent-{'1' * 32}", "name": "a1"}
+UNREACHABLE = VpsConnectionError("no answer")
+REFUSED = VpsAuthenticationError("our key was refused")
+
+
+def record(stop_reason: str | None = None, failure_reason: str | None = None) -> VpsDockerHostRecord:
+    return VpsDockerHostRecord(
+        certified_host_data=CertifiedHostData(
+            host_id=HOST_ID,
+            host_name="h1",
+            created_at=LONG_AGO,
+            updated_at=LONG_AGO,
+            stop_reason=stop_reason,
+            failure_reason=failure_reason,
+        ),
+        config=VpsHostConfig(
+            vps_instance_id=VpsInstanceId("i"), region="r", plan="p", os_id=1, container_name="c", volume_name="v"
+        ),
+    )
+
+
+def entry(phase: HostPhase = HostPhase.READY, *, has_record: bool = True, **changes: object) -> LocalHostRecord:
+    made = LocalHostRecord(
+        host_id=HOST_ID, host_name="h1", phase=phase, created_at=LONG_AGO, record=record() if has_record else None
+    )
+    return made.model_copy(update=changes)
+
+
+def container(status: str) -> ContainerInfo:
+    return ContainerInfo(
+        id="c", name="c", status=status, exit_code=0, created_at=LONG_AGO, started_at=LONG_AGO, finished_at=LONG_AGO,
+        labels={}, image="i", image_id="i", nano_cpus=None, memory_bytes=None, ports=(), volumes={},
+    )  # fmt: skip
+
+
+def reading(status: str | None, **changes: object) -> HostReading:
+    values = {"record": record(), "container": None if status is None else container(status)}
+    return HostReading(HOST_ID, **(values | changes))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What was found, and what is to follow: mngr's gc may remove what ``is_garbage``, old as everything here is."""
+
+    observed: ObservedHost
+    state: HostState
+    is_online: bool = False
+    is_garbage: bool = False
+    agents: tuple[str, ...] = ()
+
+
+CASES = {
+    "runs": Case(ObservedHost(entry(), reading("running")), HostState.RUNNING, is_online=True, is_garbage=True),
+    "runs with an agent": Case(
+        ObservedHost(entry(), reading("running", live_agents=(AGENT,))),
+        HostState.RUNNING,
+        is_online=True,
+        agents=("a1",),
+    ),
+    "runs, and refuses us": Case(ObservedHost(entry(), reading("running"), REFUSED), HostState.UNAUTHENTICATED),
+    "was stopped": Case(
+        ObservedHost(entry(), reading("exited", stop_reason="STOPPED")), HostState.STOPPED, is_garbage=True
+    ),
+    "went idle": Case(
+        ObservedHost(entry(), reading("exited", stop_reason="PAUSED")), HostState.PAUSED, is_garbage=True
+    ),
+    "is paused by Docker's own means": Case(
+        ObservedHost(entry(record=record("STOPPED")), reading("paused", record=record("STOPPED"))), HostState.PAUSED
+    ),
+    "was stopped with an agent": Case(
+        ObservedHost(entry(), reading("exited", stop_reason="STOPPED", persisted_agents=(AGENT,))),
+        HostState.STOPPED,
+        agents=("a1",),
+    ),
+    "crashed": Case(ObservedHost(entry(), reading("exited")), HostState.CRASHED, is_garbage=True),
+    "crashed with an agent": Case(
+        ObservedHost(entry(), reading("exited", live_agents=(AGENT,))), HostState.CRASHED, agents=("a1",)
+    ),
+    "says nonsense about its stop": Case(
+        ObservedHost(entry(), reading("exited", stop_reason="DESTROYED", live_agents=(AGENT,))),
+        HostState.CRASHED,
+        agents=("a1",),
+    ),
+    "has lost its container": Case(ObservedHost(entry(), reading(None)), HostState.CRASHED),
+    "does not answer": Case(ObservedHost(entry(), problem=UNREACHABLE), HostState.RUNNING),
+    "does not answer, with an agent": Case(
+        ObservedHost(entry(agents=(AGENT,)), problem=UNREACHABLE), HostState.RUNNING, agents=("a1",)
+    ),
+    "was stopped and does not answer": Case(
+        ObservedHost(entry(record=record("STOPPED")), problem=UNREACHABLE), HostState.STOPPED
+    ),
+    "refuses our key": Case(ObservedHost(entry(), problem=REFUSED), HostState.UNAUTHENTICATED),
+    "has an unreadable record, but we know it": Case(
+        ObservedHost(entry(), reading("running", record=None, is_record_unreadable=True)),
+        HostState.RUNNING,
+        is_online=True,
+        is_garbage=True,
+    ),
+    "has an unreadable record": Case(
+        ObservedHost(entry(has_record=False), reading("running", record=None, is_record_unreadable=True)),
+        HostState.FAILED,
+        agents=("h1",),
+    ),
+    "is another machine's and does not answer": Case(
+        ObservedHost(entry(has_record=False), problem=UNREACHABLE), HostState.FAILED, agents=("h1",)
+    ),
+    "is another machine's and refuses us": Case(
+        ObservedHost(entry(has_record=False), problem=REFUSED), HostState.UNAUTHENTICATED, agents=("h1",)
+    ),
+    "is another machine's and unknown": Case(ObservedHost(entry(has_record=False)), HostState.FAILED, agents=("h1",)),
+    "is being made": Case(
+        ObservedHost(entry(HostPhase.CREATING, has_record=False), is_being_made=True), HostState.BUILDING
+    ),
+    "is being destroyed": Case(ObservedHost(entry(HostPhase.DESTROYING), is_being_made=True), HostState.BUILDING),
+    "was never finished": Case(
+        ObservedHost(entry(HostPhase.CREATING, has_record=False)), HostState.FAILED, is_garbage=True, agents=("h1",)
+    ),
+    "failed": Case(
+        ObservedHost(entry(HostPhase.FAILED, has_record=False, failure_reason="no more room")),
+        HostState.FAILED,
+        is_garbage=True,
+        agents=("h1",),
+    ),
+    "was half destroyed": Case(
+        ObservedHost(entry(HostPhase.DESTROYING)), HostState.FAILED, is_garbage=True, agents=("h1",)
+    ),
+    "was half destroyed, and the cloud knows it no more": Case(
+        ObservedHost(entry(HostPhase.DESTROYING), is_gone=True), HostState.DESTROYED, is_garbage=True
+    ),
+    "is gone by another's hand": Case(
+        ObservedHost(entry(gone_since=LONG_AGO), is_gone=True), HostState.DESTROYED, is_garbage=True
+    ),
+    "was gone for the first time just now": Case(
+        ObservedHost(entry(gone_since=datetime.now(UTC)), is_gone=True), HostState.DESTROYED
+    ),
+    "got no agent before mngr ended": Case(
+        ObservedHost(entry(), reading("running", is_volume_read=True), is_abandoned=True),
+        HostState.FAILED,
+        is_garbage=True,
+        agents=("h1",),
+    ),
+    "got none that could be read before mngr ended": Case(
+        ObservedHost(entry(), reading("running", is_volume_read=False), is_abandoned=True),
+        HostState.FAILED,
+        agents=("h1",),
+    ),
+    "was recorded as failed": Case(
+        ObservedHost(entry(), reading(None, record=record(failure_reason="the image was lost"))),
+        HostState.FAILED,
+        agents=("h1",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_host_that(name: str) -> None:
+    case = CASES[name]
+    observed = case.observed
+    data = observed.certified_data
+    is_old = datetime.now(UTC) - data.updated_at > timedelta(days=100)
+    assert observed.state is case.state
+    assert observed.is_online is case.is_online
+    assert tuple(agent["name"] for agent in observed.agents) == case.agents
+    assert is_old is case.is_garbage
+    assert bool(data.failure_reason) is (case.state is HostState.FAILED or "another machine's" in name)
+    assert observed.name == data.host_name == "h1"
+
+
+def test_a_vps_that_needs_a_reboot_says_so_and_is_used_as_before(fleet: Fleet) -> None:
+    observed = ObservedHost(entry(), reading("running", needs_reboot=True))
+    row = host_details(fleet.process()._context, observed, None)
+    assert "`mngr exec <agent> --outer reboot`" in str(row.failure_reason)
+    assert (row.state, observed.is_online, observed.certified_data.failure_reason) == (HostState.RUNNING, True, None)

@@ -1,0 +1,91 @@
+"""What goes on beside an operation ends with it."""
+
+from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from typing import ClassVar
+
+import pytest
+
+from imbue.mngr.interfaces.data_types import HostLifecycleOptions
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import IdleMode
+from imbue.mngr_vps_docker.lifecycle import background
+from imbue.mngr_vps_docker.lifecycle.background import BackgroundWork
+from imbue.mngr_vps_docker.lifecycle.background import Milestone
+from imbue.mngr_vps_docker.lifecycle.background import NeverReachedError
+from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
+from imbue.mngr_vps_docker.lifecycle.creation import Creation
+from imbue.mngr_vps_docker.ssh.span import current_span
+from imbue.mngr_vps_docker.state.local_store import HostPhase
+from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from support.local_provider import local_provider
+from support.memory_provider import MemoryCloud
+from support.memory_provider import MemoryProvider
+
+
+def test_work_waits_for_its_milestone_and_is_part_of_its_step() -> None:
+    milestone = Milestone()
+
+    def work() -> str:
+        milestone.wait()
+        return current_span().title
+
+    begun = BackgroundWork("Doing it", work)
+    begun.start()
+    assert not begun.is_over
+    milestone.reach()
+    assert begun.result() == f"{current_span().title} > Doing it"
+    assert begun.is_over
+
+
+def test_what_waits_for_what_never_comes_is_ended() -> None:
+    milestone = Milestone()
+    begun = BackgroundWork("Waiting", milestone.wait)
+    begun.start()
+    milestone.abandon()
+    begun.wait_until_over()
+    with pytest.raises(NeverReachedError):
+        begun.result()
+
+
+class InterruptedPool(ThreadPoolExecutor):
+    """Ctrl-C comes just as the thread has begun."""
+
+    submitted: ClassVar[list[Future[Any]]] = []
+
+    def submit(self, *arguments: Any, **options: Any) -> Future[Any]:
+        self.submitted.append(super().submit(*arguments, **options))
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_at_its_very_beginning_ends_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host_id, name, now = HostId.generate(), HostName("h1"), datetime.now(UTC)
+    provider = local_provider(tmp_path, "test", MemoryCloud(account="test"), provider_class=MemoryProvider)
+    creation = Creation(
+        provider._context,
+        CreateRequest(
+            *(host_id, name, provider._parse_build_args([]), "i", None, (), {}),
+            activity=HostLifecycleOptions().to_activity_config(60, IdleMode.IO, ()),
+            others=(),
+        ),
+        LocalHostRecord(host_id=host_id, host_name=name, phase=HostPhase.CREATING, created_at=now, vps_ip="192.0.2.1"),
+    )
+    monkeypatch.setattr(background, "ThreadPoolExecutor", InterruptedPool)
+    with provider.mngr_ctx.concurrency_group:
+        with pytest.raises(KeyboardInterrupt):
+            creation.begin_image_work("Preparing the image", lambda: str(creation.is_docker_ready.wait()))
+        creation.stop_image_work()
+    (begun,) = InterruptedPool.submitted
+    assert isinstance(begun.exception(timeout=30), NeverReachedError)
+
+
+def test_what_was_reached_stays_so() -> None:
+    milestone = Milestone()
+    milestone.reach()
+    milestone.abandon()
+    milestone.wait()

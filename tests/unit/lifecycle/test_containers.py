@@ -1,0 +1,156 @@
+"""The containers of a host are started so that they cannot harm their VPS, whatever its record says."""
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyinfra.api.host import Host as PyinfraHost
+
+from imbue.mngr.interfaces.data_types import ActivityConfig
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostState
+from imbue.mngr.primitives import SnapshotId
+from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
+from imbue.mngr_vps_docker.docker.commands import run_argv
+from imbue.mngr_vps_docker.docker.errors import DockerError
+from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.hosts import outer_host
+from imbue.mngr_vps_docker.lifecycle import create
+from imbue.mngr_vps_docker.lifecycle import power
+from imbue.mngr_vps_docker.lifecycle import snapshots
+from imbue.mngr_vps_docker.lifecycle.container import setup_step
+from imbue.mngr_vps_docker.lifecycle.container import state_container
+from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
+from imbue.mngr_vps_docker.lifecycle.creation import Creation
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
+from support.pair import Pair
+
+SNAPSHOT = "mngr-snapshot:1"
+
+
+@pytest.fixture
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    with ExitStack() as groups:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", groups.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))
+        yield Pair(tmp_path, groups)
+
+
+def test_the_state_container_can_do_nothing_but_look_at_the_records(pair: Pair) -> None:
+    context = pair.process()._context
+    argv = run_argv(state_container(context, image="the-agents-own"))
+    options = argv[: argv.index("the-agents-own")]
+    assert f"{context.state_volume_name}:/mngr-state:ro" in options
+    assert {
+        "--user=0:0",
+        "--workdir=/",
+        "--network=none",
+        "--read-only",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+        "--pids-limit=64",
+        "--memory=64m",
+        "--log-driver=local",
+    } < set(options)
+
+
+def test_start_arguments_of_a_record_are_checked_before_a_container_is_made_of_them(pair: Pair) -> None:
+    path = pair.record_path(pair.corrupted)
+    record = json.loads(path.read_text())
+    record["config"]["start_args"] = ["--memory=1g", "--privileged"]
+    record["certified_host_data"]["snapshots"] = [{"id": SNAPSHOT, "name": "s1", "created_at": "2026-01-02T03:04:05Z"}]
+    path.write_text(json.dumps(record))
+    asked: list[str] = []
+    pair.machine(pair.corrupted).before_command = asked.append
+    with pytest.raises(BuildArgumentError, match="'--privileged' is refused"):
+        pair.process().start_host(pair.corrupted, SnapshotId(SNAPSHOT))
+    assert set(asked) == {"read the state of the VPS", f"inspect image {SNAPSHOT}"}
+    with pytest.raises(DockerError, match=r"unexpected command line: docker (rename|run|inspect|container)"):
+        pair.process(allowed_start_args=("--privileged",)).start_host(pair.corrupted, SnapshotId(SNAPSHOT))
+
+
+def test_a_container_that_cannot_be_set_up_is_reported_with_the_names_of_its_start_arguments(pair: Pair) -> None:
+    context = pair.process()._context
+    request = CreateRequest(
+        host_id=HostId.generate(),
+        name=HostName("new"),
+        build=ParsedBuildArgs(region="r", plan="p", os_id=1),
+        image="debian",
+        snapshot=None,
+        start_args=("--dns=192.0.2.1", "--env=TOKEN=secret", "--env=A=b"),
+        tags={},
+        activity=ActivityConfig(idle_timeout_seconds=1),
+        others=(),
+    )
+    creation = Creation(context, request, create._new_entry(context, request))
+    for step, said in (
+        ("Ordering the VPS", ""),
+        ("Logging in to the container", ". Start arguments .*: --dns, --env"),
+    ):
+        creation.failed_step = step
+        assert re.fullmatch(
+            f"{step} failed: no answer{said}", str(create._explained(creation, VpsDockerError("no answer")))
+        )
+
+
+def test_a_set_up_has_its_script_with_it(pair: Pair) -> None:
+    step = setup_step(pair.process()._context, host_id=pair.corrupted, container="c")
+    (script,) = step.secrets.values()
+    assert "sshd" in script.revealed
+
+
+def test_what_a_set_up_waits_for_lies_out_of_the_containers_reach(pair: Pair) -> None:
+    step = setup_step(pair.process()._context, host_id=pair.corrupted, container="c")
+    before, _, inside = step.command.partition("docker exec")
+    assert "flock" in before and f"9>/run/mngr-{pair.corrupted}.lock" in step.command
+    assert "flock" not in inside and "flock" not in before.partition("printf")[2]
+
+
+def test_what_starts_or_enters_a_container_waits_while_a_snapshot_has_it_paused(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[ChainStep] = []
+
+    def noted(connection: SshConnection, chain: Sequence[ChainStep], **_options: object) -> list[CommandOutcome]:
+        steps.extend(chain)
+        raise VpsDockerError("no answer")
+
+    monkeypatch.setattr(power, "run_chain", noted)
+    monkeypatch.setattr(snapshots, "run_chain", noted)
+    pair.start(pair.healthy)
+    process = pair.process()
+    for act in (process.create_snapshot, process.start_host):
+        with pytest.raises(VpsDockerError, match="no answer"):
+            act(pair.healthy)
+    locked = [step.purpose for step in steps if step.command.endswith(f"9>/run/mngr-{pair.healthy}.lock")]
+    assert [purpose.partition(" container")[0] for purpose in locked] == ["commit", "start", "set up the"]
+
+
+def test_only_who_wants_to_know_how_to_log_in_asks_pyinfra_and_the_users_ssh_configuration(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, names = outer_host.create_pyinfra_host, list[str]()
+    asked: list[str] = []
+
+    def noted(name: str, *rest: Any) -> PyinfraHost:
+        names.append(name)
+        return made(name, *rest)
+
+    monkeypatch.setattr(outer_host, "create_pyinfra_host", noted)
+    monkeypatch.setattr(outer_host, "refuse_forwarding", lambda _user, host, *_rest: asked.append(host))
+    pair.start(pair.healthy)
+    assert pair.rows()[pair.healthy][0].state is HostState.RUNNING
+    process = pair.process()
+    assert not names and not asked
+    connector = process.get_connector(pair.healthy)
+    assert (connector.name, names, asked) == ("localhost", ["localhost"], ["localhost"])
+    assert connector.data.get("ssh_strict_host_key_checking") == "yes"

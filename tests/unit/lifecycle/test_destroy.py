@@ -1,0 +1,343 @@
+"""Nothing that costs money is left or forgotten, whatever is known of it, and whatever fails on the way."""
+
+import errno
+from collections.abc import Callable
+from collections.abc import Sequence
+from datetime import UTC
+from datetime import datetime
+
+import pytest
+
+from imbue.mngr.errors import MngrError
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostState
+from imbue.mngr_vps_docker.errors import VpsApiError
+from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.hosts import cloud_resources
+from imbue.mngr_vps_docker.hosts.cloud_resources import key_name
+from imbue.mngr_vps_docker.lifecycle.destroy import destroy_host
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.ssh import known_hosts
+from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.state import local_store as journals
+from imbue.mngr_vps_docker.state.local_store import HostPhase
+from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from imbue.mngr_vps_docker.testing.faulty_client import Fault
+from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
+from support.fleet import ADDRESS
+from support.fleet import CASES
+from support.fleet import LONG_AGO
+from support.fleet import Fleet
+from support.memory_provider import MemoryCloud
+from support.memory_provider import record_of
+from support.provider import collect_garbage
+from support.provider import states
+
+
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloud_resources, "LISTING_LAG_SECONDS", 0.2)
+    monkeypatch.setattr(cloud_resources, "_POLL_SECONDS", 0.01)
+
+
+@pytest.fixture
+def host_id() -> HostId:
+    return HostId.generate()
+
+
+def ordered(fleet: Fleet, host_id: HostId, **changes: object) -> LocalHostRecord:
+    """Note of a host, as a create that was killed leaves it, that its VPS was ordered just now; its key is there."""
+    context, now = fleet.process()._context, datetime.now(UTC)
+    context.keys.create_vps_host_key(host_id)
+    fleet.cloud.take_key(host_id, now)
+    entry = LocalHostRecord(
+        host_id=host_id,
+        host_name="h1",
+        phase=HostPhase.CREATING,
+        created_at=now,
+        ssh_key_name=key_name(host_id, now, 3600.0),
+        is_vps_ordered=True,
+        vps_ordered_at=now,
+    )
+    return context.local_store.write(entry.model_copy(update=changes))
+
+
+def check_that_nothing_is_left(fleet: Fleet) -> None:
+    context = fleet.process()._context
+    assert (fleet.cloud.instances, fleet.cloud.keys, states(fleet.process(), include_destroyed=True)) == ({}, {}, {})
+    assert list(context.keys.hosts_folder.glob("host-*")) == []
+
+
+# --- what others do to the host meanwhile
+
+
+def test_what_was_learned_of_the_host_while_destroy_waited_for_its_owner_counts(fleet: Fleet, host_id: HostId) -> None:
+    fleet.cloud.is_listing = False
+    context = fleet.process()._context
+    seen = ordered(fleet, host_id, is_vps_ordered=False)
+    fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
+    context.local_store.update(host_id, is_vps_ordered=True, vps_instance_id=VpsInstanceId(ADDRESS), vps_ip=ADDRESS)
+    destroy_host(context, seen)
+    check_that_nothing_is_left(fleet)
+
+
+def test_a_host_that_was_removed_while_destroy_waited_for_its_owner_is_not_noted_again(
+    fleet: Fleet, host_id: HostId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.note(host_id)
+    context = fleet.process()._context
+    entry = context.local_store.read(host_id)
+    assert entry is not None
+    owned = journals.LocalHostStore.owned
+
+    def owned_after_its_end(local_store: journals.LocalHostStore, host_id: HostId) -> object:
+        local_store.forget(host_id)
+        return owned(local_store, host_id)
+
+    monkeypatch.setattr(journals.LocalHostStore, "owned", owned_after_its_end)
+    client = FaultyClient(real=fleet.cloud)
+    fleet.process(client).destroy_host(host_id)
+    assert client.calls == ()
+    assert list(context.keys.hosts_folder.glob("host-*")) == []
+
+
+def test_a_host_that_is_being_destroyed_has_an_owner(fleet: Fleet, host_id: HostId) -> None:
+    fleet.note(host_id)
+    fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
+    local_store = fleet.process()._context.local_store
+    owners: list[bool] = []
+
+    class WatchedClient(FaultyClient):
+        def destroy_instance(self, instance_id: VpsInstanceId) -> None:
+            owners.append(local_store.is_owned(host_id))
+            super().destroy_instance(instance_id)
+
+    fleet.process(WatchedClient(real=fleet.cloud)).destroy_host(host_id)
+    assert owners == [True]
+
+
+# --- a cloud that shows late what it was asked to make
+
+
+def test_a_vps_that_the_listing_shows_late_is_removed_once_it_does(fleet: Fleet, host_id: HostId) -> None:
+    client = FaultyClient(real=fleet.cloud, listing_lag_calls=100)
+    client.find_instances({})
+    ordered(fleet, host_id)
+    fleet.cloud.order(host_id, ADDRESS, datetime.now(UTC))
+    for _ in range(2):
+        with pytest.raises(MngrError, match="may still appear"):
+            collect_garbage(fleet.process(client))
+        assert states(fleet.process(client)) == {host_id: HostState.FAILED}
+        assert (len(fleet.cloud.instances), len(fleet.cloud.keys)) == (1, 1)
+    client.listing_lag_calls = 0
+    collect_garbage(fleet.process(client))
+    check_that_nothing_is_left(fleet)
+
+
+def test_a_vps_that_never_appears_is_waited_for_no_longer_than_it_may_take(
+    fleet: Fleet, host_id: HostId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ordered(fleet, host_id)
+    with pytest.raises(MngrError, match="may still appear"):
+        fleet.process().destroy_host(host_id)
+    monkeypatch.setattr(journals, "APPEARING_SECONDS", 0.0)
+    collect_garbage(fleet.process())
+    check_that_nothing_is_left(fleet)
+
+
+def test_a_vps_whose_id_the_cloud_does_not_know_yet_may_still_appear(fleet: Fleet, host_id: HostId) -> None:
+    ordered(fleet, host_id, vps_instance_id=VpsInstanceId(ADDRESS))
+    with pytest.raises(MngrError, match="may still appear"):
+        fleet.process().destroy_host(host_id)
+    assert states(fleet.process()) == {host_id: HostState.FAILED}
+    fleet.cloud.order(host_id, ADDRESS, datetime.now(UTC))
+    fleet.process().destroy_host(host_id)
+    check_that_nothing_is_left(fleet)
+
+
+@pytest.mark.parametrize("code", [404, 410])
+def test_a_vps_that_the_cloud_has_shown_once_and_knows_no_more_is_gone(
+    fleet: Fleet, host_id: HostId, code: int
+) -> None:
+    ordered(fleet, host_id, vps_instance_id=VpsInstanceId(ADDRESS), vps_ip=ADDRESS)
+    gone = VpsApiError(code, "gone")
+    client = FaultyClient(
+        real=fleet.cloud, faults=tuple(Fault(call, gone) for call in ("destroy_instance", "delete_ssh_key"))
+    )
+    fleet.process(client).destroy_host(host_id)
+    client.check_that_all_happened()
+    fleet.cloud.keys.clear()
+    check_that_nothing_is_left(fleet)
+
+
+def test_an_order_whose_answer_was_lost_keeps_its_host_and_its_key_until_its_vps_appears(fleet: Fleet) -> None:
+    class LateCloud(MemoryCloud):
+        def create_instance(
+            self,
+            label: str,
+            region: str,
+            plan: str,
+            os_id: int | str,
+            user_data: str,
+            ssh_key_ids: Sequence[str],
+            tags: Sequence[str],
+        ) -> VpsInstanceId:
+            by_name = dict(tag.split("=", 1) for tag in tags)
+            self.order(HostId(by_name["mngr-host-id"]), ADDRESS, datetime.now(UTC))
+            self.unlisted = {ADDRESS}
+            raise TimeoutError("the answer was lost")
+
+    fleet.cloud = LateCloud(account="test")
+    with pytest.raises(VpsProvisioningError, match=r"the answer was lost.*may still appear.*mngr gc"):
+        fleet.process().create_host(HostName("h1"))
+    assert list(states(fleet.process()).values()) == [HostState.FAILED]
+    assert len(fleet.cloud.keys) == 1
+    fleet.cloud.unlisted = set()
+    collect_garbage(fleet.process())
+    check_that_nothing_is_left(fleet)
+
+
+# --- what fails on the way
+
+
+def test_every_vps_is_tried_and_the_key_stays_as_long_as_one_remains(fleet: Fleet, host_id: HostId) -> None:
+    twin = "192.0.2.2"
+    ordered(fleet, host_id, vps_instance_id=VpsInstanceId(ADDRESS), vps_ip=ADDRESS)
+    for address in (ADDRESS, twin):
+        fleet.cloud.order(host_id, address, LONG_AGO)
+    busy = Fault("destroy_instance", VpsApiError(503, "busy"), times=1)
+    with pytest.raises(VpsDockerError, match=f"h1 is not fully destroyed.*{ADDRESS}.*may still exist.*busy"):
+        fleet.process(FaultyClient(real=fleet.cloud, faults=(busy,))).destroy_host(host_id)
+    # It says to other machines that what remains is of a host that was never finished.
+    assert (list(fleet.cloud.instances), len(fleet.cloud.keys)) == ([ADDRESS], 1)
+    assert states(fleet.process()) == {host_id: HostState.FAILED}
+    fleet.process().destroy_host(host_id)
+    check_that_nothing_is_left(fleet)
+
+
+def test_a_listing_that_fails_keeps_no_vps_that_is_known_from_being_destroyed(fleet: Fleet, host_id: HostId) -> None:
+    fleet.note(host_id)
+    fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
+    down = FaultyClient(real=fleet.cloud, faults=(Fault("find_instances", ConnectionError("no route")),))
+    with pytest.raises(VpsDockerError, match="no route"):
+        fleet.process(down).destroy_host(host_id)
+    assert fleet.cloud.instances == {}
+    fleet.process().destroy_host(host_id)
+    check_that_nothing_is_left(fleet)
+
+
+def test_every_key_is_tried(fleet: Fleet, host_id: HostId) -> None:
+    ordered(fleet, host_id, ssh_key_id=f"key of {host_id}", is_vps_ordered=False)
+    fleet.cloud.keys["twin"] = fleet.cloud.keys[f"key of {host_id}"]
+    busy = Fault("delete_ssh_key", VpsApiError(503, "busy"), times=1)
+    with pytest.raises(VpsDockerError, match=f"key of {host_id} of host h1 may still be there.*busy"):
+        fleet.process(FaultyClient(real=fleet.cloud, faults=(busy,))).destroy_host(host_id)
+    assert list(fleet.cloud.keys) == [f"key of {host_id}"]
+    fleet.process().destroy_host(host_id)
+    check_that_nothing_is_left(fleet)
+
+
+def spoil_key_of_vps(fleet: Fleet, _monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet.process()._context.keys.vps_client_key().private_key_path.write_text("garbage")
+
+
+def fill_disk(_fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(journals, "write_atomically", fail)
+    monkeypatch.setattr(known_hosts, "write_atomically", fail)
+
+
+@pytest.mark.parametrize(("spoil", "what_remains"), [(spoil_key_of_vps, None), (fill_disk, "No space left")])
+def test_no_trouble_on_this_machine_keeps_a_vps_from_being_destroyed(
+    fleet: Fleet,
+    host_id: HostId,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Fleet, pytest.MonkeyPatch], None],
+    what_remains: str | None,
+) -> None:
+    fleet.note(host_id)
+    fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
+    fleet.process()._context.pin_vps(host_id, ADDRESS, "ssh-ed25519 AAAA")
+    with monkeypatch.context() as patches:
+        spoil(fleet, patches)
+        if what_remains is None:
+            fleet.process().destroy_host(host_id)
+        else:
+            with pytest.raises(VpsDockerError, match=what_remains):
+                fleet.process().destroy_host(host_id)
+        assert fleet.cloud.instances == {}
+    fleet.process().destroy_host(host_id)
+    check_that_nothing_is_left(fleet)
+    assert fleet.process()._context.vps_known_hosts.path.read_text() == ""
+
+
+def test_a_host_is_known_until_the_cloud_says_that_its_vps_is_gone(
+    fleet: Fleet, host_id: HostId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cloud_resources, "GONE_TIMEOUT_SECONDS", 0.1)
+    fleet.note(host_id)
+    fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
+    lingering = Fault("get_instance_status", lie=lambda _status: VpsInstanceStatus.ACTIVE)
+    client = FaultyClient(real=fleet.cloud, faults=(lingering,))
+    monkeypatch.setattr(MemoryCloud, "destroy_instance", lambda *_: None)
+    with pytest.raises(VpsDockerError, match="still reports it as ACTIVE"):
+        fleet.process(client).destroy_host(host_id)
+    assert states(fleet.process()) == {host_id: HostState.FAILED}
+
+
+def test_a_key_whose_vps_is_gone_is_shown_as_what_it_is_left_of(fleet: Fleet, host_id: HostId) -> None:
+    ordered(fleet, host_id, vps_instance_id=VpsInstanceId(ADDRESS), vps_ip=ADDRESS)
+    assert states(fleet.process()) == {host_id: HostState.FAILED}
+    collect_garbage(fleet.process())
+    check_that_nothing_is_left(fleet)
+
+
+# --- what else is of a host
+
+
+@pytest.mark.parametrize("case", ["of another machine that shares its keys", "stopped"])
+@pytest.mark.parametrize(("name", "what_remains"), [("mngr-h1", {}), ("laptop", {"key": "laptop"})])
+def test_the_key_that_version_0_1_0_left_at_the_cloud_goes_with_its_host_and_no_other(
+    fleet: Fleet, host_id: HostId, case: str, name: str, what_remains: dict[str, str]
+) -> None:
+    """The record says which it is, and the VPS can write any of the account there."""
+    fleet.set_up(host_id, CASES[case])
+    record = record_of(host_id)
+    assert record.config is not None
+    config = record.config.model_copy(update={"vps_ssh_key_id": "key"})
+    machine = fleet.network.machines[ADDRESS]
+    store = VpsDockerHostStore(machine, fleet.process()._context.state_volume_name)
+    store.write_host_record(record.model_copy(update={"config": config}))
+    fleet.cloud.keys["key"] = name
+    states(fleet.process())
+    fleet.process().destroy_host(host_id)
+    assert fleet.cloud.keys == what_remains
+    fleet.cloud.keys.clear()
+    check_that_nothing_is_left(fleet)
+
+
+def test_forgetting_a_host_leaves_its_old_address_to_who_has_it_now(fleet: Fleet, host_id: HostId) -> None:
+    other = HostId.generate()
+    fleet.note(host_id)
+    fleet.note(other)
+    context = fleet.process()._context
+    context.pin_vps(host_id, ADDRESS, "ssh-ed25519 AAAA")
+    context.pin_vps(other, ADDRESS, "ssh-ed25519 BBBB")
+    fleet.process().destroy_host(host_id)
+    assert f"{ADDRESS} ssh-ed25519 BBBB" in context.vps_known_hosts.path.read_text()
+
+
+def test_the_shared_connections_of_a_host_are_closed(
+    fleet: Fleet, host_id: HostId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.note(host_id)
+    closed: list[str] = []
+    monkeypatch.setattr(SshConnection, "close", lambda connection: closed.append(connection.target.label))
+    fleet.process().destroy_host(host_id)
+    assert closed == [f"VPS {ADDRESS}", f"container {ADDRESS}:2222"]

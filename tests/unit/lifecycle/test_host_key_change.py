@@ -1,0 +1,65 @@
+"""A VPS shows the host key that it has made only once that is pinned on this machine."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imbue.mngr.interfaces.data_types import ActivityConfig
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
+from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
+from imbue.mngr_vps_docker.lifecycle import create
+from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
+from imbue.mngr_vps_docker.lifecycle.creation import Creation
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from support.pair import Pair
+from support.pair import ScriptedMachine
+
+ADDRESS = "192.0.2.9"
+OWN = "ssh-ed25519 " + "A" * 68
+
+
+@pytest.fixture
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    with ExitStack() as groups:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", groups.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))
+        yield Pair(tmp_path, groups)
+
+
+def test_the_key_that_a_vps_has_made_is_pinned_beside_the_first_before_it_is_shown(pair: Pair) -> None:
+    context, host_id = pair.process()._context, HostId.generate()
+    first = context.keys.create_vps_host_key(host_id).public_key
+    context.pin_vps(host_id, ADDRESS, first)
+    pinned: list[set[str]] = []
+
+    def note_pinned() -> None:
+        lines = context.vps_known_hosts.path.read_text().splitlines()
+        pinned.append({key for name, _, key in (line.partition(" ") for line in lines) if name == host_id})
+
+    class Vps(ScriptedMachine):
+        stdout = OWN.encode()
+
+        def run(self, command: str, **options: Any) -> CommandOutcome:
+            note_pinned()
+            return super().run(command, **options)
+
+    pair.network.machines[ADDRESS] = Vps(pair.machine(pair.healthy).target)
+    request = CreateRequest(
+        host_id=host_id,
+        name=HostName("new"),
+        build=ParsedBuildArgs(region="r", plan="p", os_id=1),
+        image="debian",
+        snapshot=None,
+        start_args=(),
+        tags={},
+        activity=ActivityConfig(idle_timeout_seconds=1),
+        others=(),
+    )
+    entry = create._new_entry(context, request).model_copy(update={"vps_ip": ADDRESS})
+    create._give_own_host_key(Creation(context, request, entry))
+    note_pinned()
+    assert pinned == [{first}, {first, OWN}, {OWN}]

@@ -1,0 +1,63 @@
+"""Which snapshot `mngr create --snapshot` means."""
+
+from datetime import UTC
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from imbue.mngr.interfaces.data_types import SnapshotRecord
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import SnapshotName
+from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
+from imbue.mngr_vps_docker.lifecycle.snapshots import find_snapshot
+from imbue.mngr_vps_docker.state.local_store import HostPhase
+from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from support.local_provider import local_provider
+from support.memory_provider import MemoryCloud
+from support.memory_provider import MemoryProvider
+from support.memory_provider import Network
+from support.memory_provider import record_of
+
+NAME = SnapshotName("s1")
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> ProviderContext:
+    provider = local_provider(tmp_path, "test", MemoryCloud(account="test"), provider_class=MemoryProvider)
+    assert isinstance(provider, MemoryProvider)
+    return provider.connect(Network())._context
+
+
+def observed(address: str, image: str, *, is_gone: bool = False) -> ObservedHost:
+    """A host that has, or had, a snapshot."""
+    host_id, now = HostId.generate(), datetime.now(UTC)
+    snapshot = SnapshotRecord(id=image, name=NAME, created_at=now.isoformat())
+    record = record_of(host_id, snapshots=[snapshot])
+    entry = LocalHostRecord(
+        host_id=host_id, host_name="h", phase=HostPhase.READY, created_at=now, vps_ip=address, record=record
+    )
+    return ObservedHost(entry=entry, is_gone=is_gone)
+
+
+def test_snapshots_of_hosts_that_are_gone_count_for_nothing(context: ProviderContext) -> None:
+    gone, here = observed("192.0.2.1", "image:1", is_gone=True), observed("192.0.2.2", "image:2")
+    found = find_snapshot(context, [gone, here], NAME)
+    assert (found.image_id, found.connection.target.host) == ("image:2", "192.0.2.2")
+    with pytest.raises(BuildArgumentError, match="There is no snapshot 's1'"):
+        find_snapshot(context, [gone], NAME)
+
+
+def test_a_snapshot_that_two_hosts_have_is_to_be_named_by_its_id(context: ProviderContext) -> None:
+    hosts = [observed("192.0.2.1", "image:1"), observed("192.0.2.2", "image:2")]
+    with pytest.raises(BuildArgumentError, match=r"Several hosts .*image:1.*image:2"):
+        find_snapshot(context, hosts, NAME)
+    assert find_snapshot(context, hosts, SnapshotName("image:2")).image_id == "image:2"
+
+
+def test_a_name_that_no_snapshot_can_have_is_one_clear_line(context: ProviderContext) -> None:
+    with pytest.raises(BuildArgumentError) as raised:
+        find_snapshot(context, [], SnapshotName("a\nb\x1b[2J"))
+    assert str(raised.value).isprintable()

@@ -1,0 +1,39 @@
+"""A process that saw a host before another one destroyed it."""
+
+from collections.abc import Callable
+
+import pytest
+
+from imbue.mngr.errors import HostNotFoundError
+from imbue.mngr.primitives import AgentId
+from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import HostName
+from support.fleet import CASES
+from support.fleet import Fleet
+from support.memory_provider import MemoryProvider
+from support.provider import states
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda process, host_id: process.start_host(host_id),
+        lambda process, host_id: process.stop_host(host_id),
+        lambda process, host_id: process.create_snapshot(host_id),
+        lambda process, host_id: process.add_tags_to_host(host_id, {"a": "b"}),
+        lambda process, host_id: process.rename_host(host_id, HostName("h2")),
+    ],
+    ids=["start", "stop", "snapshot", "tag", "rename"],
+)
+def test_what_it_does_to_the_host_says_that_it_is_gone_and_leaves_nothing(
+    fleet: Fleet, act: Callable[[MemoryProvider, HostId], object]
+) -> None:
+    host_id = HostId.generate()
+    fleet.set_up(host_id, CASES["stopped with an agent"])
+    process = fleet.process()
+    assert host_id in states(process)
+    fleet.process().destroy_host(host_id)
+    with pytest.raises(HostNotFoundError):
+        act(process, host_id)
+    process.remove_persisted_agent_data(host_id, AgentId.generate())
+    assert list(process._context.keys.hosts_folder.glob("host-*")) == []

@@ -1,0 +1,322 @@
+import ctypes
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC
+from datetime import datetime
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+
+from imbue.mngr.interfaces.data_types import CertifiedHostData
+from imbue.mngr.primitives import AgentId
+from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.docker.errors import DaemonNotRunningError
+from imbue.mngr_vps_docker.docker.errors import DockerError
+from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
+from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.host_store import VpsHostConfig
+from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.state import volume_scripts
+from imbue.mngr_vps_docker.state import vps_state
+from imbue.mngr_vps_docker.state.vps_state import NEEDS_REBOOT_SCRIPT
+from imbue.mngr_vps_docker.state.vps_state import HostReading
+from imbue.mngr_vps_docker.state.vps_state import read_vps_state
+from support.local_machine import LocalMachine
+
+# linux/fcntl.h, linux/fs.h
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def _write_record(machine: LocalMachine, host_id: HostId, volume_name: str, container_id: str | None = None) -> None:
+    now = datetime.now(UTC)
+    record = VpsDockerHostRecord(
+        certified_host_data=CertifiedHostData(host_id=host_id, host_name="h1", created_at=now, updated_at=now),
+        config=VpsHostConfig(
+            vps_instance_id=VpsInstanceId("i"),
+            region="r",
+            plan="p",
+            os_id=1,
+            container_name="c",
+            volume_name=volume_name,
+        ),
+        container_id=container_id,
+    )
+    VpsDockerHostStore(machine, "state").write_host_record(record)
+
+
+def _container(identifier: str, host_id: str, status: str = "running") -> dict[str, Any]:
+    return {
+        "Id": identifier,
+        "Name": f"/name-of-{identifier}",
+        "Created": "2026-01-02T03:04:05.123456789Z",
+        "Image": "sha256:1",
+        "State": {
+            "Status": status,
+            "ExitCode": 0,
+            "StartedAt": "2026-01-02T03:04:06.1Z",
+            "FinishedAt": "0001-01-01T00:00:00Z",
+        },
+        "Config": {"Image": "debian", "Labels": {"com.imbue.mngr.host-id": host_id}},
+        "HostConfig": {"PortBindings": {"22/tcp": [{"HostIp": "", "HostPort": "2222"}]}, "Memory": 64 << 20},
+        "Mounts": [{"Type": "volume", "Name": "v"}],
+    }
+
+
+def _set_containers(machine: LocalMachine, *containers: dict[str, Any]) -> None:
+    (machine.volumes / ".container-ids").write_text("".join(f"{container['Id']}\n" for container in containers))
+    (machine.volumes / ".containers").write_text(json.dumps(containers))
+    for container in containers:
+        (machine.volumes / f".container-{container['Name'].removeprefix('/')}").write_text(json.dumps([container]))
+
+
+def _host_volume(machine: LocalMachine, name: str, agents: list[dict[str, Any]]) -> Path:
+    volume = machine.volume(name)
+    (volume / "data.json").write_text('{"host_name": "live"}')
+    (volume / "stop_reason").write_text("PAUSED\n")
+    for agent in agents:
+        (volume / "agents" / agent["id"]).mkdir(parents=True)
+        (volume / "agents" / agent["id"] / "data.json").write_text(json.dumps(agent))
+    return volume
+
+
+def _read_only_host(machine: LocalMachine) -> HostReading:
+    state = read_vps_state(machine, state_volume="state")
+    (reading,) = state.hosts.values()
+    return reading
+
+
+def test_an_empty_vps_has_no_hosts(machine: LocalMachine) -> None:
+    state = read_vps_state(machine, state_volume="state")
+    assert (dict(state.hosts), state.has_state_volume) == ({}, False)
+
+
+def test_all_of_a_host_is_read_in_one_round_trip(machine: LocalMachine) -> None:
+    host_id = HostId()
+    live, kept = {"id": AgentId(), "name": "a1", "labels": {"k": "é' \n"}}, {"id": AgentId()}
+    machine.volume("state")
+    _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}", "c1")
+    VpsDockerHostStore(machine, "state").persist_agent_data(host_id, kept)
+    _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [live])
+    _set_containers(machine, _container("c1", host_id))
+    machine.commands.clear()
+    reading = _read_only_host(machine)
+    assert len(machine.commands) == 1
+    assert reading.record is not None and reading.record.host_id == host_id
+    assert reading.persisted_agents == (kept,)
+    assert reading.live_agents == (live,)
+    assert reading.data_json == {"host_name": "live"}
+    assert reading.stop_reason == "PAUSED"
+    assert reading.is_volume_read
+    assert reading.container is not None and reading.container.is_running
+    assert reading.container.memory_bytes == 64 << 20
+    assert reading.container.finished_at is None
+
+
+@pytest.mark.parametrize(("said", "expected"), [("echo reboot\n", True), ("", False)])
+def test_a_reboot_that_a_vps_needs_is_read_with_its_hosts(
+    machine: LocalMachine, monkeypatch: pytest.MonkeyPatch, said: str, expected: bool
+) -> None:
+    monkeypatch.setattr(vps_state, "NEEDS_REBOOT_SCRIPT", said)
+    machine.volume("state")
+    _write_record(machine, HostId(), "v")
+    assert _read_only_host(machine).needs_reboot is expected
+
+
+def test_a_volume_of_any_name_is_found_by_the_record(machine: LocalMachine) -> None:
+    host_id = HostId()
+    machine.volume("state")
+    _write_record(machine, host_id, "an.old_name")
+    _host_volume(machine, "an.old_name", [])
+    _host_volume(machine, "somebody-elses", [])
+    assert _read_only_host(machine).data_json == {"host_name": "live"}
+
+
+def test_a_host_without_a_record_is_known_by_its_container_and_volume(machine: LocalMachine) -> None:
+    host_id = HostId()
+    _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [])
+    _set_containers(machine, _container("c1", host_id, "exited"), _container("c2", "nonsense"))
+    reading = _read_only_host(machine)
+    assert (reading.host_id, reading.record, reading.stop_reason) == (host_id, None, "PAUSED")
+    assert reading.container is not None and not reading.container.is_running
+
+
+def test_a_host_that_stops_just_then_has_stopped_in_order(machine: LocalMachine) -> None:
+    host_id = HostId()
+    machine.volume("state")
+    volume = _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [])
+    (volume / "stop_reason").unlink()
+    described = machine.volumes / ".container-c"
+    os.mkfifo(described)
+
+    def stop_as_soon_as_docker_is_asked() -> None:
+        with described.open("w") as file:
+            (volume / "stop_reason").write_text("PAUSED")
+            json.dump([_container("c", host_id, "exited")], file)
+
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(stop_as_soon_as_docker_is_asked)
+        state = read_vps_state(machine, state_volume="state", container="c")
+        stopping.result(timeout=30)
+    assert state.hosts[host_id].stop_reason == "PAUSED"
+
+
+def test_of_several_containers_the_recorded_one_counts(machine: LocalMachine) -> None:
+    host_id = HostId()
+    machine.volume("state")
+    _write_record(machine, host_id, "v", "c2")
+    _set_containers(machine, _container("c1", host_id), _container("c2", host_id, "exited"))
+    container = _read_only_host(machine).container
+    assert container is not None and container.id == "c2"
+
+
+def test_an_unreadable_record_is_not_an_absent_host(machine: LocalMachine) -> None:
+    host_id = HostId()
+    (machine.volume("state") / "host_state").mkdir()
+    (machine.volumes / "state" / "host_state" / f"{host_id}.json").write_text("{")
+    state = read_vps_state(machine, state_volume="state")
+    assert state.unreadable_host_ids == (host_id,)
+    assert state.hosts[host_id].is_record_unreadable
+
+
+def test_a_daemon_that_is_down_is_an_error(machine: LocalMachine) -> None:
+    machine.volume("state")
+    (machine.volumes / ".daemon-down").touch()
+    with pytest.raises(DaemonNotRunningError):
+        read_vps_state(machine, state_volume="state")
+
+
+def test_what_docker_says_of_containers_is_checked(machine: LocalMachine) -> None:
+    (machine.volumes / ".container-ids").write_text("c1\n")
+    (machine.volumes / ".containers").write_text('[{"Id": 1}]')
+    with pytest.raises(DockerError, match="cannot be read"):
+        read_vps_state(machine, state_volume="state")
+
+
+def test_what_a_container_wrote_cannot_lead_out_or_claim_to_be_another_agent(
+    machine: LocalMachine, tmp_path: Path
+) -> None:
+    host_id, good, bad = HostId(), {"id": AgentId()}, AgentId()
+    machine.volume("state")
+    _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}")
+    volume = _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [good])
+    secret = tmp_path / "secret"
+    (secret / AgentId()).mkdir(parents=True)
+    (secret / "data.json").write_text('{"secret": 1}')
+    (volume / "data.json").unlink()
+    (volume / "data.json").symlink_to(secret / "data.json")
+    (volume / "stop_reason").write_bytes(b"\x1b[31mSTOPPED" * 100_000)
+    (volume / "agents" / bad).symlink_to(secret)
+    (volume / "agents" / AgentId()).mkdir()
+    os.mkfifo(next(path for path in (volume / "agents").iterdir() if not any(path.iterdir())) / "data.json")
+    other = volume / "agents" / AgentId()
+    other.mkdir()
+    (other / "data.json").write_text(json.dumps(good))
+    reading = _read_only_host(machine)
+    assert (reading.data_json, reading.stop_reason, reading.live_agents) == (None, None, (good,))
+
+
+def test_a_volume_that_holds_too_much_costs_only_itself(machine: LocalMachine) -> None:
+    host_id = HostId()
+    machine.volume("state")
+    _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}")
+    volume = _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [])
+    for _ in range(9):
+        agent = volume / "agents" / AgentId()
+        agent.mkdir(parents=True)
+        (agent / "data.json").write_bytes(b"x" * (8 << 20))
+    reading = _read_only_host(machine)
+    assert reading.record is not None
+    assert not reading.is_volume_read
+
+
+def test_a_container_of_the_known_name_is_looked_at_alone(machine: LocalMachine) -> None:
+    host_id, other_id = HostId.generate(), HostId.generate()
+    _set_containers(machine, _container("c1", host_id), _container("c2", other_id))
+    assert read_vps_state(machine, state_volume="state", container="name-of-c1").hosts.keys() == {host_id}
+    assert read_vps_state(machine, state_volume="state", container="name-of-c3").hosts.keys() == {host_id, other_id}
+
+
+def test_a_volume_that_takes_too_long_to_search_costs_only_itself(
+    machine: LocalMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host_id = HostId()
+    machine.volume("state")
+    _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}")
+    _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [])
+    slow = machine.volumes.parent / "bin" / "python3"
+    slow.write_text('#!/bin/sh\ncase $(pwd) in *mngr-host-vol-*) exec sleep 600;; esac\nexec /usr/bin/python3 "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setattr(volume_scripts, "_READ_TIMEOUT_SECONDS", 1)
+    reading = _read_only_host(machine)
+    assert (reading.record is not None, reading.is_volume_read) == (True, False)
+
+
+@contextmanager
+def _exchanged_all_the_time(*pairs: tuple[Path, Path]) -> Iterator[None]:
+    """Exchange the names of each pair as fast as can be, as code in the container may."""
+    is_over = Event()
+
+    def exchange() -> None:
+        exchange_names = ctypes.CDLL(None, use_errno=True).renameat2
+        while not is_over.is_set():
+            for one, other in pairs:
+                assert exchange_names(_AT_FDCWD, bytes(one), _AT_FDCWD, bytes(other), _RENAME_EXCHANGE) == 0
+
+    with ThreadPoolExecutor(1) as pool:
+        exchanging = pool.submit(exchange)
+        try:
+            yield
+        finally:
+            is_over.set()
+        exchanging.result(timeout=30)
+
+
+def test_no_link_that_takes_the_place_of_a_folder_or_a_file_meanwhile_leads_out(
+    machine: LocalMachine, tmp_path: Path
+) -> None:
+    host_id = HostId()
+    agents = [{"id": AgentId(), "labels": {"from": "the volume"}} for _ in range(2)]
+    machine.volume("state")
+    _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}")
+    inside = _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", agents) / "agents"
+    folder, file = inside / str(agents[0]["id"]), inside / str(agents[1]["id"]) / "data.json"
+    for agent, link, is_folder in zip(agents, ("folder link", "file link"), (True, False), strict=True):
+        secret = tmp_path / link / "data.json"
+        secret.parent.mkdir()
+        secret.write_text(json.dumps(agent | {"labels": {"from": "outside"}}))
+        (inside / link).symlink_to(secret.parent if is_folder else secret)
+    with _exchanged_all_the_time((folder, inside / "folder link"), (file, inside / "file link")):
+        readings = [_read_only_host(machine) for _ in range(200)]
+    assert {found["labels"]["from"] for reading in readings for found in reading.live_agents} == {"the volume"}
+
+
+@pytest.mark.parametrize(
+    ("running", "file", "expected"),
+    [
+        ("6.1.0-18-amd64", "run/reboot-required", "reboot\n"),
+        ("6.1.0-18-amd64", "boot/vmlinuz-6.1.0-21-amd64", "reboot\n"),
+        ("6.1.0-9-cloud-amd64", "boot/vmlinuz-6.1.0-10-cloud-amd64", "reboot\n"),
+        ("6.12.41+deb13-cloud-amd64", "boot/vmlinuz-6.12.48+deb13-cloud-amd64", "reboot\n"),
+        ("6.1.0-18-amd64", "boot/vmlinuz-6.1.0-18-amd64", ""),
+        ("6.1.0-18-amd64", "boot/vmlinuz-5.10.0-33-amd64", ""),
+        ("6.1.0-18-amd64", "boot/vmlinuz-6.1.0-21-cloud-amd64", ""),
+        ("6.8.12-4-pve", "boot/vmlinuz-6.12.0-1-amd64", ""),
+        ("6.1.0-18-amd64", "boot/config-6.1.0-21-amd64", ""),
+    ],
+)
+def test_a_vps_needs_a_reboot_for_what_it_notes_and_for_a_newer_kernel_of_its_flavour(
+    tmp_path: Path, running: str, file: str, expected: str
+) -> None:
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).touch()
+    script = NEEDS_REBOOT_SCRIPT.replace("/run/", f"{tmp_path}/run/").replace("/boot", f"{tmp_path}/boot")
+    script = f"uname() {{ echo {running}; }}\n{script}"
+    done = subprocess.run(["sh", "-eu", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == (expected, "")

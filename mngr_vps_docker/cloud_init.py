@@ -15,8 +15,7 @@ except ImportError:
     from yaml import SafeDumper  # type: ignore[assignment]
 
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
-from imbue.mngr_vps_docker.setup.root_account import root_account_script
-from imbue.mngr_vps_docker.setup.root_account import without_comments
+from imbue.mngr_vps_docker.setup.root_account import root_account_script, without_comments
 
 # Beside this module, so that it can be read, linted and run by itself.
 _SETUP_SCRIPT = Path(__file__).parent / "setup" / "vps_setup.sh"

@@ -2,27 +2,14 @@
 
 import re
 from ipaddress import ip_network
-from pathlib import Path
-from pathlib import PurePosixPath
-from typing import Annotated
-from typing import Any
-from typing import Final
-from typing import Self
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator
-from pydantic import BeforeValidator
-from pydantic import Field
-from pydantic import PositiveInt
-from pydantic import TypeAdapter
-from pydantic import ValidationError
-from pydantic import field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, TypeAdapter, ValidationError, field_validator
 
 from imbue.mngr.config.data_types import ProviderInstanceConfig
 from imbue.mngr.errors import ConfigParseError
-from imbue.mngr.primitives import ActivitySource
-from imbue.mngr.primitives import DockerBuilder
-from imbue.mngr.primitives import IdleMode
-from imbue.mngr.primitives import ProviderBackendName
+from imbue.mngr.primitives import ActivitySource, DockerBuilder, IdleMode, ProviderBackendName
 from imbue.mngr_vps_docker.primitives import is_image_reference
 
 # Where a host's volume is mounted in its container; host_dir is a link to it.

@@ -13,35 +13,32 @@ from typing import Final
 
 from imbue.mngr.primitives import DockerBuilder
 from imbue.mngr_vps_docker.docker import commands as commands
-from imbue.mngr_vps_docker.docker.commands import BuildSpec
-from imbue.mngr_vps_docker.docker.commands import ContainerSpec
-from imbue.mngr_vps_docker.docker.errors import DockerError
-from imbue.mngr_vps_docker.docker.errors import NoSuchContainerError
-from imbue.mngr_vps_docker.docker.errors import NoSuchImageError
-from imbue.mngr_vps_docker.docker.errors import NoSuchVolumeError
-from imbue.mngr_vps_docker.docker.errors import checked_docker
-from imbue.mngr_vps_docker.docker.errors import docker_error
+from imbue.mngr_vps_docker.docker.commands import BuildSpec, ContainerSpec
+from imbue.mngr_vps_docker.docker.errors import (
+    DockerError,
+    NoSuchContainerError,
+    NoSuchImageError,
+    NoSuchVolumeError,
+    checked_docker,
+    docker_error,
+)
 from imbue.mngr_vps_docker.docker.exec import exec_in_container
 from imbue.mngr_vps_docker.docker.image_build import build_image
-from imbue.mngr_vps_docker.docker.models import ContainerInfo
-from imbue.mngr_vps_docker.docker.models import DockerInfo
-from imbue.mngr_vps_docker.docker.models import ImageInfo
-from imbue.mngr_vps_docker.docker.models import parse_container
-from imbue.mngr_vps_docker.docker.models import parse_containers
-from imbue.mngr_vps_docker.docker.models import parse_image
-from imbue.mngr_vps_docker.docker.models import parse_images
-from imbue.mngr_vps_docker.docker.models import parse_info
-from imbue.mngr_vps_docker.docker.models import server_errors
-from imbue.mngr_vps_docker.ssh.connection import OnLine
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.connection import StandardInput
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.docker.models import (
+    ContainerInfo,
+    DockerInfo,
+    ImageInfo,
+    parse_container,
+    parse_containers,
+    parse_image,
+    parse_images,
+    parse_info,
+    server_errors,
+)
+from imbue.mngr_vps_docker.ssh.connection import OnLine, SshConnection, StandardInput
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect
 from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
-from imbue.mngr_vps_docker.ssh.shell import Secret
-from imbue.mngr_vps_docker.ssh.shell import ShellScript
-from imbue.mngr_vps_docker.ssh.shell import join
-from imbue.mngr_vps_docker.ssh.shell import quote
+from imbue.mngr_vps_docker.ssh.shell import Secret, ShellScript, join, quote
 
 __all__ = ["BuildSpec", "ContainerInfo", "ContainerSpec", "DockerInfo", "DockerOverSsh", "ImageInfo"]
 

@@ -26,14 +26,8 @@ mngr's own errors are raised as they are where mngr has one: HostNotFoundError, 
 SnapshotNotFoundError, ConfigParseError, BinaryNotInstalledError.
 """
 
-from imbue.mngr.errors import BaseMngrError
-from imbue.mngr.errors import HostAuthenticationError
-from imbue.mngr.errors import HostOfflineError
-from imbue.mngr.errors import MngrError
-from imbue.mngr.errors import UserInputError
-from imbue.mngr_vps_docker.text import printable
-from imbue.mngr_vps_docker.text import shortened
-from imbue.mngr_vps_docker.text import without_passwords
+from imbue.mngr.errors import BaseMngrError, HostAuthenticationError, HostOfflineError, MngrError, UserInputError
+from imbue.mngr_vps_docker.text import printable, shortened, without_passwords
 
 
 class VpsDockerError(MngrError):

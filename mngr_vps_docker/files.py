@@ -6,10 +6,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PRIVATE_FOLDER_MODE = 0o700

@@ -9,50 +9,37 @@ import hashlib
 import random
 import threading
 import time
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Mapping
-from typing import Any
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from imbue.mngr.errors import HostNotFoundError
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
-from imbue.mngr_vps_docker.docker.errors import DaemonNotRunningError
-from imbue.mngr_vps_docker.docker.errors import DiskFullError
-from imbue.mngr_vps_docker.docker.errors import NoSuchVolumeError
-from imbue.mngr_vps_docker.docker.errors import refusal
-from imbue.mngr_vps_docker.errors import HostRecordError
-from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr.primitives import AgentId, HostId
+from imbue.mngr_vps_docker.docker.errors import DaemonNotRunningError, DiskFullError, NoSuchVolumeError, refusal
+from imbue.mngr_vps_docker.errors import HostRecordError, VpsDockerError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.ssh.remote_command import BatchResult
-from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
-from imbue.mngr_vps_docker.ssh.remote_command import run_batch
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, OutcomeStatus
+from imbue.mngr_vps_docker.ssh.remote_command import BatchResult, ChainStep, run_batch
 from imbue.mngr_vps_docker.ssh.shell import Secret
-from imbue.mngr_vps_docker.state.record import NewerRecordError
-from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
-from imbue.mngr_vps_docker.state.record import VpsHostConfig
-from imbue.mngr_vps_docker.state.record import decode_record
-from imbue.mngr_vps_docker.state.record import encode_agent_data
-from imbue.mngr_vps_docker.state.record import encode_record
-from imbue.mngr_vps_docker.state.stored_state import EVERY_STATE_FILE
-from imbue.mngr_vps_docker.state.stored_state import STATE_OUTPUT_BYTES
-from imbue.mngr_vps_docker.state.stored_state import StoredState
-from imbue.mngr_vps_docker.state.stored_state import agent_path
-from imbue.mngr_vps_docker.state.stored_state import agents_path
-from imbue.mngr_vps_docker.state.stored_state import parse_state
-from imbue.mngr_vps_docker.state.stored_state import record_path
-from imbue.mngr_vps_docker.state.stored_state import state_files_of_agents
-from imbue.mngr_vps_docker.state.stored_state import state_files_script
-from imbue.mngr_vps_docker.state.volume_scripts import ABSENT
-from imbue.mngr_vps_docker.state.volume_scripts import CHANGED
-from imbue.mngr_vps_docker.state.volume_scripts import enter_volume
-from imbue.mngr_vps_docker.state.volume_scripts import given
-from imbue.mngr_vps_docker.state.volume_scripts import lock
-from imbue.mngr_vps_docker.state.volume_scripts import receive
+from imbue.mngr_vps_docker.state.record import (
+    NewerRecordError,
+    VpsDockerHostRecord,
+    VpsHostConfig,
+    decode_record,
+    encode_agent_data,
+    encode_record,
+)
+from imbue.mngr_vps_docker.state.stored_state import (
+    EVERY_STATE_FILE,
+    STATE_OUTPUT_BYTES,
+    StoredState,
+    agent_path,
+    agents_path,
+    parse_state,
+    record_path,
+    state_files_of_agents,
+    state_files_script,
+)
+from imbue.mngr_vps_docker.state.volume_scripts import ABSENT, CHANGED, enter_volume, given, lock, receive
 from imbue.mngr_vps_docker.text import logger
 
 __all__ = ["VpsDockerHostRecord", "VpsDockerHostStore", "VpsHostConfig"]

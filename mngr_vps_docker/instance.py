@@ -4,46 +4,42 @@ mngr imports this module whatever it is told to do. So what only some operations
 ``hosts`` takes 50 ms, and ``lifecycle``, which changes hosts, 30 ms more.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
-from contextlib import contextmanager
-from contextlib import suppress
-from typing import TYPE_CHECKING
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 from imbue.concurrency_group.concurrency_group import ConcurrencyGroup
-from imbue.mngr.errors import HostNotFoundError
-from imbue.mngr.errors import MngrError
+from imbue.mngr.errors import HostNotFoundError, MngrError
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.hosts.offline_host import OfflineHost
-from imbue.mngr.interfaces.data_types import AgentDetails
-from imbue.mngr.interfaces.data_types import HostDetails
-from imbue.mngr.interfaces.data_types import HostLifecycleOptions
-from imbue.mngr.interfaces.data_types import HostResources
-from imbue.mngr.interfaces.data_types import SnapshotInfo
-from imbue.mngr.interfaces.data_types import VolumeInfo
-from imbue.mngr.interfaces.host import HostInterface
-from imbue.mngr.interfaces.host import OuterHostInterface
+from imbue.mngr.interfaces.data_types import (
+    AgentDetails,
+    HostDetails,
+    HostLifecycleOptions,
+    HostResources,
+    SnapshotInfo,
+    VolumeInfo,
+)
+from imbue.mngr.interfaces.host import HostInterface, OuterHostInterface
 from imbue.mngr.interfaces.volume import HostVolume
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import DiscoveredAgent
-from imbue.mngr.primitives import DiscoveredHost
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import ImageReference
-from imbue.mngr.primitives import SnapshotId
-from imbue.mngr.primitives import SnapshotName
-from imbue.mngr.primitives import VolumeId
+from imbue.mngr.primitives import (
+    AgentId,
+    DiscoveredAgent,
+    DiscoveredHost,
+    HostId,
+    HostName,
+    ImageReference,
+    SnapshotId,
+    SnapshotName,
+    VolumeId,
+)
 from imbue.mngr_vps_docker.package_hooks import PackageHooks
 from imbue.mngr_vps_docker.text import logger
 
 if TYPE_CHECKING:
     from pyinfra.api.host import Host as PyinfraHost
 
-    from imbue.mngr_vps_docker.hosts.details import FieldGenerators
-    from imbue.mngr_vps_docker.hosts.details import OnError
+    from imbue.mngr_vps_docker.hosts.details import FieldGenerators, OnError
     from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
     from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
     from imbue.mngr_vps_docker.state.certified_changes import CertifiedDataChange
@@ -101,10 +97,7 @@ class VpsDockerProvider(PackageHooks):
         snapshot: SnapshotName | None = None,
     ) -> Host:
         """Create a host on a new VPS. Bad input is refused before anything is paid for."""
-        from imbue.mngr_vps_docker.lifecycle import checks
-        from imbue.mngr_vps_docker.lifecycle import create
-        from imbue.mngr_vps_docker.lifecycle import creation
-        from imbue.mngr_vps_docker.lifecycle import snapshots
+        from imbue.mngr_vps_docker.lifecycle import checks, create, creation, snapshots
 
         wanted_image = str(image or self.config.default_image)
         key_lines = (*(authorized_keys or ()), *(known_hosts or ()))
@@ -301,8 +294,7 @@ class VpsDockerProvider(PackageHooks):
 
     def rename_host(self, host: HostInterface | HostId, name: HostName) -> HostInterface:
         """Give the host another name. Its container and its VPS keep theirs."""
-        from imbue.mngr_vps_docker.lifecycle import metadata
-        from imbue.mngr_vps_docker.lifecycle import names
+        from imbue.mngr_vps_docker.lifecycle import metadata, names
 
         names.check_host_name(name)
         host_id = _host_id(host)

@@ -1,23 +1,16 @@
 """What a provider package may override, call or fill, and where a provider looks for what it did."""
 
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict
-from pydantic import Field
-from pydantic import PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from imbue.mngr.errors import HostNotFoundError
 from imbue.mngr.interfaces.host import OuterHostInterface
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostId, HostName
 from imbue.mngr.providers.base_provider import BaseProviderInstance
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface

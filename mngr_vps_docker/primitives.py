@@ -1,11 +1,9 @@
 """Small values that every other module may use."""
 
 import re
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import auto
-from typing import Annotated
-from typing import Final
+from typing import Annotated, Final
 
 from pydantic import AfterValidator
 

@@ -8,18 +8,14 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from imbue.mngr.errors import BinaryNotInstalledError
-from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
-from imbue.mngr_vps_docker.ssh.command_log import follow_log
-from imbue.mngr_vps_docker.ssh.command_log import read_log
-from imbue.mngr_vps_docker.ssh.framing import Framing
-from imbue.mngr_vps_docker.ssh.framing import OutputReader
+from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand, follow_log, read_log
+from imbue.mngr_vps_docker.ssh.framing import Framing, OutputReader
 from imbue.mngr_vps_docker.ssh.master import login_failure
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.process import run_process

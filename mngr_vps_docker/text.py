@@ -5,9 +5,7 @@ Whatever this package logs goes through ``logger``, and whatever it raises throu
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-from typing import Any
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import loguru
 

@@ -4,11 +4,8 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from datetime import UTC
-from datetime import datetime
-from typing import Any
-from typing import Final
-from typing import NoReturn
+from datetime import UTC, datetime
+from typing import Any, Final, NoReturn
 
 # pydantic writes no more than 255 levels, and what is read here ends up some levels deep in something else.
 _DEEPEST: Final = 64

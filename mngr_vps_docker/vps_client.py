@@ -1,19 +1,14 @@
 """The only view that this package has of a cloud's API: what a provider package implements."""
 
-from abc import ABC
-from abc import abstractmethod
-from collections.abc import Mapping
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
 from imbue.imbue_common.frozen_model import FrozenModel
 from imbue.imbue_common.mutable_model import MutableModel
 from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
-from imbue.mngr_vps_docker.primitives import UtcDatetime
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
-from imbue.mngr_vps_docker.primitives import VpsSnapshotId
+from imbue.mngr_vps_docker.primitives import UtcDatetime, VpsInstanceId, VpsInstanceStatus, VpsSnapshotId
 
 
 class VpsSnapshotInfo(FrozenModel):

@@ -4,32 +4,17 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from contextlib import ExitStack
-from contextlib import contextmanager
-from dataclasses import dataclass
-from dataclasses import replace
-from pathlib import Path
-from pathlib import PurePosixPath
-from typing import Final
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Final, NamedTuple
 
-from imbue.mngr_vps_docker.builds.context_size import ContextSize
-from imbue.mngr_vps_docker.builds.context_size import with_progress
-from imbue.mngr_vps_docker.builds.dockerignore import DOCKERIGNORE
-from imbue.mngr_vps_docker.builds.dockerignore import IgnorePatterns
-from imbue.mngr_vps_docker.builds.dockerignore import MatchState
-from imbue.mngr_vps_docker.builds.dockerignore import ignore_file_for
-from imbue.mngr_vps_docker.builds.git_context import check_checkout
-from imbue.mngr_vps_docker.builds.git_context import needs_own_git_dir
-from imbue.mngr_vps_docker.builds.git_context import self_contained_git_dir
+from imbue.mngr_vps_docker.builds.context_size import ContextSize, with_progress
+from imbue.mngr_vps_docker.builds.dockerignore import DOCKERIGNORE, IgnorePatterns, MatchState, ignore_file_for
+from imbue.mngr_vps_docker.builds.git_context import check_checkout, needs_own_git_dir, self_contained_git_dir
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
-from imbue.mngr_vps_docker.builds.tar_stream import entry
-from imbue.mngr_vps_docker.builds.tar_stream import file_entry
-from imbue.mngr_vps_docker.builds.tar_stream import folder_entry
-from imbue.mngr_vps_docker.builds.tar_stream import tar
+from imbue.mngr_vps_docker.builds.tar_stream import entry, file_entry, folder_entry, tar
 from imbue.mngr_vps_docker.errors import BuildContextError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import Effect

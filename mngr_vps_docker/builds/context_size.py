@@ -1,7 +1,6 @@
 """How large a build context is, and how much of it has been sent."""
 
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 

@@ -7,14 +7,10 @@ case, and loses files below ``!**/name``): https://docs.docker.com/build/concept
 import os
 import posixpath
 import re
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
-from typing import Self
+from typing import Final, Self
 
 from imbue.mngr_vps_docker.errors import BuildContextError
 

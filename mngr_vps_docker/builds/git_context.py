@@ -9,15 +9,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from imbue.mngr_vps_docker.builds.git_checkout import LEAVE_GIT_OUT
-from imbue.mngr_vps_docker.builds.git_checkout import Checkout
-from imbue.mngr_vps_docker.builds.git_checkout import read_checkout
+from imbue.mngr_vps_docker.builds.git_checkout import LEAVE_GIT_OUT, Checkout, read_checkout
 from imbue.mngr_vps_docker.builds.git_command import Repository
 from imbue.mngr_vps_docker.errors import BuildContextError
 from imbue.mngr_vps_docker.ssh.shell import join

@@ -5,23 +5,23 @@ import re
 import shlex
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from imbue.mngr_vps_docker.builds.context_size import ContextSize
-from imbue.mngr_vps_docker.docker.options import SPLIT_AT_SPACES
-from imbue.mngr_vps_docker.docker.options import DockerOptions
-from imbue.mngr_vps_docker.docker.options import Option
-from imbue.mngr_vps_docker.docker.options import Rule
-from imbue.mngr_vps_docker.docker.options import always
-from imbue.mngr_vps_docker.docker.options import csv_fields
-from imbue.mngr_vps_docker.docker.options import is_foreign_network
-from imbue.mngr_vps_docker.docker.options import is_on
-from imbue.mngr_vps_docker.docker.options import settings_of
+from imbue.mngr_vps_docker.docker.options import (
+    SPLIT_AT_SPACES,
+    DockerOptions,
+    Option,
+    Rule,
+    always,
+    csv_fields,
+    is_foreign_network,
+    is_on,
+    settings_of,
+)
 from imbue.mngr_vps_docker.errors import BuildArgumentError
-from imbue.mngr_vps_docker.user_text import check_texts
-from imbue.mngr_vps_docker.user_text import excerpt
+from imbue.mngr_vps_docker.user_text import check_texts, excerpt
 
 BUILD_ARGS_HELP = """\
 --vps-region=REGION, --vps-plan=PLAN, --vps-os=OS: where and on what the host runs

@@ -2,16 +2,8 @@
 
 import os
 import stat
-from collections.abc import Iterable
-from collections.abc import Iterator
-from tarfile import BLOCKSIZE
-from tarfile import DIRTYPE
-from tarfile import FIFOTYPE
-from tarfile import GNU_FORMAT
-from tarfile import RECORDSIZE
-from tarfile import REGTYPE
-from tarfile import SYMTYPE
-from tarfile import TarInfo
+from collections.abc import Iterable, Iterator
+from tarfile import BLOCKSIZE, DIRTYPE, FIFOTYPE, GNU_FORMAT, RECORDSIZE, REGTYPE, SYMTYPE, TarInfo
 from typing import Final
 
 from imbue.mngr_vps_docker.errors import BuildContextError

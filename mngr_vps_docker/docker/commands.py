@@ -4,18 +4,13 @@ Every function returns an argument vector. Names of things come after ``--``, so
 """
 
 import re
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from imbue.mngr.primitives import DockerBuilder
 from imbue.mngr_vps_docker.errors import BuildArgumentError
-from imbue.mngr_vps_docker.ssh.shell import Secret
-from imbue.mngr_vps_docker.ssh.shell import ShellScript
-from imbue.mngr_vps_docker.ssh.shell import join
-from imbue.mngr_vps_docker.ssh.shell import quote
+from imbue.mngr_vps_docker.ssh.shell import Secret, ShellScript, join, quote
 from imbue.mngr_vps_docker.text import MASK
 
 type Argv = tuple[str, ...]

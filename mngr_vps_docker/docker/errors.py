@@ -9,10 +9,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from imbue.mngr_vps_docker.errors import RemoteCommandError
-from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.errors import RemoteCommandError, VpsDockerError
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, OutcomeStatus
 
 
 class DockerError(RemoteCommandError):

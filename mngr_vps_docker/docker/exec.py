@@ -12,23 +12,12 @@ from dataclasses import replace
 from typing import Final
 
 from imbue.mngr_vps_docker.docker.commands import exec_argv
-from imbue.mngr_vps_docker.docker.errors import InvalidDockerArgumentError
-from imbue.mngr_vps_docker.docker.errors import docker_error
-from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES
-from imbue.mngr_vps_docker.ssh.connection import OnLine
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.connection import StandardInput
+from imbue.mngr_vps_docker.docker.errors import InvalidDockerArgumentError, docker_error
+from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES, OnLine, SshConnection, StandardInput
 from imbue.mngr_vps_docker.ssh.framing import is_time_out
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, OutcomeStatus
 from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
-from imbue.mngr_vps_docker.ssh.shell import Secret
-from imbue.mngr_vps_docker.ssh.shell import ShellScript
-from imbue.mngr_vps_docker.ssh.shell import ShellText
-from imbue.mngr_vps_docker.ssh.shell import join
-from imbue.mngr_vps_docker.ssh.shell import quote
-from imbue.mngr_vps_docker.ssh.shell import take_from_stdin
+from imbue.mngr_vps_docker.ssh.shell import Secret, ShellScript, ShellText, join, quote, take_from_stdin
 from imbue.mngr_vps_docker.ssh.standard_input import PrecededInput
 
 STARTED: Final = "mngr-exec-started"

@@ -9,26 +9,24 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
-from imbue.mngr_vps_docker.docker.commands import BuildSpec
-from imbue.mngr_vps_docker.docker.commands import build_script
-from imbue.mngr_vps_docker.docker.errors import NOISE
-from imbue.mngr_vps_docker.docker.errors import ContainerNotRunningError
-from imbue.mngr_vps_docker.docker.errors import DiskFullError
-from imbue.mngr_vps_docker.docker.errors import DockerError
-from imbue.mngr_vps_docker.docker.errors import InvalidDockerArgumentError
-from imbue.mngr_vps_docker.docker.errors import NameInUseError
-from imbue.mngr_vps_docker.docker.errors import NoSuchContainerError
-from imbue.mngr_vps_docker.docker.errors import NoSuchVolumeError
-from imbue.mngr_vps_docker.docker.errors import PortInUseError
-from imbue.mngr_vps_docker.docker.errors import UnknownRuntimeError
-from imbue.mngr_vps_docker.docker.errors import docker_error
+from imbue.mngr_vps_docker.docker.commands import BuildSpec, build_script
+from imbue.mngr_vps_docker.docker.errors import (
+    NOISE,
+    ContainerNotRunningError,
+    DiskFullError,
+    DockerError,
+    InvalidDockerArgumentError,
+    NameInUseError,
+    NoSuchContainerError,
+    NoSuchVolumeError,
+    PortInUseError,
+    UnknownRuntimeError,
+    docker_error,
+)
 from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.ssh.connection import OnLine
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.shell import Secret
-from imbue.mngr_vps_docker.ssh.shell import ShellScript
+from imbue.mngr_vps_docker.ssh.connection import OnLine, SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect
+from imbue.mngr_vps_docker.ssh.shell import Secret, ShellScript
 from imbue.mngr_vps_docker.text import MASK
 
 _LAST_LINES: Final = 15

@@ -8,26 +8,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
-from typing import Any
-from typing import Final
+from typing import Annotated, Any, Final
 
-from pydantic import AwareDatetime
-from pydantic import BaseModel
-from pydantic import ConfigDict
-from pydantic import Field
-from pydantic import TypeAdapter
-from pydantic import ValidationError
-from pydantic import ValidatorFunctionWrapHandler
-from pydantic import WrapValidator
-from pydantic import model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from imbue.mngr_vps_docker.docker.commands import PublishedPort
 from imbue.mngr_vps_docker.docker.errors import DockerError
 from imbue.mngr_vps_docker.text import printable
-from imbue.mngr_vps_docker.untrusted import UnusableDataError
-from imbue.mngr_vps_docker.untrusted import check_count
-from imbue.mngr_vps_docker.untrusted import parse_utc
+from imbue.mngr_vps_docker.untrusted import UnusableDataError, check_count, parse_utc
 
 
 @dataclass(frozen=True, slots=True)

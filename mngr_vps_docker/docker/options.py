@@ -6,12 +6,8 @@ Docker reads its command lines by https://github.com/spf13/pflag: ``--option=val
 
 import csv
 import re
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from imbue.mngr_vps_docker.errors import BuildArgumentError

@@ -2,31 +2,28 @@
 
 import posixpath
 import re
-from collections.abc import Callable
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Final
 
-from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
-from imbue.mngr_vps_docker.config import VPS_SSH_PORT
-from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
+from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH, VPS_SSH_PORT, VpsDockerProviderConfig
 from imbue.mngr_vps_docker.docker.commands import without_value
-from imbue.mngr_vps_docker.docker.options import SPLIT_AT_SPACES
-from imbue.mngr_vps_docker.docker.options import DockerOptions
-from imbue.mngr_vps_docker.docker.options import Option
-from imbue.mngr_vps_docker.docker.options import Rule
-from imbue.mngr_vps_docker.docker.options import always
-from imbue.mngr_vps_docker.docker.options import is_foreign_network
-from imbue.mngr_vps_docker.docker.options import is_off
-from imbue.mngr_vps_docker.docker.options import is_on
-from imbue.mngr_vps_docker.docker.options import settings_of
+from imbue.mngr_vps_docker.docker.options import (
+    SPLIT_AT_SPACES,
+    DockerOptions,
+    Option,
+    Rule,
+    always,
+    is_foreign_network,
+    is_off,
+    is_on,
+    settings_of,
+)
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.text import MASK
-from imbue.mngr_vps_docker.user_text import check_texts
-from imbue.mngr_vps_docker.user_text import excerpt
+from imbue.mngr_vps_docker.user_text import check_texts, excerpt
 
 _KIND: Final = "Start argument"
 

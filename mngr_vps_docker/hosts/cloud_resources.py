@@ -7,25 +7,16 @@ and its name says whose it is, since when, and for how long at most, which a clo
 import math
 import re
 import time
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from imbue.mngr.primitives import HostId
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.errors import describe_error
-from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_TAG
-from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
-from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from imbue.mngr_vps_docker.errors import VpsApiError, VpsDockerError, describe_error
+from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_TAG, ProviderContext
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus
+from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.text import logger
 
 # Most clouds go on reporting a destroyed instance for some seconds; one that is still there after a minute is billed.

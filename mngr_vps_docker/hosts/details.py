@@ -1,47 +1,30 @@
 """What `mngr list` shows of one host and its agents, gathered by one remote command."""
 
 import time
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-from typing import Final
+from typing import Any, Final
 
 from imbue.mngr.config.data_types import MngrConfig
-from imbue.mngr.errors import AgentNotFoundOnHostError
-from imbue.mngr.errors import BaseMngrError
-from imbue.mngr.errors import HostConnectionError
-from imbue.mngr.hosts.common import check_agent_type_known
-from imbue.mngr.hosts.common import compute_idle_seconds
-from imbue.mngr.hosts.common import determine_lifecycle_state
-from imbue.mngr.hosts.common import resolve_expected_process_name
+from imbue.mngr.errors import AgentNotFoundOnHostError, BaseMngrError, HostConnectionError
+from imbue.mngr.hosts.common import (
+    check_agent_type_known,
+    compute_idle_seconds,
+    determine_lifecycle_state,
+    resolve_expected_process_name,
+)
 from imbue.mngr.interfaces.agent import AgentInterface
-from imbue.mngr.interfaces.data_types import AgentDetails
-from imbue.mngr.interfaces.data_types import HostDetails
+from imbue.mngr.interfaces.data_types import AgentDetails, HostDetails
 from imbue.mngr.interfaces.host import OnlineHostInterface
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import AgentLifecycleState
-from imbue.mngr.primitives import CommandString
-from imbue.mngr.primitives import DiscoveredAgent
-from imbue.mngr.primitives import DiscoveredHost
-from imbue.mngr.primitives import SSHInfo
-from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
-from imbue.mngr_vps_docker.errors import RemoteOutputError
+from imbue.mngr.primitives import AgentId, AgentLifecycleState, CommandString, DiscoveredAgent, DiscoveredHost, SSHInfo
+from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError, RemoteOutputError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
-from imbue.mngr_vps_docker.hosts.listing import Listing
-from imbue.mngr_vps_docker.hosts.listing import LiveAgent
-from imbue.mngr_vps_docker.hosts.listing import read_listing
-from imbue.mngr_vps_docker.hosts.observed_host import NO_COMMAND
-from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.hosts.observed_host import list_snapshots
-from imbue.mngr_vps_docker.hosts.observed_host import require_usable
+from imbue.mngr_vps_docker.hosts.listing import Listing, LiveAgent, read_listing
+from imbue.mngr_vps_docker.hosts.observed_host import NO_COMMAND, ObservedHost, list_snapshots, require_usable
 from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
-from imbue.mngr_vps_docker.state.agent_data import SeenAgents
-from imbue.mngr_vps_docker.state.agent_data import believed
+from imbue.mngr_vps_docker.state.agent_data import SeenAgents, believed
 from imbue.mngr_vps_docker.text import printable_data
 
 _UNKNOWN: Final = "unknown"

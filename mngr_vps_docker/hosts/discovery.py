@@ -4,49 +4,32 @@ Nothing is concluded from silence. A VPS that cannot be read keeps its host in t
 reason; only the cloud's own word that an instance does not exist makes a host count as gone.
 """
 
-from collections.abc import Callable
-from collections.abc import Collection
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import replace
-from datetime import UTC
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from imbue.mngr.errors import ProviderUnavailableError
 from imbue.mngr.primitives import HostId
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsConnectionError
-from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.errors import describe_error
-from imbue.mngr_vps_docker.hosts.cloud_resources import UploadedKey
-from imbue.mngr_vps_docker.hosts.cloud_resources import delete_leftover_keys
-from imbue.mngr_vps_docker.hosts.cloud_resources import uploaded_keys
-from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_TAG
-from imbue.mngr_vps_docker.hosts.host_access import HOST_NAME_TAG
-from imbue.mngr_vps_docker.hosts.host_access import PROVIDER_TAG
-from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.errors import VpsApiError, VpsConnectionError, VpsDockerError, describe_error
+from imbue.mngr_vps_docker.hosts.cloud_resources import UploadedKey, delete_leftover_keys, uploaded_keys
+from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_TAG, HOST_NAME_TAG, PROVIDER_TAG, ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.hosts.prefetch import Prefetch
-from imbue.mngr_vps_docker.hosts.prefetch import answer_in_time
-from imbue.mngr_vps_docker.hosts.prefetch import looking_at_each
+from imbue.mngr_vps_docker.hosts.prefetch import Prefetch, answer_in_time, looking_at_each
 from imbue.mngr_vps_docker.hosts.timings import Patience
-from imbue.mngr_vps_docker.hosts.vps_reader import MAX_PARALLEL_READINGS
-from imbue.mngr_vps_docker.hosts.vps_reader import accept_reported_name
-from imbue.mngr_vps_docker.hosts.vps_reader import ask
-from imbue.mngr_vps_docker.hosts.vps_reader import noted
-from imbue.mngr_vps_docker.hosts.vps_reader import observe
-from imbue.mngr_vps_docker.hosts.vps_reader import unless_destroyed
-from imbue.mngr_vps_docker.hosts.vps_reader import with_attendance
+from imbue.mngr_vps_docker.hosts.vps_reader import (
+    MAX_PARALLEL_READINGS,
+    accept_reported_name,
+    ask,
+    noted,
+    observe,
+    unless_destroyed,
+    with_attendance,
+)
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
-from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.state.vps_state import VpsState
 from imbue.mngr_vps_docker.text import logger

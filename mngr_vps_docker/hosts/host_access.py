@@ -3,29 +3,21 @@
 import hashlib
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import replace
-from pathlib import Path
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Self
 
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import ProviderInstanceName
-from imbue.mngr_vps_docker.config import LOOPBACK_ADDRESS
-from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
+from imbue.mngr.primitives import HostId, ProviderInstanceName
+from imbue.mngr_vps_docker.config import LOOPBACK_ADDRESS, VpsDockerProviderConfig
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.hosts.timings import Timings
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.gateway import by_way_of
-from imbue.mngr_vps_docker.ssh.gateway import forward
-from imbue.mngr_vps_docker.ssh.known_hosts import KnownHostsFile
-from imbue.mngr_vps_docker.ssh.known_hosts import address_name
-from imbue.mngr_vps_docker.ssh.process import ProcessRunner
-from imbue.mngr_vps_docker.ssh.process import run_process
+from imbue.mngr_vps_docker.ssh.gateway import by_way_of, forward
+from imbue.mngr_vps_docker.ssh.known_hosts import KnownHostsFile, address_name
+from imbue.mngr_vps_docker.ssh.process import ProcessRunner, run_process
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 from imbue.mngr_vps_docker.state.keys import ProviderKeys
 from imbue.mngr_vps_docker.state.local_store import LocalHostStore

@@ -1,34 +1,19 @@
 """The hosts that one process has seen, so that each is asked once per command and not once per question."""
 
 import threading
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from imbue.mngr.errors import HostConnectionError
-from imbue.mngr.errors import HostNotFoundError
-from imbue.mngr.errors import MngrError
-from imbue.mngr.errors import ProviderUnavailableError
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.hosts.discovery import Findings
-from imbue.mngr_vps_docker.hosts.discovery import asking_the_cloud
-from imbue.mngr_vps_docker.hosts.discovery import discover
-from imbue.mngr_vps_docker.hosts.discovery import discover_one
-from imbue.mngr_vps_docker.hosts.discovery import finished
+from imbue.mngr.errors import HostConnectionError, HostNotFoundError, MngrError, ProviderUnavailableError
+from imbue.mngr.primitives import HostId, HostName
+from imbue.mngr_vps_docker.errors import VpsApiError, VpsDockerError
+from imbue.mngr_vps_docker.hosts.discovery import Findings, asking_the_cloud, discover, discover_one, finished
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.hosts.timings import ANSWER_SECONDS
-from imbue.mngr_vps_docker.hosts.timings import Patience
-from imbue.mngr_vps_docker.hosts.vps_reader import is_unreachable
-from imbue.mngr_vps_docker.hosts.vps_reader import unless_destroyed
-from imbue.mngr_vps_docker.hosts.vps_reader import with_attendance
+from imbue.mngr_vps_docker.hosts.timings import ANSWER_SECONDS, Patience
+from imbue.mngr_vps_docker.hosts.vps_reader import is_unreachable, unless_destroyed, with_attendance
 from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.text import logger

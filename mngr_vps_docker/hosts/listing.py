@@ -6,34 +6,26 @@ as not said, and nothing that one part of it says costs another.
 
 import math
 import re
-from collections.abc import Iterator
-from collections.abc import Mapping
-from dataclasses import dataclass
-from dataclasses import field
-from datetime import UTC
-from datetime import datetime
-from typing import Any
-from typing import Final
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
 
 from pydantic import ValidationError
 
-from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.interfaces.data_types import CpuResources
-from imbue.mngr.interfaces.data_types import HostResources
-from imbue.mngr.providers.listing_utils import SEP_AGENT_START
-from imbue.mngr.providers.listing_utils import build_listing_collection_script
-from imbue.mngr.providers.listing_utils import parse_listing_collection_output
+from imbue.mngr.interfaces.data_types import CertifiedHostData, CpuResources, HostResources
+from imbue.mngr.providers.listing_utils import (
+    SEP_AGENT_START,
+    build_listing_collection_script,
+    parse_listing_collection_output,
+)
 from imbue.mngr_vps_docker.docker.models import ContainerInfo
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, OutcomeStatus
 from imbue.mngr_vps_docker.state.agent_data import checked_agent_data
 from imbue.mngr_vps_docker.text import logger
-from imbue.mngr_vps_docker.untrusted import UnusableDataError
-from imbue.mngr_vps_docker.untrusted import parse_utc
-from imbue.mngr_vps_docker.untrusted import sanitize_json
+from imbue.mngr_vps_docker.untrusted import UnusableDataError, parse_utc, sanitize_json
 
 LISTING_TIMEOUT_SECONDS: Final = 60.0
 

@@ -4,27 +4,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from imbue.mngr.hosts.offline_host import OfflineHost
-from imbue.mngr.hosts.offline_host import validate_and_create_discovered_agent
+from imbue.mngr.hosts.offline_host import OfflineHost, validate_and_create_discovered_agent
 from imbue.mngr.interfaces.host import OuterHostInterface
-from imbue.mngr.primitives import DiscoveredAgent
-from imbue.mngr.primitives import DiscoveredHost
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import DiscoveredAgent, DiscoveredHost, HostId, HostName
 from imbue.mngr.providers.base_provider import BaseProviderInstance
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
-from imbue.mngr_vps_docker.errors import VpsConnectionError
-from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.errors import VpsConnectionError, VpsDockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
-from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.hosts.observed_host import require_usable
-from imbue.mngr_vps_docker.hosts.outer_host import HostDataListener
-from imbue.mngr_vps_docker.hosts.outer_host import KeptAgents
-from imbue.mngr_vps_docker.hosts.outer_host import SshConnector
-from imbue.mngr_vps_docker.hosts.outer_host import SshdRepair
-from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
-from imbue.mngr_vps_docker.hosts.outer_host import VpsOuterHost
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost, require_usable
+from imbue.mngr_vps_docker.hosts.outer_host import (
+    HostDataListener,
+    KeptAgents,
+    SshConnector,
+    SshdRepair,
+    VpsDockerHost,
+    VpsOuterHost,
+)
 from imbue.mngr_vps_docker.hosts.vps_reader import with_no_answer
 from imbue.mngr_vps_docker.state.agent_data import SeenAgents
 from imbue.mngr_vps_docker.state.certified_changes import change_between

@@ -2,28 +2,18 @@
 
 import re
 from concurrent.futures import Future
-from dataclasses import dataclass
-from dataclasses import replace
-from datetime import UTC
-from datetime import datetime
-from typing import Any
-from typing import Final
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
 
-from imbue.mngr.errors import HostAuthenticationError
-from imbue.mngr.errors import MngrError
-from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.interfaces.data_types import SnapshotInfo
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostState
-from imbue.mngr.primitives import SnapshotId
-from imbue.mngr.primitives import SnapshotName
+from imbue.mngr.errors import HostAuthenticationError, MngrError
+from imbue.mngr.interfaces.data_types import CertifiedHostData, SnapshotInfo
+from imbue.mngr.primitives import HostId, HostState, SnapshotId, SnapshotName
 from imbue.mngr_vps_docker.docker.models import ContainerInfo
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.state.agent_data import believed
-from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
-from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
-from imbue.mngr_vps_docker.state.record import VpsHostConfig
+from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
 from imbue.mngr_vps_docker.state.vps_state import HostReading
 from imbue.mngr_vps_docker.text import printable
 from imbue.mngr_vps_docker.untrusted import parse_utc

@@ -1,56 +1,42 @@
 """mngr's views of the two machines of a host, spoken over OpenSSH: the VPS (outer host) and the container (host)."""
 
 import json
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from contextlib import contextmanager
-from contextlib import suppress
-from datetime import UTC
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict
-from pydantic import Field
-from pydantic import PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr
 from pyinfra.api.host import Host as PyinfraHost
 
 from imbue.mngr.errors import MngrError
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.interfaces.agent import AgentInterface
-from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.interfaces.data_types import CommandResult
-from imbue.mngr.interfaces.data_types import PyinfraConnector
+from imbue.mngr.interfaces.data_types import CertifiedHostData, CommandResult, PyinfraConnector
 from imbue.mngr.interfaces.host import OuterHostInterface
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostId, HostName
 from imbue.mngr.providers.ssh_utils import create_pyinfra_host
-from imbue.mngr_vps_docker.errors import HostGoneError
-from imbue.mngr_vps_docker.errors import RemoteCommandError
-from imbue.mngr_vps_docker.errors import SshdDownError
-from imbue.mngr_vps_docker.errors import VpsConnectionError
-from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.errors import (
+    HostGoneError,
+    RemoteCommandError,
+    SshdDownError,
+    VpsConnectionError,
+    VpsDockerError,
+)
 from imbue.mngr_vps_docker.setup.container_environment import SOURCE_ENVIRONMENT
-from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES, SshConnection
 from imbue.mngr_vps_docker.ssh.file_scripts import NO_SUCH_FILE
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, OutcomeStatus
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
-from imbue.mngr_vps_docker.ssh.shell import ShellScript
-from imbue.mngr_vps_docker.ssh.shell import quote
+from imbue.mngr_vps_docker.ssh.shell import ShellScript, quote
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 from imbue.mngr_vps_docker.ssh.user_config import refuse_forwarding
-from imbue.mngr_vps_docker.state.agent_data import SeenAgents
-from imbue.mngr_vps_docker.state.agent_data import believed
-from imbue.mngr_vps_docker.state.certified_changes import CertifiedDataChange
-from imbue.mngr_vps_docker.state.certified_changes import change_between
+from imbue.mngr_vps_docker.state.agent_data import SeenAgents, believed
+from imbue.mngr_vps_docker.state.certified_changes import CertifiedDataChange, change_between
 from imbue.mngr_vps_docker.state.local_store import LocalHostStore
 from imbue.mngr_vps_docker.text import logger
-from imbue.mngr_vps_docker.untrusted import UnusableDataError
-from imbue.mngr_vps_docker.untrusted import json_object
+from imbue.mngr_vps_docker.untrusted import UnusableDataError, json_object
 
 # mngr gives no limit for most commands; a forgotten one must end all the same. No clone or install takes this long.
 DEFAULT_COMMAND_TIMEOUT_SECONDS = 6 * 3600.0

@@ -8,28 +8,24 @@ on a VPS, which ends with the process that asked.
 """
 
 import time
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from concurrent.futures import Future
-from concurrent.futures import wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from threading import BoundedSemaphore
-from threading import Thread
+from threading import BoundedSemaphore, Thread
 
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.hosts.vps_reader import MAX_PARALLEL_READINGS
-from imbue.mngr_vps_docker.hosts.vps_reader import ask
-from imbue.mngr_vps_docker.hosts.vps_reader import can_be_asked
-from imbue.mngr_vps_docker.hosts.vps_reader import is_logged_in
-from imbue.mngr_vps_docker.hosts.vps_reader import listing_patience
-from imbue.mngr_vps_docker.hosts.vps_reader import with_no_answer
+from imbue.mngr_vps_docker.hosts.vps_reader import (
+    MAX_PARALLEL_READINGS,
+    ask,
+    can_be_asked,
+    is_logged_in,
+    listing_patience,
+    with_no_answer,
+)
 from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
 from imbue.mngr_vps_docker.state.vps_state import VpsState
 

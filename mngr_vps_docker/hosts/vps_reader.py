@@ -6,30 +6,26 @@ of that decides which VPS is destroyed or what another host is called.
 
 import re
 import time
-from collections.abc import Callable
-from collections.abc import Collection
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
-from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
-from imbue.mngr_vps_docker.errors import RemoteOutputError
-from imbue.mngr_vps_docker.errors import SshdDownError
-from imbue.mngr_vps_docker.errors import VpsAuthenticationError
-from imbue.mngr_vps_docker.errors import VpsConnectionError
-from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.errors import (
+    RemoteCommandTimeoutError,
+    RemoteOutputError,
+    SshdDownError,
+    VpsAuthenticationError,
+    VpsConnectionError,
+    VpsDockerError,
+)
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.hosts.timings import Patience
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
-from imbue.mngr_vps_docker.state.local_store import Unreachable
-from imbue.mngr_vps_docker.state.vps_state import VpsState
-from imbue.mngr_vps_docker.state.vps_state import read_vps_state
+from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord, Unreachable
+from imbue.mngr_vps_docker.state.vps_state import VpsState, read_vps_state
 from imbue.mngr_vps_docker.text import logger
 
 # One ssh per VPS at a time; mngr itself asks at most this many hosts at once.

@@ -2,32 +2,24 @@
 
 import json
 import re
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.builds.context import check_build_context
-from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
-from imbue.mngr_vps_docker.builds.options import parse_build_args
+from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs, parse_build_args
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
-from imbue.mngr_vps_docker.docker.commands import variable_of
-from imbue.mngr_vps_docker.docker.commands import without_value
+from imbue.mngr_vps_docker.docker.commands import variable_of, without_value
 from imbue.mngr_vps_docker.docker.run_options import start_args_of
-from imbue.mngr_vps_docker.errors import BuildArgumentError
-from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr_vps_docker.errors import BuildArgumentError, VpsDockerError, VpsProvisioningError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.image import check_tools
 from imbue.mngr_vps_docker.lifecycle.names import check_host_name
 from imbue.mngr_vps_docker.primitives import is_image_reference
 from imbue.mngr_vps_docker.state.keys import new_key_pair
 from imbue.mngr_vps_docker.text import logger
-from imbue.mngr_vps_docker.user_text import MAX_TEXT_BYTES
-from imbue.mngr_vps_docker.user_text import check_texts
-from imbue.mngr_vps_docker.user_text import excerpt
-from imbue.mngr_vps_docker.user_text import is_secret_name
+from imbue.mngr_vps_docker.user_text import MAX_TEXT_BYTES, check_texts, excerpt, is_secret_name
 
 # Of containers and volumes. A volume's is the name of a folder, too.
 _DOCKER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{1,254}", re.ASCII)

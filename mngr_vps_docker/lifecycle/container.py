@@ -1,41 +1,34 @@
 """The two containers on a VPS: the host's own, and the keeper of the state volume."""
 
 import json
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
-from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
-from imbue.mngr_vps_docker.config import LOOPBACK_ADDRESS
-from imbue.mngr_vps_docker.docker.commands import ContainerSpec
-from imbue.mngr_vps_docker.docker.commands import hidden
-from imbue.mngr_vps_docker.docker.exec import exec_step
-from imbue.mngr_vps_docker.docker.exec import judged
+from imbue.mngr.primitives import HostId, HostName
+from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS, HOST_VOLUME_PATH, LOOPBACK_ADDRESS
+from imbue.mngr_vps_docker.docker.commands import ContainerSpec, hidden
+from imbue.mngr_vps_docker.docker.exec import exec_step, judged
 from imbue.mngr_vps_docker.docker.models import ContainerInfo
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
-from imbue.mngr_vps_docker.docker_over_ssh import explaining_end
-from imbue.mngr_vps_docker.errors import VpsConnectionError
-from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
-from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_LABEL
-from imbue.mngr_vps_docker.hosts.host_access import HOST_NAME_LABEL
-from imbue.mngr_vps_docker.hosts.host_access import PROVIDER_LABEL
-from imbue.mngr_vps_docker.hosts.host_access import TAGS_LABEL
-from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
-from imbue.mngr_vps_docker.setup.container_setup import HOST_CONTAINER_SCRIPT
-from imbue.mngr_vps_docker.setup.container_setup import REFUSALS_SCRIPT
-from imbue.mngr_vps_docker.setup.container_setup import STATE_CONTAINER_SCRIPT
-from imbue.mngr_vps_docker.setup.container_setup import ContainerSetup
-from imbue.mngr_vps_docker.setup.container_setup import setup_script
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh, explaining_end
+from imbue.mngr_vps_docker.errors import VpsConnectionError, VpsDockerError, VpsProvisioningError
+from imbue.mngr_vps_docker.hosts.host_access import (
+    HOST_ID_LABEL,
+    HOST_NAME_LABEL,
+    PROVIDER_LABEL,
+    TAGS_LABEL,
+    ProviderContext,
+)
+from imbue.mngr_vps_docker.setup.container_setup import (
+    HOST_CONTAINER_SCRIPT,
+    REFUSALS_SCRIPT,
+    STATE_CONTAINER_SCRIPT,
+    ContainerSetup,
+    setup_script,
+)
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect
 from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
 from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.text import logger

@@ -4,64 +4,58 @@ import os
 import time
 import traceback
 from collections.abc import Callable
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 
-from imbue.mngr.errors import MngrError
-from imbue.mngr.errors import UserInputError
+from imbue.mngr.errors import MngrError, UserInputError
 from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr_vps_docker.cloud_init import failure_of
-from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
-from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
-from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
-from imbue.mngr_vps_docker.config import LOOPBACK_ADDRESS
+from imbue.mngr_vps_docker.cloud_init import failure_of, generate_cloud_init_user_data, wait_for_ready_command
+from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS, LOOPBACK_ADDRESS
 from imbue.mngr_vps_docker.docker.commands import inspect_container_argv
 from imbue.mngr_vps_docker.docker.errors import checked_docker
 from imbue.mngr_vps_docker.docker.models import parse_container
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
-from imbue.mngr_vps_docker.docker_over_ssh import docker_step
-from imbue.mngr_vps_docker.docker_over_ssh import new_container_id
-from imbue.mngr_vps_docker.docker_over_ssh import run_step
-from imbue.mngr_vps_docker.docker_over_ssh import unless_container
-from imbue.mngr_vps_docker.errors import RemoteCommandError
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
-from imbue.mngr_vps_docker.errors import describe_error
-from imbue.mngr_vps_docker.hosts.cloud_resources import delete_instance_of
-from imbue.mngr_vps_docker.hosts.cloud_resources import delete_key_of
-from imbue.mngr_vps_docker.hosts.cloud_resources import delete_uploaded_key
-from imbue.mngr_vps_docker.hosts.cloud_resources import key_name
-from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_TAG
-from imbue.mngr_vps_docker.hosts.host_access import HOST_NAME_TAG
-from imbue.mngr_vps_docker.hosts.host_access import PROVIDER_TAG
-from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.docker_over_ssh import (
+    DockerOverSsh,
+    docker_step,
+    new_container_id,
+    run_step,
+    unless_container,
+)
+from imbue.mngr_vps_docker.errors import (
+    RemoteCommandError,
+    VpsApiError,
+    VpsDockerError,
+    VpsProvisioningError,
+    describe_error,
+)
+from imbue.mngr_vps_docker.hosts.cloud_resources import (
+    delete_instance_of,
+    delete_key_of,
+    delete_uploaded_key,
+    key_name,
+)
+from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_TAG, HOST_NAME_TAG, PROVIDER_TAG, ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
-from imbue.mngr_vps_docker.lifecycle.container import check_setup
-from imbue.mngr_vps_docker.lifecycle.container import enter_container
-from imbue.mngr_vps_docker.lifecycle.container import host_container
-from imbue.mngr_vps_docker.lifecycle.container import setup_step
-from imbue.mngr_vps_docker.lifecycle.container import state_container
-from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
-from imbue.mngr_vps_docker.lifecycle.creation import Creation
+from imbue.mngr_vps_docker.lifecycle.container import (
+    ContainerRequest,
+    check_setup,
+    enter_container,
+    host_container,
+    setup_step,
+    state_container,
+)
+from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest, Creation
 from imbue.mngr_vps_docker.lifecycle.destroy import forget_host
 from imbue.mngr_vps_docker.lifecycle.image import prepare_image
 from imbue.mngr_vps_docker.lifecycle.interruption import ending_in_order
-from imbue.mngr_vps_docker.lifecycle.names import check_name_is_free
-from imbue.mngr_vps_docker.lifecycle.names import claiming_name
-from imbue.mngr_vps_docker.lifecycle.steps import Step
-from imbue.mngr_vps_docker.lifecycle.steps import run_steps
-from imbue.mngr_vps_docker.lifecycle.vps_identity import activate_host_key
-from imbue.mngr_vps_docker.lifecycle.vps_identity import generate_host_key
+from imbue.mngr_vps_docker.lifecycle.names import check_name_is_free, claiming_name
+from imbue.mngr_vps_docker.lifecycle.steps import Step, run_steps
+from imbue.mngr_vps_docker.lifecycle.vps_identity import activate_host_key, generate_host_key
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.remote_command import run_chain
 from imbue.mngr_vps_docker.ssh.user_config import refuse_forwarding
-from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
-from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
-from imbue.mngr_vps_docker.state.record import VpsHostConfig
+from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
 from imbue.mngr_vps_docker.state.vps_state import HostReading
 from imbue.mngr_vps_docker.text import logger
 

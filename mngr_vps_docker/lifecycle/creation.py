@@ -1,21 +1,16 @@
 """A host that is being made: what was asked for, and how far it has come."""
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from imbue.mngr.interfaces.data_types import ActivityConfig
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostId, HostName
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
 from imbue.mngr_vps_docker.docker.models import ContainerInfo
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.lifecycle.background import BackgroundWork
-from imbue.mngr_vps_docker.lifecycle.background import Milestone
+from imbue.mngr_vps_docker.lifecycle.background import BackgroundWork, Milestone
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
 from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord

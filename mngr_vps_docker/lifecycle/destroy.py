@@ -3,16 +3,12 @@
 from dataclasses import dataclass
 
 from imbue.mngr.errors import MngrError
-from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.errors import describe_error
-from imbue.mngr_vps_docker.hosts.cloud_resources import delete_instance_of
-from imbue.mngr_vps_docker.hosts.cloud_resources import delete_key_of
+from imbue.mngr_vps_docker.errors import VpsDockerError, describe_error
+from imbue.mngr_vps_docker.hosts.cloud_resources import delete_instance_of, delete_key_of
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.lifecycle.steps import Step
-from imbue.mngr_vps_docker.lifecycle.steps import run_steps
-from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from imbue.mngr_vps_docker.lifecycle.steps import Step, run_steps
+from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.text import logger
 
 

@@ -4,17 +4,12 @@ import os
 from dataclasses import dataclass
 
 from imbue.mngr.errors import ImageNotFoundError
-from imbue.mngr.primitives import DockerBuilder
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import ImageReference
-from imbue.mngr.primitives import LogLevel
+from imbue.mngr.primitives import DockerBuilder, HostId, ImageReference, LogLevel
 from imbue.mngr_vps_docker.builds.context import uploaded_build_context
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
-from imbue.mngr_vps_docker.docker.errors import DockerError
-from imbue.mngr_vps_docker.docker.errors import NoSuchImageError
+from imbue.mngr_vps_docker.docker.errors import DockerError, NoSuchImageError
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
-from imbue.mngr_vps_docker.errors import BuildArgumentError
-from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
+from imbue.mngr_vps_docker.errors import BuildArgumentError, RemoteCommandTimeoutError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.background import Milestone
 from imbue.mngr_vps_docker.ssh.connection import SshConnection

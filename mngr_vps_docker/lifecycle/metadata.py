@@ -9,14 +9,10 @@ whatever machines, the later one has seen what the earlier one wrote.
 """
 
 import json
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
@@ -24,11 +20,9 @@ from pydantic import ValidationError
 
 from imbue.mngr.errors import HostNotFoundError
 from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import AgentId, HostName
 from imbue.mngr_vps_docker.docker.errors import NoSuchVolumeError
-from imbue.mngr_vps_docker.errors import RemoteOutputError
-from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.errors import RemoteOutputError, VpsDockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
@@ -39,14 +33,15 @@ from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
 from imbue.mngr_vps_docker.state.certified_changes import CertifiedDataChange
-from imbue.mngr_vps_docker.state.host_volume import COMPARED_BYTES
-from imbue.mngr_vps_docker.state.host_volume import HostVolumeOverSsh
-from imbue.mngr_vps_docker.state.host_volume import UnsafeVolumePathError
-from imbue.mngr_vps_docker.state.host_volume import WrongFileTypeError
+from imbue.mngr_vps_docker.state.host_volume import (
+    COMPARED_BYTES,
+    HostVolumeOverSsh,
+    UnsafeVolumePathError,
+    WrongFileTypeError,
+)
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.text import logger
-from imbue.mngr_vps_docker.untrusted import UnusableDataError
-from imbue.mngr_vps_docker.untrusted import json_object
+from imbue.mngr_vps_docker.untrusted import UnusableDataError, json_object
 
 _MOST_ATTEMPTS: Final = 20
 RECORD_OWNED_FIELDS = frozenset(

@@ -1,15 +1,12 @@
 """The names of hosts: which there can be, and that no two hosts have one."""
 
 import re
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from imbue.mngr.errors import HostNameConflictError
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostId, HostName
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext

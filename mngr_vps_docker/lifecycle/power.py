@@ -8,46 +8,36 @@ import math
 from typing import Final
 
 from imbue.mngr.errors import SnapshotNotFoundError
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import HostState
-from imbue.mngr.primitives import SnapshotId
+from imbue.mngr.primitives import HostName, HostState, SnapshotId
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
-from imbue.mngr_vps_docker.docker.commands import inspect_container_argv
-from imbue.mngr_vps_docker.docker.commands import start_script
-from imbue.mngr_vps_docker.docker.errors import NoSuchContainerError
-from imbue.mngr_vps_docker.docker.errors import checked_docker
-from imbue.mngr_vps_docker.docker.models import ContainerInfo
-from imbue.mngr_vps_docker.docker.models import parse_container
+from imbue.mngr_vps_docker.docker.commands import inspect_container_argv, start_script
+from imbue.mngr_vps_docker.docker.errors import NoSuchContainerError, checked_docker
+from imbue.mngr_vps_docker.docker.models import ContainerInfo, parse_container
 from imbue.mngr_vps_docker.docker.run_options import allowed_start_args
-from imbue.mngr_vps_docker.docker_over_ssh import NOT_RUNNING
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
-from imbue.mngr_vps_docker.docker_over_ssh import docker_step
-from imbue.mngr_vps_docker.docker_over_ssh import new_container_id
-from imbue.mngr_vps_docker.docker_over_ssh import replace_step
-from imbue.mngr_vps_docker.docker_over_ssh import stop_if_running
-from imbue.mngr_vps_docker.errors import RemoteCommandError
-from imbue.mngr_vps_docker.errors import SshdDownError
-from imbue.mngr_vps_docker.errors import VpsConnectionError
-from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.docker_over_ssh import (
+    NOT_RUNNING,
+    DockerOverSsh,
+    docker_step,
+    new_container_id,
+    replace_step,
+    stop_if_running,
+)
+from imbue.mngr_vps_docker.errors import RemoteCommandError, SshdDownError, VpsConnectionError, VpsDockerError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
-from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.hosts.observed_host import require_usable
-from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
-from imbue.mngr_vps_docker.lifecycle.container import check_setup
-from imbue.mngr_vps_docker.lifecycle.container import enter_container
-from imbue.mngr_vps_docker.lifecycle.container import host_container
-from imbue.mngr_vps_docker.lifecycle.container import is_behind_vps
-from imbue.mngr_vps_docker.lifecycle.container import locked_step
-from imbue.mngr_vps_docker.lifecycle.container import setup_step
-from imbue.mngr_vps_docker.lifecycle.metadata import apply_change
-from imbue.mngr_vps_docker.lifecycle.metadata import plan_change
-from imbue.mngr_vps_docker.lifecycle.metadata import update_certified_data
-from imbue.mngr_vps_docker.lifecycle.metadata import update_record
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost, require_usable
+from imbue.mngr_vps_docker.lifecycle.container import (
+    ContainerRequest,
+    check_setup,
+    enter_container,
+    host_container,
+    is_behind_vps,
+    locked_step,
+    setup_step,
+)
+from imbue.mngr_vps_docker.lifecycle.metadata import apply_change, plan_change, update_certified_data, update_record
 from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
-from imbue.mngr_vps_docker.ssh.remote_command import run_chain
-from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
-from imbue.mngr_vps_docker.state.record import VpsHostConfig
+from imbue.mngr_vps_docker.ssh.remote_command import ChainStep, run_chain
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
 from imbue.mngr_vps_docker.text import logger
 
 SNAPSHOT_REPOSITORY: Final = "mngr-snapshot"

@@ -5,40 +5,26 @@ not, because something ended in between, is removed by a later change to the hos
 """
 
 from collections.abc import Iterable
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import uuid4
 
-from imbue.mngr.errors import MngrError
-from imbue.mngr.errors import SnapshotNotFoundError
-from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.interfaces.data_types import SnapshotRecord
-from imbue.mngr.primitives import SnapshotId
-from imbue.mngr.primitives import SnapshotName
+from imbue.mngr.errors import MngrError, SnapshotNotFoundError
+from imbue.mngr.interfaces.data_types import CertifiedHostData, SnapshotRecord
+from imbue.mngr.primitives import SnapshotId, SnapshotName
 from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
 from imbue.mngr_vps_docker.docker.commands import commit_argv
-from imbue.mngr_vps_docker.docker.errors import DockerError
-from imbue.mngr_vps_docker.docker.errors import checked_docker
-from imbue.mngr_vps_docker.docker.models import ImageInfo
-from imbue.mngr_vps_docker.docker.models import parse_images
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
-from imbue.mngr_vps_docker.docker_over_ssh import docker_step
-from imbue.mngr_vps_docker.docker_over_ssh import list_images_script
+from imbue.mngr_vps_docker.docker.errors import DockerError, checked_docker
+from imbue.mngr_vps_docker.docker.models import ImageInfo, parse_images
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh, docker_step, list_images_script
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
-from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.hosts.observed_host import require_usable
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost, require_usable
 from imbue.mngr_vps_docker.lifecycle.container import locked_step
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
-from imbue.mngr_vps_docker.lifecycle.metadata import apply_change
-from imbue.mngr_vps_docker.lifecycle.metadata import change_certified_data
-from imbue.mngr_vps_docker.lifecycle.metadata import plan_change
-from imbue.mngr_vps_docker.lifecycle.power import SNAPSHOT_REPOSITORY
-from imbue.mngr_vps_docker.lifecycle.power import remove_snapshot_image
-from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
-from imbue.mngr_vps_docker.ssh.remote_command import run_chain
+from imbue.mngr_vps_docker.lifecycle.metadata import apply_change, change_certified_data, plan_change
+from imbue.mngr_vps_docker.lifecycle.power import SNAPSHOT_REPOSITORY, remove_snapshot_image
+from imbue.mngr_vps_docker.ssh.remote_command import ChainStep, run_chain
 from imbue.mngr_vps_docker.text import logger
 from imbue.mngr_vps_docker.user_text import excerpt
 

@@ -1,8 +1,7 @@
 """Operations as lists of steps that show what they do and can be taken back."""
 
 import time
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from imbue.mngr_vps_docker.errors import describe_error

@@ -5,12 +5,10 @@ from collections.abc import Iterable
 from imbue.mngr.errors import ProviderUnavailableError
 from imbue.mngr.interfaces.data_types import VolumeInfo
 from imbue.mngr.interfaces.volume import HostVolume
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import VolumeId
+from imbue.mngr.primitives import HostId, VolumeId
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.lifecycle.metadata import host_volume
-from imbue.mngr_vps_docker.lifecycle.metadata import host_volume_name
+from imbue.mngr_vps_docker.lifecycle.metadata import host_volume, host_volume_name
 
 
 def host_id_of(volume_id: VolumeId) -> HostId:

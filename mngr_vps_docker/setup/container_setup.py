@@ -4,26 +4,22 @@ It runs inside the container by ``docker exec`` after every start of it, and aga
 alone what is already so. Keys live on the host's volume, never in the container's own layers: a snapshot holds none.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
-from pathlib import Path
-from pathlib import PurePosixPath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
-from imbue.mngr.providers.ssh_host_setup import REQUIRED_HOST_PACKAGES
-from imbue.mngr.providers.ssh_host_setup import RequiredHostPackage
-from imbue.mngr.providers.ssh_host_setup import load_resource_script
+from imbue.mngr.providers.ssh_host_setup import REQUIRED_HOST_PACKAGES, RequiredHostPackage, load_resource_script
 from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
-from imbue.mngr_vps_docker.setup.container_environment import SESSION_FILE
-from imbue.mngr_vps_docker.setup.container_environment import SESSION_SSHD_CONFIG
-from imbue.mngr_vps_docker.setup.container_environment import SSHD_FOLDER
-from imbue.mngr_vps_docker.setup.container_environment import profile_script
-from imbue.mngr_vps_docker.setup.container_environment import session_script
-from imbue.mngr_vps_docker.setup.container_environment import take_environment_script
+from imbue.mngr_vps_docker.setup.container_environment import (
+    SESSION_FILE,
+    SESSION_SSHD_CONFIG,
+    SSHD_FOLDER,
+    profile_script,
+    session_script,
+    take_environment_script,
+)
 from imbue.mngr_vps_docker.setup.root_account import root_account_script
-from imbue.mngr_vps_docker.ssh.shell import Secret
-from imbue.mngr_vps_docker.ssh.shell import quote
+from imbue.mngr_vps_docker.ssh.shell import Secret, quote
 
 # Written whenever the container stops in an orderly way, removed when it starts; absent on a stopped host: it crashed.
 STOP_REASON_FILE = "stop_reason"

@@ -4,26 +4,14 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from typing import BinaryIO
-from typing import Final
-from typing import Self
+from typing import Any, BinaryIO, Final, Self
 
-from imbue.mngr_vps_docker.files import PRIVATE_FILE_MODE
-from imbue.mngr_vps_docker.files import is_at
-from imbue.mngr_vps_docker.files import locked
-from imbue.mngr_vps_docker.files import make_private_folder
-from imbue.mngr_vps_docker.ssh.shell import join
-from imbue.mngr_vps_docker.ssh.shell import quote
-from imbue.mngr_vps_docker.text import data_without_passwords
-from imbue.mngr_vps_docker.text import logger
-from imbue.mngr_vps_docker.text import printable
-from imbue.mngr_vps_docker.text import without_passwords
+from imbue.mngr_vps_docker.files import PRIVATE_FILE_MODE, is_at, locked, make_private_folder
+from imbue.mngr_vps_docker.ssh.shell import join, quote
+from imbue.mngr_vps_docker.text import data_without_passwords, logger, printable, without_passwords
 
 TRACE_VARIABLE: Final = "MNGR_VPS_TRACE"
 _ROTATE_AT_BYTES: Final = 10 << 20

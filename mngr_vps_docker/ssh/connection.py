@@ -5,49 +5,23 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from dataclasses import field
-from datetime import UTC
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final
 
-from imbue.mngr_vps_docker.ssh.command_log import CommandLog
-from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
-from imbue.mngr_vps_docker.ssh.command_log import trace
-from imbue.mngr_vps_docker.ssh.file_scripts import NO_SUCH_FILE
-from imbue.mngr_vps_docker.ssh.file_scripts import read_script
-from imbue.mngr_vps_docker.ssh.file_scripts import replace_script
-from imbue.mngr_vps_docker.ssh.file_scripts import write_script
-from imbue.mngr_vps_docker.ssh.framing import LineSplitter
-from imbue.mngr_vps_docker.ssh.framing import OutputReader
-from imbue.mngr_vps_docker.ssh.master import LoginFailure
-from imbue.mngr_vps_docker.ssh.master import SshMaster
-from imbue.mngr_vps_docker.ssh.master import login_failure
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.ssh.probe import PROBE_COMMAND
-from imbue.mngr_vps_docker.ssh.probe import PROBE_PURPOSE
-from imbue.mngr_vps_docker.ssh.probe import PROBE_TIMEOUT_SECONDS
-from imbue.mngr_vps_docker.ssh.probe import probe_failure
-from imbue.mngr_vps_docker.ssh.process import OnChunk
-from imbue.mngr_vps_docker.ssh.process import ProcessRunner
-from imbue.mngr_vps_docker.ssh.process import StopReason
-from imbue.mngr_vps_docker.ssh.process import run_process
+from imbue.mngr_vps_docker.ssh.command_log import CommandLog, LoggedCommand, trace
+from imbue.mngr_vps_docker.ssh.file_scripts import NO_SUCH_FILE, read_script, replace_script, write_script
+from imbue.mngr_vps_docker.ssh.framing import LineSplitter, OutputReader
+from imbue.mngr_vps_docker.ssh.master import LoginFailure, SshMaster, login_failure
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, NotStartedReason, OutcomeStatus
+from imbue.mngr_vps_docker.ssh.probe import PROBE_COMMAND, PROBE_PURPOSE, PROBE_TIMEOUT_SECONDS, probe_failure
+from imbue.mngr_vps_docker.ssh.process import OnChunk, ProcessRunner, StopReason, run_process
 from imbue.mngr_vps_docker.ssh.readiness import wait_until_ready
 from imbue.mngr_vps_docker.ssh.session import run_in_session
-from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
-from imbue.mngr_vps_docker.ssh.shell import join
-from imbue.mngr_vps_docker.ssh.shell import redacted
-from imbue.mngr_vps_docker.ssh.shell import secret_names
-from imbue.mngr_vps_docker.ssh.shell import shell_argv
+from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN, join, redacted, secret_names, shell_argv
 from imbue.mngr_vps_docker.ssh.span import current_span
-from imbue.mngr_vps_docker.ssh.standard_input import MeteredInput
-from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
-from imbue.mngr_vps_docker.ssh.standard_input import is_repeatable
-from imbue.mngr_vps_docker.ssh.target import SshTarget
-from imbue.mngr_vps_docker.ssh.target import standalone_argv
+from imbue.mngr_vps_docker.ssh.standard_input import MeteredInput, StandardInput, is_repeatable
+from imbue.mngr_vps_docker.ssh.target import SshTarget, standalone_argv
 
 __all__ = ["LARGE_OUTPUT_BYTES", "OnLine", "SshConnection", "StandardInput"]
 

@@ -7,8 +7,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from contextvars import copy_context
-from typing import IO
-from typing import Final
+from typing import IO, Final
 
 _POLL_SECONDS: Final = 0.1
 # An input that never waits has noticed by then that nobody wants it any more.

@@ -6,8 +6,7 @@ A connection that is lost looks to ``cat`` like the end of its data: only the si
 from pathlib import PurePosixPath
 from typing import Final
 
-from imbue.mngr_vps_docker.ssh.shell import ShellText
-from imbue.mngr_vps_docker.ssh.shell import quote
+from imbue.mngr_vps_docker.ssh.shell import ShellText, quote
 
 # Exit codes of our own, apart from those of the tools.
 NO_SUCH_FILE: Final = 44

@@ -11,12 +11,9 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
-from typing import NoReturn
+from typing import Final, NoReturn
 
-from imbue.mngr_vps_docker.ssh.shell import as_stdin
-from imbue.mngr_vps_docker.ssh.shell import quote
-from imbue.mngr_vps_docker.ssh.shell import run_from_stdin
+from imbue.mngr_vps_docker.ssh.shell import as_stdin, quote, run_from_stdin
 
 # ASCII's record separator: hardly ever printed, so that a stream is hardly ever held back to see what follows.
 _RECORD_SEPARATOR: Final = b"\x1e"

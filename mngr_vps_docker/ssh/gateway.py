@@ -4,11 +4,9 @@ from collections.abc import Iterable
 
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.ssh.master import SshMaster
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, OutcomeStatus
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
-from imbue.mngr_vps_docker.ssh.target import SshTarget
-from imbue.mngr_vps_docker.ssh.target import through
+from imbue.mngr_vps_docker.ssh.target import SshTarget, through
 
 
 def by_way_of(gateway: SshTarget, target: SshTarget, host: str, runner: ProcessRunner) -> SshTarget:

@@ -1,11 +1,9 @@
 """The generated known_hosts files: which host key each machine must show."""
 
-from collections.abc import Callable
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from imbue.mngr_vps_docker.files import locked
-from imbue.mngr_vps_docker.files import write_atomically
+from imbue.mngr_vps_docker.files import locked, write_atomically
 
 
 class KnownHostsFile:

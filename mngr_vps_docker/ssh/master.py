@@ -14,25 +14,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import suppress
-from dataclasses import dataclass
-from dataclasses import replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.files import PRIVATE_FOLDER_MODE
-from imbue.mngr_vps_docker.files import locked
-from imbue.mngr_vps_docker.files import make_private_folder
+from imbue.mngr_vps_docker.files import PRIVATE_FOLDER_MODE, locked, make_private_folder
 from imbue.mngr_vps_docker.ssh.mux import master_process_id
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
-from imbue.mngr_vps_docker.ssh.target import SshTarget
-from imbue.mngr_vps_docker.ssh.target import control_path_option
-from imbue.mngr_vps_docker.ssh.target import exit_argv
-from imbue.mngr_vps_docker.ssh.target import forward_argv
-from imbue.mngr_vps_docker.ssh.target import master_argv
+from imbue.mngr_vps_docker.ssh.target import SshTarget, control_path_option, exit_argv, forward_argv, master_argv
 from imbue.mngr_vps_docker.ssh.version import installed_openssh
 
 # sockaddr_un.sun_path less the suffix of 17 bytes that ssh adds while it binds (measured with OpenSSH 9.2).

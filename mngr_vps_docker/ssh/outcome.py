@@ -1,20 +1,21 @@
 """What became of one remote command: the one result type of ``run`` and ``stream``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
 from enum import auto
 from typing import Self
 
 from imbue.imbue_common.enums import UpperCaseStrEnum
-from imbue.mngr_vps_docker.errors import RemoteCommandError
-from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
-from imbue.mngr_vps_docker.errors import RemoteOutputError
-from imbue.mngr_vps_docker.errors import SshBusyError
-from imbue.mngr_vps_docker.errors import SshdDownError
-from imbue.mngr_vps_docker.errors import VpsAuthenticationError
-from imbue.mngr_vps_docker.errors import VpsConnectionError
-from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.errors import (
+    RemoteCommandError,
+    RemoteCommandTimeoutError,
+    RemoteOutputError,
+    SshBusyError,
+    SshdDownError,
+    VpsAuthenticationError,
+    VpsConnectionError,
+    VpsDockerError,
+)
 
 
 class Effect(UpperCaseStrEnum):

@@ -4,8 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Final
 
-from imbue.mngr_vps_docker.ssh.chunk_queue import AbandonedError
-from imbue.mngr_vps_docker.ssh.chunk_queue import ChunkQueue
+from imbue.mngr_vps_docker.ssh.chunk_queue import AbandonedError, ChunkQueue
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 

@@ -3,9 +3,7 @@
 from typing import Final
 
 from imbue.mngr_vps_docker.ssh.master import LoginFailure
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, NotStartedReason, OutcomeStatus
 from imbue.mngr_vps_docker.ssh.shell import quote
 
 PROBE_PURPOSE: Final = "check that commands give their exact output"

@@ -5,19 +5,15 @@ import os
 import selectors
 import subprocess
 import time
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import auto
-from typing import IO
-from typing import Final
-from typing import Protocol
+from typing import IO, Final, Protocol
 
 from imbue.imbue_common.enums import UpperCaseStrEnum
 from imbue.mngr.errors import BinaryNotInstalledError
 from imbue.mngr_vps_docker.ssh.feeder import StdinWriter
-from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
-from imbue.mngr_vps_docker.ssh.standard_input import chunks_of
+from imbue.mngr_vps_docker.ssh.standard_input import StandardInput, chunks_of
 
 # Called with each piece of output as it comes, and whether it is of stdout (else stderr).
 type OnChunk = Callable[[bytes, bool], None]

@@ -5,20 +5,14 @@ those bytes. Sizes come before contents, so nothing that a command prints can be
 """
 
 import re
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.shell import Secret
-from imbue.mngr_vps_docker.ssh.shell import ShellScript
-from imbue.mngr_vps_docker.ssh.shell import quote
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect
+from imbue.mngr_vps_docker.ssh.shell import Secret, ShellScript, quote
 
 # What a login shell's start-up files print comes before this line, and is skipped.
 _MAGIC: Final = b"mngr-batch-1\n"

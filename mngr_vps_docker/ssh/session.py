@@ -8,21 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from imbue.mngr_vps_docker.ssh.framing import Framing
-from imbue.mngr_vps_docker.ssh.framing import OutputLimitError
-from imbue.mngr_vps_docker.ssh.framing import OutputReader
-from imbue.mngr_vps_docker.ssh.framing import is_time_out
-from imbue.mngr_vps_docker.ssh.master import SshMaster
-from imbue.mngr_vps_docker.ssh.master import client_log_prefix
-from imbue.mngr_vps_docker.ssh.process import Liveness
-from imbue.mngr_vps_docker.ssh.process import ProcessResult
-from imbue.mngr_vps_docker.ssh.process import ProcessRunner
-from imbue.mngr_vps_docker.ssh.process import StopReason
-from imbue.mngr_vps_docker.ssh.standard_input import PrecededInput
-from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
-from imbue.mngr_vps_docker.ssh.standard_input import StdinGate
-from imbue.mngr_vps_docker.ssh.standard_input import chunks_of
-from imbue.mngr_vps_docker.ssh.standard_input import is_repeatable
+from imbue.mngr_vps_docker.ssh.framing import Framing, OutputLimitError, OutputReader, is_time_out
+from imbue.mngr_vps_docker.ssh.master import SshMaster, client_log_prefix
+from imbue.mngr_vps_docker.ssh.process import Liveness, ProcessResult, ProcessRunner, StopReason
+from imbue.mngr_vps_docker.ssh.standard_input import PrecededInput, StandardInput, StdinGate, chunks_of, is_repeatable
 from imbue.mngr_vps_docker.ssh.target import shared_argv
 
 # What the end of a command may take to arrive after its deadline on the machine.

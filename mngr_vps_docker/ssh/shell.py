@@ -12,14 +12,11 @@ Nesting needs no rules of its own: the text for an inner shell is one argument o
 
 import re
 import shlex
-from collections.abc import Iterable
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import Final
-from typing import Self
+from typing import Final, Self
 
-from imbue.mngr_vps_docker.text import MASK
-from imbue.mngr_vps_docker.text import without_passwords
+from imbue.mngr_vps_docker.text import MASK, without_passwords
 
 __all__ = [
     "RUN_STDIN",

@@ -1,8 +1,7 @@
 """What goes to a program's standard input."""
 
 import hashlib
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Final

@@ -7,21 +7,17 @@ is ended before it sees an end.
 """
 
 import secrets
-from collections.abc import Iterable
-from collections.abc import Iterator
-from concurrent.futures import Future
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from itertools import cycle
 from threading import Event
 from typing import Final
 
-from imbue.mngr_vps_docker.ssh.chunk_queue import AbandonedError
-from imbue.mngr_vps_docker.ssh.chunk_queue import ChunkQueue
+from imbue.mngr_vps_docker.ssh.chunk_queue import AbandonedError, ChunkQueue
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.file_scripts import CUT_OFF
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import Effect
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect
 from imbue.mngr_vps_docker.ssh.shell import quote
 
 # Below sshd's own limit and ours, with room for what else is asked of the machine meanwhile.

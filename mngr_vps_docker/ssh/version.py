@@ -6,8 +6,7 @@ from functools import cache
 from typing import Final
 
 from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.ssh.process import ProcessRunner
-from imbue.mngr_vps_docker.ssh.process import run_process
+from imbue.mngr_vps_docker.ssh.process import ProcessRunner, run_process
 
 # Debian 11's; the oldest whose behaviour with a shared connection is known to be the one described in this package.
 OLDEST_OPENSSH: Final = (8, 4)

@@ -6,30 +6,16 @@ mngr takes it for, or the agent is not believed at all.
 
 import re
 import time
-from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
-from typing import Any
-from typing import Final
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator
-from pydantic import BaseModel
-from pydantic import ConfigDict
-from pydantic import Field
-from pydantic import ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from imbue.mngr.primitives import AgentName
-from imbue.mngr.primitives import AgentTypeName
-from imbue.mngr.primitives import CommandString
-from imbue.mngr.primitives import Permission
+from imbue.mngr.primitives import AgentName, AgentTypeName, CommandString, Permission
 from imbue.mngr_vps_docker.text import logger
-from imbue.mngr_vps_docker.untrusted import UnusableDataError
-from imbue.mngr_vps_docker.untrusted import json_object
-from imbue.mngr_vps_docker.untrusted import parse_utc
-from imbue.mngr_vps_docker.untrusted import sanitize_json
+from imbue.mngr_vps_docker.untrusted import UnusableDataError, json_object, parse_utc, sanitize_json
 
 # mngr's ids accept all that Python's int() does, blanks and underscores included; a path shall not.
 AGENT_ID: Final = r"agent-[0-9a-fA-F]{32}"

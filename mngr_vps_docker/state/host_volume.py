@@ -10,37 +10,30 @@ import hashlib
 import io
 import re
 import tarfile
-from collections.abc import Iterable
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-from pydantic import ConfigDict
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from imbue.mngr.interfaces.data_types import VolumeFile
-from imbue.mngr.interfaces.data_types import VolumeFileType
+from imbue.mngr.interfaces.data_types import VolumeFile, VolumeFileType
 from imbue.mngr.interfaces.volume import BaseVolume
 from imbue.mngr_vps_docker.docker.errors import refusal
-from imbue.mngr_vps_docker.errors import RemoteCommandError
-from imbue.mngr_vps_docker.errors import RemoteOutputError
-from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.errors import RemoteCommandError, RemoteOutputError, VpsDockerError
+from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES, SshConnection
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, OutcomeStatus
 from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
-from imbue.mngr_vps_docker.ssh.shell import Secret
-from imbue.mngr_vps_docker.ssh.shell import join
-from imbue.mngr_vps_docker.ssh.shell import quote
-from imbue.mngr_vps_docker.state.volume_scripts import ABSENT
-from imbue.mngr_vps_docker.state.volume_scripts import CHANGED
-from imbue.mngr_vps_docker.state.volume_scripts import ESCAPES
-from imbue.mngr_vps_docker.state.volume_scripts import TOO_LARGE
-from imbue.mngr_vps_docker.state.volume_scripts import WRONG_TYPE
-from imbue.mngr_vps_docker.state.volume_scripts import enter_volume
-from imbue.mngr_vps_docker.state.volume_scripts import given
-from imbue.mngr_vps_docker.state.volume_scripts import lock
-from imbue.mngr_vps_docker.state.volume_scripts import receive
+from imbue.mngr_vps_docker.ssh.shell import Secret, join, quote
+from imbue.mngr_vps_docker.state.volume_scripts import (
+    ABSENT,
+    CHANGED,
+    ESCAPES,
+    TOO_LARGE,
+    WRONG_TYPE,
+    enter_volume,
+    given,
+    lock,
+    receive,
+)
 
 _TIMEOUT_SECONDS: Final = 600.0
 _FILE_MODE: Final = 0o644

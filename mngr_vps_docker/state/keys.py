@@ -21,19 +21,18 @@ from pathlib import Path
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.hazmat.primitives.serialization import NoEncryption
-from cryptography.hazmat.primitives.serialization import PrivateFormat
-from cryptography.hazmat.primitives.serialization import PublicFormat
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_ssh_private_key,
+)
 
 from imbue.mngr.primitives import HostId
-from imbue.mngr_vps_docker.errors import VpsAuthenticationError
-from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.files import PRIVATE_FILE_MODE
-from imbue.mngr_vps_docker.files import locked
-from imbue.mngr_vps_docker.files import write_atomically
+from imbue.mngr_vps_docker.errors import VpsAuthenticationError, VpsDockerError
+from imbue.mngr_vps_docker.files import PRIVATE_FILE_MODE, locked, write_atomically
 
 _PUBLIC_FILE_MODE = 0o644
 

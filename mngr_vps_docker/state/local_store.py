@@ -6,38 +6,23 @@ truth: the truth of a finished host is the record on its VPS, and the truth of w
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import contextmanager
-from contextlib import suppress
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from enum import auto
 from pathlib import Path
-from typing import Annotated
-from typing import Any
-from typing import Final
-from typing import Self
+from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator
-from pydantic import Field
-from pydantic import ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from imbue.imbue_common.enums import UpperCaseStrEnum
 from imbue.imbue_common.frozen_model import FrozenModel
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostState
+from imbue.mngr.primitives import HostId, HostState
 from imbue.mngr_vps_docker.docker.run_options import without_values
-from imbue.mngr_vps_docker.files import is_locked
-from imbue.mngr_vps_docker.files import locked
-from imbue.mngr_vps_docker.files import remove_folder
-from imbue.mngr_vps_docker.files import write_atomically
-from imbue.mngr_vps_docker.primitives import UtcDatetime
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.files import is_locked, locked, remove_folder, write_atomically
+from imbue.mngr_vps_docker.primitives import UtcDatetime, VpsInstanceId
 from imbue.mngr_vps_docker.state.agent_data import valid_agents
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
-from imbue.mngr_vps_docker.text import data_without_passwords
-from imbue.mngr_vps_docker.text import logger
+from imbue.mngr_vps_docker.text import data_without_passwords, logger
 
 # How long a cloud may take until it shows what it was asked to make, also if the answer was lost on the way.
 APPEARING_SECONDS = 300.0

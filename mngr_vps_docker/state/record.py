@@ -9,21 +9,15 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from pydantic import ConfigDict
-from pydantic import Field
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from imbue.imbue_common.frozen_model import FrozenModel
-from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.interfaces.data_types import HostConfig
+from imbue.mngr.interfaces.data_types import CertifiedHostData, HostConfig
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import HostRecordError
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import is_image_reference
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, is_image_reference
 from imbue.mngr_vps_docker.text import printable
-from imbue.mngr_vps_docker.untrusted import UnusableDataError
-from imbue.mngr_vps_docker.untrusted import json_object
-from imbue.mngr_vps_docker.untrusted import parse_utc
+from imbue.mngr_vps_docker.untrusted import UnusableDataError, json_object, parse_utc
 
 SCHEMA_VERSION: Final = 1
 

@@ -1,21 +1,15 @@
 """Where things are on a state volume, and reading all of it at once."""
 
 import re
-from collections.abc import Iterable
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-from typing import Final
+from typing import Any, Final
 
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import AgentId, HostId
 from imbue.mngr_vps_docker.errors import HostRecordError
-from imbue.mngr_vps_docker.state.agent_data import AGENT_ID
-from imbue.mngr_vps_docker.state.agent_data import decode_agent_data
-from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
-from imbue.mngr_vps_docker.state.record import decode_record
-from imbue.mngr_vps_docker.state.volume_scripts import archive_small_files
-from imbue.mngr_vps_docker.state.volume_scripts import parse_files
+from imbue.mngr_vps_docker.state.agent_data import AGENT_ID, decode_agent_data
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, decode_record
+from imbue.mngr_vps_docker.state.volume_scripts import archive_small_files, parse_files
 from imbue.mngr_vps_docker.text import logger
 from imbue.mngr_vps_docker.untrusted import UnusableDataError
 

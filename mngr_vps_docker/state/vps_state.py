@@ -4,41 +4,32 @@ import hashlib
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
-from typing import Final
+from typing import Any, Final
 
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.docker.commands import list_volume_mountpoints_argv
 from imbue.mngr_vps_docker.docker.errors import refusal
-from imbue.mngr_vps_docker.docker.models import ContainerInfo
-from imbue.mngr_vps_docker.docker.models import parse_containers
-from imbue.mngr_vps_docker.docker_over_ssh import is_only_vanished
-from imbue.mngr_vps_docker.docker_over_ssh import list_containers_script
+from imbue.mngr_vps_docker.docker.models import ContainerInfo, parse_containers
+from imbue.mngr_vps_docker.docker_over_ssh import is_only_vanished, list_containers_script
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.remote_command import BatchFormatError
-from imbue.mngr_vps_docker.ssh.remote_command import BatchResult
-from imbue.mngr_vps_docker.ssh.remote_command import run_batch
-from imbue.mngr_vps_docker.ssh.shell import join
-from imbue.mngr_vps_docker.ssh.shell import quote
-from imbue.mngr_vps_docker.state.agent_data import AGENT_ID
-from imbue.mngr_vps_docker.state.agent_data import decode_agent_data
+from imbue.mngr_vps_docker.ssh.remote_command import BatchFormatError, BatchResult, run_batch
+from imbue.mngr_vps_docker.ssh.shell import join, quote
+from imbue.mngr_vps_docker.state.agent_data import AGENT_ID, decode_agent_data
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
-from imbue.mngr_vps_docker.state.stored_state import EVERY_STATE_FILE
-from imbue.mngr_vps_docker.state.stored_state import NOTHING_STORED
-from imbue.mngr_vps_docker.state.stored_state import STATE_OUTPUT_BYTES
-from imbue.mngr_vps_docker.state.stored_state import StoredState
-from imbue.mngr_vps_docker.state.stored_state import parse_state
-from imbue.mngr_vps_docker.state.stored_state import state_files_script
-from imbue.mngr_vps_docker.state.volume_scripts import SmallFiles
-from imbue.mngr_vps_docker.state.volume_scripts import archive_small_files
-from imbue.mngr_vps_docker.state.volume_scripts import parse_files
+from imbue.mngr_vps_docker.state.stored_state import (
+    EVERY_STATE_FILE,
+    NOTHING_STORED,
+    STATE_OUTPUT_BYTES,
+    StoredState,
+    parse_state,
+    state_files_script,
+)
+from imbue.mngr_vps_docker.state.volume_scripts import SmallFiles, archive_small_files, parse_files
 from imbue.mngr_vps_docker.text import logger
-from imbue.mngr_vps_docker.untrusted import UnusableDataError
-from imbue.mngr_vps_docker.untrusted import json_object
+from imbue.mngr_vps_docker.untrusted import UnusableDataError, json_object
 
 HOST_ID_LABEL: Final = "com.imbue.mngr.host-id"
 HOST_VOLUME_PREFIX: Final = "mngr-host-vol-"

@@ -14,25 +14,18 @@ One of them orders a VPS, which costs what the cloud takes for some minutes, and
 
 import secrets
 import time
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import ClassVar
 
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.hosts.cloud_resources import key_name
-from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_TAG
-from imbue.mngr_vps_docker.hosts.host_access import HOST_NAME_TAG
-from imbue.mngr_vps_docker.hosts.host_access import PROVIDER_TAG
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
-from imbue.mngr_vps_docker.primitives import VpsSnapshotId
+from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_TAG, HOST_NAME_TAG, PROVIDER_TAG
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus, VpsSnapshotId
 from imbue.mngr_vps_docker.state.keys import new_key_pair
-from imbue.mngr_vps_docker.vps_client import VpsClientInterface
-from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
+from imbue.mngr_vps_docker.vps_client import VpsClientInterface, VpsInstanceInfo
 
 _POLL_SECONDS = 0.5
 

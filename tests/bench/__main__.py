@@ -7,10 +7,7 @@ from pathlib import Path
 
 from bench.cases import CASES
 from bench.lab import Lab
-from bench.report import Row
-from bench.report import compared_with
-from bench.report import save
-from bench.report import table
+from bench.report import Row, compared_with, save, table
 from imbue.mngr_local_vps.images import ensure_images
 
 

@@ -4,21 +4,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from bench.distant_vps import BACKEND
-from bench.distant_vps import DistantVpsClient
-from bench.lab import Lab
-from bench.lab import counted
+from bench.distant_vps import BACKEND, DistantVpsClient
+from bench.lab import Lab, counted
 from bench.many_hosts import discovery
-from bench.report import Row
-from bench.report import Series
+from bench.report import Row, Series
 from imbue.mngr.hosts.outer_host import OuterHost
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostId, HostName
 from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_vps_docker.builds.context import uploaded_build_context
 from imbue.mngr_vps_docker.builds.options import parse_build_args

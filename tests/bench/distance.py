@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from imbue.mngr_local_vps.engine import lines_of
-from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.engine import lines_of, run_docker
 from imbue.mngr_local_vps.images import image_of_os
 from imbue.mngr_local_vps.machine import network_name
 from imbue.mngr_local_vps.operating_systems import DEFAULT_OS

@@ -6,32 +6,24 @@ finds this module by an entry point that ``lab`` makes.
 
 import os
 import time
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from pydantic import PrivateAttr
-from pydantic import TypeAdapter
+from pydantic import PrivateAttr, TypeAdapter
 
-from bench.distance import address_from
-from bench.distance import remove_proxies
+from bench.distance import address_from, remove_proxies
 from imbue.mngr import hookimpl
-from imbue.mngr.config.data_types import MngrContext
-from imbue.mngr.config.data_types import ProviderInstanceConfig
+from imbue.mngr.config.data_types import MngrContext, ProviderInstanceConfig
 from imbue.mngr.interfaces.provider_backend import ProviderBackendInterface
 from imbue.mngr.interfaces.provider_instance import ProviderInstanceInterface
-from imbue.mngr.primitives import ProviderBackendName
-from imbue.mngr.primitives import ProviderInstanceName
-from imbue.mngr_local_vps.backend import LocalVpsProvider
-from imbue.mngr_local_vps.backend import LocalVpsProviderBackend
+from imbue.mngr.primitives import ProviderBackendName, ProviderInstanceName
+from imbue.mngr_local_vps.backend import LocalVpsProvider, LocalVpsProviderBackend
 from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_local_vps.config import LocalVpsProviderConfig
 from imbue.mngr_local_vps.engine import run_docker
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
-from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
-from imbue.mngr_vps_docker.vps_client import VpsSshKeyInfo
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus
+from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo, VpsSshKeyInfo
 
 BACKEND: Final = "distant-vps"
 INVENTORY_VARIABLE: Final = "BENCH_INVENTORY"

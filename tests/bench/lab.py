@@ -5,20 +5,16 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import distant_vps
-from bench.distance import address_from
-from bench.distance import remove_proxies
+from bench.distance import address_from, remove_proxies
 from bench.report import Series
 from imbue.mngr_local_vps.backend import LocalVpsProvider
-from imbue.mngr_local_vps.engine import lines_of
-from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.engine import lines_of, run_docker
 from imbue.mngr_local_vps.operating_systems import DEFAULT_OS
-from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
-from imbue.mngr_vps_docker.ssh.command_log import read_log
+from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand, read_log
 from support.local_provider import local_provider
 from support.mngr_cli import MngrCli
 

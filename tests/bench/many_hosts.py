@@ -6,30 +6,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import contextmanager
-from datetime import UTC
-from datetime import datetime
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from socket import create_server
 from typing import Final
 
 from bench.lab import Lab
-from bench.report import Row
-from bench.report import Series
+from bench.report import Row, Series
 from imbue.mngr.primitives import HostId
 from imbue.mngr_local_vps.backend import LocalVpsProvider
-from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.state.record import encode_record
-from support.delaying_proxy import DelayingProxy
-from support.delaying_proxy import Route
+from support.delaying_proxy import DelayingProxy, Route
 from support.local_machine import LocalMachine
 from support.local_provider import local_provider
 from support.loopback_sshd import LoopbackSshd
-from support.memory_provider import MemoryCloud
-from support.memory_provider import record_of
-from support.memory_provider import stopped_container
+from support.memory_provider import MemoryCloud, record_of, stopped_container
 
 _HOSTS: Final = 50
 _SILENT: Final = 5

@@ -8,8 +8,7 @@ import pytest
 from imbue.mngr_local_vps.images import ensure_images
 from imbue.mngr_local_vps.operating_systems import without_docker
 from support.mngr_cli import MngrCli
-from support.operating_system import CHOSEN_OS
-from support.operating_system import CORE_SYSTEMS
+from support.operating_system import CHOSEN_OS, CORE_SYSTEMS
 from support.provider import ProviderLab
 
 

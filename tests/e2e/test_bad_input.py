@@ -4,18 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from imbue.mngr.primitives import HostName
-from imbue.mngr_vps_docker.errors import BuildArgumentError
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
-from imbue.mngr_vps_docker.testing.faulty_client import Fault
-from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
+from imbue.mngr_vps_docker.errors import BuildArgumentError, VpsApiError, VpsProvisioningError
+from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
 from support.mngr_cli import MngrCli
 
 ADDRESS = "a1@h1.local-vps"

@@ -17,10 +17,7 @@ from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_local_vps.images import require_image
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from support.booted_vps import Vps
-from support.higher_versions import DOCKER
-from support.higher_versions import FORGET_HIGHER_VERSIONS
-from support.higher_versions import SECURITY
-from support.higher_versions import offer_higher_versions
+from support.higher_versions import DOCKER, FORGET_HIGHER_VERSIONS, SECURITY, offer_higher_versions
 from support.remote import wait_for
 
 pytestmark = pytest.mark.core

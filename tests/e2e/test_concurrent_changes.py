@@ -12,13 +12,9 @@ from typing import Any
 import pytest
 
 from imbue.mngr.hosts.host import Host
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import HostState
+from imbue.mngr.primitives import HostId, HostName, HostState
 from support import changes
-from support.provider import ProviderLab
-from support.provider import copy_machine
-from support.provider import states
+from support.provider import ProviderLab, copy_machine, states
 
 TIMEOUT_SECONDS = 540.0
 IS_LONG_RUN = os.environ.get("MNGR_FAULTS") == "all"

@@ -2,16 +2,14 @@
 
 import shlex
 import subprocess
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from imbue.mngr.api.connect import build_ssh_base_args
 from imbue.mngr.hosts.host import Host
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import SnapshotName
+from imbue.mngr.primitives import HostName, SnapshotName
 from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_local_vps.operating_systems import agent_image_of_os
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from imbue.mngr.api.connect import build_ssh_base_args
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import SnapshotId
+from imbue.mngr.primitives import HostId, SnapshotId
 from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
 from support.mngr_cli import MngrCli

@@ -15,9 +15,7 @@ from typing import Any
 import pytest
 
 from imbue.mngr.hosts.host import Host
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import HostState
+from imbue.mngr.primitives import AgentId, HostName, HostState
 from imbue.mngr_local_vps.backend import LocalVpsProvider
 from support.kept_vps import KeptVpsClient
 from support.operating_system import CHOSEN_OS

@@ -4,39 +4,28 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from collections.abc import Sequence
-from datetime import UTC
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 
 from imbue.mngr.errors import MngrError
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import HostState
+from imbue.mngr.primitives import HostId, HostName, HostState
 from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr_vps_docker.errors import VpsApiError, VpsProvisioningError
 from imbue.mngr_vps_docker.hosts import cloud_resources
-from imbue.mngr_vps_docker.hosts.cloud_resources import UploadedKey
-from imbue.mngr_vps_docker.hosts.cloud_resources import key_name
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.hosts.cloud_resources import UploadedKey, key_name
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus
 from imbue.mngr_vps_docker.ssh.command_log import read_log
 from imbue.mngr_vps_docker.state import local_store
-from imbue.mngr_vps_docker.testing.faulty_client import Fault
-from imbue.mngr_vps_docker.testing.faulty_client import FaultMoment
-from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
+from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultMoment, FaultyClient
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 from support.local_provider import local_provider
 from support.mngr_cli import MngrCli
-from support.provider import collect_garbage
-from support.provider import freeze
-from support.provider import states
+from support.provider import collect_garbage, freeze, states
 from support.remote import heed_signals
 
 CREATE = ("create", "a1@h1.local-vps", "--new-host", "--type", "command", "--no-connect")

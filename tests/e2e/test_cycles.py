@@ -10,11 +10,7 @@ from pathlib import Path
 import pytest
 
 from imbue.mngr.hosts.host import Host
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import HostState
-from imbue.mngr.primitives import SnapshotName
+from imbue.mngr.primitives import AgentId, HostId, HostName, HostState, SnapshotName
 from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from support.provider import ProviderLab

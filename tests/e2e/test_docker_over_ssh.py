@@ -7,40 +7,33 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from dataclasses import replace
-from datetime import UTC
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import AgentId, HostId
 from imbue.mngr_local_vps.images import image_of_base
-from imbue.mngr_vps_docker.docker.errors import ContainerNotRunningError
-from imbue.mngr_vps_docker.docker.errors import DockerError
-from imbue.mngr_vps_docker.docker.errors import InvalidDockerArgumentError
-from imbue.mngr_vps_docker.docker.errors import NameInUseError
-from imbue.mngr_vps_docker.docker.errors import NoSuchContainerError
-from imbue.mngr_vps_docker.docker.errors import NoSuchImageError
-from imbue.mngr_vps_docker.docker.errors import NoSuchVolumeError
-from imbue.mngr_vps_docker.docker.errors import PortInUseError
-from imbue.mngr_vps_docker.docker.errors import UnknownRuntimeError
-from imbue.mngr_vps_docker.docker_over_ssh import ContainerSpec
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
-from imbue.mngr_vps_docker.docker_over_ssh import new_container_id
-from imbue.mngr_vps_docker.docker_over_ssh import replace_step
-from imbue.mngr_vps_docker.errors import HostRecordError
-from imbue.mngr_vps_docker.errors import VpsConnectionError
-from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
-from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.docker.errors import (
+    ContainerNotRunningError,
+    DockerError,
+    InvalidDockerArgumentError,
+    NameInUseError,
+    NoSuchContainerError,
+    NoSuchImageError,
+    NoSuchVolumeError,
+    PortInUseError,
+    UnknownRuntimeError,
+)
+from imbue.mngr_vps_docker.docker_over_ssh import ContainerSpec, DockerOverSsh, new_container_id, replace_step
+from imbue.mngr_vps_docker.errors import HostRecordError, VpsConnectionError
+from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord, VpsDockerHostStore
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.remote_command import run_chain
-from imbue.mngr_vps_docker.ssh.shell import join
-from imbue.mngr_vps_docker.ssh.shell import shell_argv
+from imbue.mngr_vps_docker.ssh.shell import join, shell_argv
 from imbue.mngr_vps_docker.state.host_volume import HostVolumeOverSsh
 from imbue.mngr_vps_docker.state.vps_state import read_vps_state
 from support.loopback_sshd import LoopbackSshd

@@ -6,23 +6,20 @@ from typing import Any
 import pytest
 
 from imbue.mngr.hosts.host import Host
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import HostState
-from imbue.mngr.primitives import SnapshotName
+from imbue.mngr.primitives import HostId, HostName, HostState, SnapshotName
 from imbue.mngr_local_vps.operating_systems import agent_image_of_os
-from imbue.mngr_vps_docker.docker_over_ssh import new_container_id
-from imbue.mngr_vps_docker.docker_over_ssh import run_step
+from imbue.mngr_vps_docker.docker_over_ssh import new_container_id, run_step
 from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
-from imbue.mngr_vps_docker.lifecycle.container import check_setup
-from imbue.mngr_vps_docker.lifecycle.container import enter_container
-from imbue.mngr_vps_docker.lifecycle.container import host_container
-from imbue.mngr_vps_docker.lifecycle.container import setup_step
+from imbue.mngr_vps_docker.lifecycle.container import (
+    ContainerRequest,
+    check_setup,
+    enter_container,
+    host_container,
+    setup_step,
+)
 from imbue.mngr_vps_docker.ssh.remote_command import run_chain
 from imbue.mngr_vps_docker.text import logger
-from support.provider import ProviderLab
-from support.provider import copy_machine
+from support.provider import ProviderLab, copy_machine
 
 HABITS = """\
 RUN rm -rf /tmp /root && ln -s /scratch/tmp /tmp && ln -s /scratch/root /root

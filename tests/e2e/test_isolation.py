@@ -16,18 +16,13 @@ import pytest
 
 from imbue.mngr.api.connect import build_ssh_base_args
 from imbue.mngr.hosts.host import Host
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import HostState
-from imbue.mngr.primitives import SnapshotName
+from imbue.mngr.primitives import HostName, HostState, SnapshotName
 from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_local_vps.images import require_image
-from imbue.mngr_vps_docker.errors import RemoteCommandError
-from imbue.mngr_vps_docker.errors import VpsAuthenticationError
+from imbue.mngr_vps_docker.errors import RemoteCommandError, VpsAuthenticationError
 from imbue.mngr_vps_docker.lifecycle.vps_identity import activate_host_key
-from imbue.mngr_vps_docker.state.keys import KeyPair
-from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair
-from support.provider import ProviderLab
-from support.provider import states
+from imbue.mngr_vps_docker.state.keys import KeyPair, load_or_create_key_pair
+from support.provider import ProviderLab, states
 from support.remote import wait_for
 
 pytestmark = pytest.mark.core

@@ -12,16 +12,10 @@ import pytest
 import yaml
 
 from imbue.mngr_local_vps.clean import clean
-from imbue.mngr_local_vps.client import DEFAULT_PLAN
-from imbue.mngr_local_vps.client import DEFAULT_REGION
-from imbue.mngr_local_vps.client import LocalVpsClient
-from imbue.mngr_local_vps.engine import lines_of
-from imbue.mngr_local_vps.engine import run_docker
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
-from imbue.mngr_vps_docker.primitives import VpsSnapshotId
+from imbue.mngr_local_vps.client import DEFAULT_PLAN, DEFAULT_REGION, LocalVpsClient
+from imbue.mngr_local_vps.engine import lines_of, run_docker
+from imbue.mngr_vps_docker.errors import VpsApiError, VpsProvisioningError
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus, VpsSnapshotId
 from imbue.mngr_vps_docker.testing.client_conformance import VpsClientConformance
 from support.operating_system import CHOSEN_OS
 from support.provider import freeze

@@ -6,44 +6,33 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from imbue.mngr.errors import AgentNotFoundOnHostError
-from imbue.mngr.errors import HostNameConflictError
-from imbue.mngr.errors import HostNotFoundError
-from imbue.mngr.errors import MngrError
-from imbue.mngr.errors import ProviderUnavailableError
-from imbue.mngr.errors import SnapshotNotFoundError
+from imbue.mngr.errors import (
+    AgentNotFoundOnHostError,
+    HostNameConflictError,
+    HostNotFoundError,
+    MngrError,
+    ProviderUnavailableError,
+    SnapshotNotFoundError,
+)
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.hosts.offline_host import OfflineHost
-from imbue.mngr.interfaces.data_types import ActivityConfig
-from imbue.mngr.interfaces.data_types import HostDetails
+from imbue.mngr.interfaces.data_types import ActivityConfig, HostDetails
 from imbue.mngr.interfaces.host import HostInterface
-from imbue.mngr.primitives import ActivitySource
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import HostState
-from imbue.mngr.primitives import SnapshotId
-from imbue.mngr.primitives import SnapshotName
+from imbue.mngr.primitives import ActivitySource, AgentId, HostId, HostName, HostState, SnapshotId, SnapshotName
 from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsAuthenticationError
-from imbue.mngr_vps_docker.errors import VpsConnectionError
+from imbue.mngr_vps_docker.errors import VpsApiError, VpsAuthenticationError, VpsConnectionError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
-from support.provider import ProviderLab
-from support.provider import copy_keys_of_vps
-from support.provider import freeze
-from support.provider import states
+from support.provider import ProviderLab, copy_keys_of_vps, freeze, states
 from support.remote import wait_for
 
 NOTES = Path("/mngr/notes.txt")

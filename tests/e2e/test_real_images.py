@@ -3,8 +3,7 @@
 import secrets
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -13,18 +12,16 @@ from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.builds.context import uploaded_build_context
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
 from imbue.mngr_vps_docker.docker.commands import ContainerSpec
-from imbue.mngr_vps_docker.docker.errors import ContainerNotRunningError
-from imbue.mngr_vps_docker.docker.errors import DockerError
-from imbue.mngr_vps_docker.docker.errors import InvalidDockerArgumentError
-from imbue.mngr_vps_docker.docker.errors import WrongArchitectureError
-from imbue.mngr_vps_docker.docker.exec import exec_step
-from imbue.mngr_vps_docker.docker.exec import judged
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
-from imbue.mngr_vps_docker.docker_over_ssh import explaining_end
+from imbue.mngr_vps_docker.docker.errors import (
+    ContainerNotRunningError,
+    DockerError,
+    InvalidDockerArgumentError,
+    WrongArchitectureError,
+)
+from imbue.mngr_vps_docker.docker.exec import exec_step, judged
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh, explaining_end
 from imbue.mngr_vps_docker.errors import RemoteCommandError
-from imbue.mngr_vps_docker.setup.container_setup import STATE_CONTAINER_SCRIPT
-from imbue.mngr_vps_docker.setup.container_setup import ContainerSetup
-from imbue.mngr_vps_docker.setup.container_setup import setup_script
+from imbue.mngr_vps_docker.setup.container_setup import STATE_CONTAINER_SCRIPT, ContainerSetup, setup_script
 from imbue.mngr_vps_docker.ssh.remote_command import run_chain
 from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair

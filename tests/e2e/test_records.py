@@ -12,18 +12,13 @@ import pytest
 
 from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_local_vps.images import image_of_base
-from imbue.mngr_vps_docker.docker_over_ssh import ContainerSpec
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.docker_over_ssh import ContainerSpec, DockerOverSsh
 from imbue.mngr_vps_docker.errors import HostRecordError
-from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
-from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord, VpsDockerHostStore
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.state.record import encode_agent_data
-from imbue.mngr_vps_docker.state.record import encode_record
+from imbue.mngr_vps_docker.state.record import encode_agent_data, encode_record
 from support.loopback_sshd import LoopbackSshd
-from support.records import any_records
-from support.records import assert_same
-from support.records import new_record
+from support.records import any_records, assert_same, new_record
 from support.remote import wait_for
 
 IMAGE = image_of_base("bookworm")

@@ -4,19 +4,16 @@ import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_vps_docker.replay import main
-from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
-from imbue.mngr_vps_docker.ssh.command_log import read_log
+from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand, read_log
 from support.mngr_cli import MngrCli
-from support.remote import processes_with
-from support.remote import wait_for
+from support.remote import processes_with, wait_for
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from imbue.mngr_local_vps.engine import remove_if_there
-from imbue.mngr_local_vps.engine import run_docker
-from imbue.mngr_local_vps.images import ensure_images
-from imbue.mngr_local_vps.images import image_of_os
+from imbue.mngr_local_vps.engine import remove_if_there, run_docker
+from imbue.mngr_local_vps.images import ensure_images, image_of_os
 from imbue.mngr_local_vps.operating_systems import DEFAULT_OS
 from support.operating_system import CHOSEN_OS
 

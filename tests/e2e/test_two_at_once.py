@@ -9,8 +9,7 @@ import pytest
 
 from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_vps_docker.ssh.command_log import read_log
-from support.mngr_cli import COMMAND_TIMEOUT_SECONDS
-from support.mngr_cli import MngrCli
+from support.mngr_cli import COMMAND_TIMEOUT_SECONDS, MngrCli
 
 CREATE = ("create", "a1@h1.local-vps", "--new-host", "--type", "command", "--no-connect", "--", "sleep", "100000")
 DESTROY = ("destroy", "a1", "--force")

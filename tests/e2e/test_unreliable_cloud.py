@@ -1,21 +1,16 @@
 """A cloud that lags and lies: its listing is late, its answers are slow or wrong, and nothing is lost or leaked."""
 
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import HostState
+from imbue.mngr.primitives import HostName, HostState
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.hosts import cloud_resources
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.testing.faulty_client import Fault
-from imbue.mngr_vps_docker.testing.faulty_client import FaultMoment
-from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
-from support.provider import ProviderLab
-from support.provider import states
+from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultMoment, FaultyClient
+from support.provider import ProviderLab, states
 
 HOST = HostName("h1")
 LOST = ConnectionError("connection reset by peer")

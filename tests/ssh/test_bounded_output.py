@@ -12,9 +12,7 @@ from imbue.mngr_vps_docker.errors import RemoteOutputError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from support.loopback_sshd import LoopbackSshd
-from support.remote import processes_with
-from support.remote import run
-from support.remote import wait_for
+from support.remote import processes_with, run, wait_for
 
 MIB = 1 << 20
 

@@ -8,10 +8,8 @@ from contextlib import contextmanager
 import pytest
 
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from support.delaying_proxy import DelayingProxy
-from support.delaying_proxy import Route
+from imbue.mngr_vps_docker.ssh.outcome import Effect, OutcomeStatus
+from support.delaying_proxy import DelayingProxy, Route
 from support.loopback_sshd import LoopbackSshd
 from support.remote import run
 

@@ -13,13 +13,9 @@ import pytest
 
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.ssh.process import ProcessResult
-from imbue.mngr_vps_docker.ssh.process import run_process
+from imbue.mngr_vps_docker.ssh.process import ProcessResult, run_process
 from support.loopback_sshd import LoopbackSshd
-from support.remote import master_pid
-from support.remote import processes_with
-from support.remote import run
-from support.remote import wait_for
+from support.remote import master_pid, processes_with, run, wait_for
 
 
 @pytest.fixture(autouse=True)

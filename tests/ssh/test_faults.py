@@ -3,11 +3,9 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,24 +14,21 @@ from typing import Any
 import pytest
 
 from imbue.mngr.errors import BinaryNotInstalledError
-from imbue.mngr_vps_docker.errors import RemoteCommandError
-from imbue.mngr_vps_docker.errors import SshBusyError
-from imbue.mngr_vps_docker.errors import SshdDownError
-from imbue.mngr_vps_docker.errors import VpsAuthenticationError
-from imbue.mngr_vps_docker.errors import VpsConnectionError
-from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.errors import (
+    RemoteCommandError,
+    SshBusyError,
+    SshdDownError,
+    VpsAuthenticationError,
+    VpsConnectionError,
+    VpsDockerError,
+)
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.ssh.process import ProcessResult
-from imbue.mngr_vps_docker.ssh.process import run_process
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, NotStartedReason, OutcomeStatus
+from imbue.mngr_vps_docker.ssh.process import ProcessResult, run_process
 from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair
 from support.loopback_sshd import LoopbackSshd
-from support.remote import run
-from support.remote import wait_for
+from support.remote import run, wait_for
 
 
 def test_a_refused_port_is_said_to_be_one(sshd: LoopbackSshd) -> None:

@@ -3,8 +3,7 @@
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +11,10 @@ import pytest
 
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.gateway import by_way_of
-from imbue.mngr_vps_docker.ssh.gateway import forward
+from imbue.mngr_vps_docker.ssh.gateway import by_way_of, forward
 from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.ssh.shell import join
-from imbue.mngr_vps_docker.ssh.target import SshTarget
-from imbue.mngr_vps_docker.ssh.target import standalone_argv
+from imbue.mngr_vps_docker.ssh.target import SshTarget, standalone_argv
 from support.loopback_sshd import LoopbackSshd
 from support.remote import run
 

@@ -10,15 +10,11 @@ from pathlib import Path
 import pytest
 
 from imbue.mngr_vps_docker.replay import main
-from imbue.mngr_vps_docker.ssh.command_log import CommandLog
-from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
-from imbue.mngr_vps_docker.ssh.command_log import read_log
+from imbue.mngr_vps_docker.ssh.command_log import CommandLog, LoggedCommand, read_log
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
-from imbue.mngr_vps_docker.ssh.remote_command import run_chain
-from imbue.mngr_vps_docker.ssh.shell import Secret
-from imbue.mngr_vps_docker.ssh.shell import ShellScript
+from imbue.mngr_vps_docker.ssh.remote_command import ChainStep, run_chain
+from imbue.mngr_vps_docker.ssh.shell import Secret, ShellScript
 from support.loopback_sshd import LoopbackSshd
 from support.remote import run
 

@@ -13,9 +13,7 @@ import pytest
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from support.loopback_sshd import LoopbackSshd
-from support.remote import processes_with
-from support.remote import run
-from support.remote import wait_for
+from support.remote import processes_with, run, wait_for
 
 
 def test_both_streams_and_the_exit_code_are_the_commands_own(connection: SshConnection) -> None:

@@ -18,15 +18,11 @@ import pytest
 from imbue.mngr_vps_docker.errors import SshBusyError
 from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.ssh.process import ProcessResult
-from imbue.mngr_vps_docker.ssh.process import run_process
+from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason, OutcomeStatus
+from imbue.mngr_vps_docker.ssh.process import ProcessResult, run_process
 from imbue.mngr_vps_docker.ssh.target import standalone_argv
 from support.loopback_sshd import LoopbackSshd
-from support.remote import master_pid
-from support.remote import run
-from support.remote import wait_for
+from support.remote import master_pid, run, wait_for
 
 _EIGHT_PROCESSES = """\
 import os, pickle, sys

@@ -16,9 +16,7 @@ from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.pipe import pipe
 from imbue.mngr_vps_docker.ssh.striped import upload_tars
 from support.loopback_sshd import LoopbackSshd
-from support.remote import processes_with
-from support.remote import run
-from support.remote import wait_for
+from support.remote import processes_with, run, wait_for
 
 _WRITER = """\
 import pickle, sys

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.ssh.process import ProcessResult
-from imbue.mngr_vps_docker.ssh.process import run_process
+from imbue.mngr_vps_docker.ssh.process import ProcessResult, run_process
 from imbue.mngr_vps_docker.ssh.user_config import refuse_forwarding
 
 

@@ -5,16 +5,12 @@ import secrets
 import shlex
 from pathlib import Path
 
-from imbue.mngr_local_vps.client import DEFAULT_PLAN
-from imbue.mngr_local_vps.client import DEFAULT_REGION
-from imbue.mngr_local_vps.client import LocalVpsClient
+from imbue.mngr_local_vps.client import DEFAULT_PLAN, DEFAULT_REGION, LocalVpsClient
 from imbue.mngr_local_vps.config import LocalVpsProviderConfig
 from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_local_vps.operating_systems import agent_image_of_os
-from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
-from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
-from imbue.mngr_vps_docker.docker.commands import BuildSpec
-from imbue.mngr_vps_docker.docker.commands import build_script
+from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data, wait_for_ready_command
+from imbue.mngr_vps_docker.docker.commands import BuildSpec, build_script
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.target import SshTarget

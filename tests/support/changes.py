@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import SnapshotName
+from imbue.mngr.primitives import AgentId, HostId, HostName, SnapshotName
 from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.errors import VpsConnectionError

@@ -10,14 +10,10 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Coroutine
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
-from typing import Final
-from typing import Self
+from typing import Any, Final, Self
 
 _READ_BYTES: Final = 1 << 16
 # In one direction of one connection: 64 MiB, more than any window of ssh's, so that it is ssh and never this proxy

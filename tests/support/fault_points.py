@@ -8,19 +8,14 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import auto
 from typing import Final
 
-from pydantic import ConfigDict
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from imbue.imbue_common.enums import UpperCaseStrEnum
-from imbue.mngr_vps_docker.ssh.process import Liveness
-from imbue.mngr_vps_docker.ssh.process import OnChunk
-from imbue.mngr_vps_docker.ssh.process import ProcessResult
-from imbue.mngr_vps_docker.ssh.process import ProcessRunner
+from imbue.mngr_vps_docker.ssh.process import Liveness, OnChunk, ProcessResult, ProcessRunner
 from imbue.mngr_vps_docker.ssh.span import current_span
 from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
 from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient

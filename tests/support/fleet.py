@@ -2,33 +2,27 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
 
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import DiscoveredAgent
-from imbue.mngr.primitives import DiscoveredHost
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostState
+from imbue.mngr.primitives import AgentId, DiscoveredAgent, DiscoveredHost, HostId, HostState
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
-from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus
+from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 from support.local_machine import LocalMachine
 from support.local_provider import local_provider
-from support.memory_provider import REFUSING
-from support.memory_provider import SILENT
-from support.memory_provider import MemoryCloud
-from support.memory_provider import MemoryProvider
-from support.memory_provider import Network
-from support.memory_provider import record_of
-from support.memory_provider import running_container
-from support.memory_provider import stopped_container
+from support.memory_provider import (
+    REFUSING,
+    SILENT,
+    MemoryCloud,
+    MemoryProvider,
+    Network,
+    record_of,
+    running_container,
+    stopped_container,
+)
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 ADDRESS = "192.0.2.1"

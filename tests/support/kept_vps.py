@@ -1,7 +1,6 @@
 """A local cloud that hands out one VPS again and again, so that tests of many hosts wait for one to boot only."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import yaml
 from pydantic import PrivateAttr
@@ -9,8 +8,7 @@ from pydantic import PrivateAttr
 from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
 
 _REMOVE_HOST = """\

@@ -6,16 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES
-from imbue.mngr_vps_docker.ssh.connection import OnLine
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.connection import StandardInput
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
-from imbue.mngr_vps_docker.ssh.shell import ShellScript
-from imbue.mngr_vps_docker.ssh.shell import as_stdin
+from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES, OnLine, SshConnection, StandardInput
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, OutcomeStatus
+from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN, ShellScript, as_stdin
 from imbue.mngr_vps_docker.ssh.target import SshTarget
 
 # Refuses every command line but those that the scripts are known to use.

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pluggy
 
-from imbue.mngr.config.data_types import MngrConfig
-from imbue.mngr.config.data_types import MngrContext
+from imbue.mngr.config.data_types import MngrConfig, MngrContext
 from imbue.mngr.primitives import ProviderInstanceName
 from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.config import LocalVpsProviderConfig

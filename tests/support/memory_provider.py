@@ -2,16 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from datetime import UTC
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from pydantic import Field
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import HostId
@@ -20,16 +16,12 @@ from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.hosts.cloud_resources import key_name
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
-from imbue.mngr_vps_docker.hosts.timings import Patience
-from imbue.mngr_vps_docker.hosts.timings import Timings
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.hosts.timings import Patience, Timings
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.process import ProcessResult
-from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
-from imbue.mngr_vps_docker.state.record import VpsHostConfig
-from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
-from imbue.mngr_vps_docker.vps_client import VpsSshKeyInfo
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
+from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo, VpsSshKeyInfo
 
 SILENT = "ssh: connect to host vps port 22: Connection timed out"
 REFUSING = "root@vps: Permission denied (publickey)."

@@ -6,21 +6,18 @@ import secrets
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.clean import clean
 from imbue.mngr_local_vps.client import LocalVpsClient
-from imbue.mngr_local_vps.engine import lines_of
-from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.engine import lines_of, run_docker
 from imbue.mngr_local_vps.labels import ACCOUNT_LABEL
 from imbue.mngr_local_vps.operating_systems import agent_image_of_os
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
-from support.local_provider import local_provider
-from support.local_provider import settings_of_os
+from support.local_provider import local_provider, settings_of_os
 
 COMMAND_TIMEOUT_SECONDS = 600.0
 

@@ -2,8 +2,7 @@
 
 import os
 
-from imbue.mngr_local_vps.operating_systems import DEFAULT_OS
-from imbue.mngr_local_vps.operating_systems import find_operating_system
+from imbue.mngr_local_vps.operating_systems import DEFAULT_OS, find_operating_system
 
 # `make test OS=…` runs every test on one, instead of those marked `core` on two and the others on the default.
 _ASKED_FOR = os.environ.get("MNGR_TEST_OS")

@@ -1,35 +1,28 @@
 """Two hosts of one provider, one of which others may have spoiled; their VPSes are folders of this machine."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
-from dataclasses import field
-from datetime import UTC
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from imbue.mngr.interfaces.data_types import AgentDetails
-from imbue.mngr.interfaces.data_types import HostDetails
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import DiscoveredAgent
-from imbue.mngr.primitives import DiscoveredHost
-from imbue.mngr.primitives import HostId
+from imbue.mngr.interfaces.data_types import AgentDetails, HostDetails
+from imbue.mngr.primitives import AgentId, DiscoveredAgent, DiscoveredHost, HostId
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
-from imbue.mngr_vps_docker.state.record import encode_agent_data
-from imbue.mngr_vps_docker.state.record import encode_record
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, OutcomeStatus
+from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
+from imbue.mngr_vps_docker.state.record import encode_agent_data, encode_record
 from support.local_machine import LocalMachine
 from support.local_provider import local_provider
-from support.memory_provider import MemoryCloud
-from support.memory_provider import MemoryProvider
-from support.memory_provider import Network
-from support.memory_provider import record_of
-from support.memory_provider import running_container
-from support.memory_provider import stopped_container
+from support.memory_provider import (
+    MemoryCloud,
+    MemoryProvider,
+    Network,
+    record_of,
+    running_container,
+    stopped_container,
+)
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 

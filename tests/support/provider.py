@@ -4,24 +4,19 @@ import secrets
 import shutil
 import subprocess
 from contextlib import ExitStack
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from imbue.mngr.api.data_types import GcResourceTypes
 from imbue.mngr.api.gc import gc
-from imbue.mngr.primitives import ErrorBehavior
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostState
+from imbue.mngr.primitives import ErrorBehavior, HostId, HostState
 from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.clean import clean
 from imbue.mngr_local_vps.client import LocalVpsClient
-from imbue.mngr_local_vps.engine import lines_of
-from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.engine import lines_of, run_docker
 from imbue.mngr_local_vps.labels import ACCOUNT_LABEL
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
-from support.local_provider import local_provider
-from support.local_provider import settings_of_os
+from support.local_provider import local_provider, settings_of_os
 from support.remote import wait_for
 
 BOOT_TIMEOUT_SECONDS = 120.0

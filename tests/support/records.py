@@ -1,13 +1,11 @@
 """Host records, and data of agents, with whatever a text can hold."""
 
 import random
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import AgentId, HostId
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 
 NASTY = "' \" \n\0 $(touch /tmp/x) `x` EOF\nEOF \U0001f600 \\ mngr-batch-end\n"

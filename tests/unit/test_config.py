@@ -6,9 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 from imbue.mngr.errors import ConfigParseError
-from imbue.mngr.primitives import ActivitySource
-from imbue.mngr.primitives import DockerBuilder
-from imbue.mngr.primitives import IdleMode
+from imbue.mngr.primitives import ActivitySource, DockerBuilder, IdleMode
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 
 

@@ -2,21 +2,14 @@
 
 import inspect
 from collections.abc import Mapping
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 
 import pytest
 
 from imbue.mngr_local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
-from imbue.mngr_vps_docker.testing.faulty_client import CALLS
-from imbue.mngr_vps_docker.testing.faulty_client import Fault
-from imbue.mngr_vps_docker.testing.faulty_client import FaultMoment
-from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
-from imbue.mngr_vps_docker.vps_client import VpsClientInterface
-from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
-from imbue.mngr_vps_docker.vps_client import VpsSshKeyInfo
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus
+from imbue.mngr_vps_docker.testing.faulty_client import CALLS, Fault, FaultMoment, FaultyClient
+from imbue.mngr_vps_docker.vps_client import VpsClientInterface, VpsInstanceInfo, VpsSshKeyInfo
 
 
 class OneKeyClient(LocalVpsClient):

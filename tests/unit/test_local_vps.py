@@ -8,11 +8,9 @@ import pytest
 from pytest_subprocess import FakeProcess
 
 from imbue.mngr_local_vps.__main__ import main
-from imbue.mngr_local_vps.engine import api_error_of
-from imbue.mngr_local_vps.engine import describe
+from imbue.mngr_local_vps.engine import api_error_of, describe
 from imbue.mngr_local_vps.images import require_image
-from imbue.mngr_local_vps.machine import hostname_of
-from imbue.mngr_local_vps.machine import seed_archive
+from imbue.mngr_local_vps.machine import hostname_of, seed_archive
 from imbue.mngr_local_vps.operating_systems import agent_image_of_os
 from imbue.mngr_vps_docker.errors import VpsApiError
 

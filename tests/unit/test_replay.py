@@ -11,11 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from imbue.mngr_vps_docker.replay import main
-from imbue.mngr_vps_docker.replay import newest_log
-from imbue.mngr_vps_docker.ssh.command_log import CommandLog
-from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
-from imbue.mngr_vps_docker.ssh.command_log import follow_log
+from imbue.mngr_vps_docker.replay import main, newest_log
+from imbue.mngr_vps_docker.ssh.command_log import CommandLog, LoggedCommand, follow_log
 from support.remote import heed_signals
 
 LOOKED = LoggedCommand(

@@ -9,16 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.errors import VpsApiError, VpsDockerError
 from imbue.mngr_vps_docker.lifecycle.container import check_setup
 from imbue.mngr_vps_docker.lifecycle.image import _log_build_line
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.text import logger
-from imbue.mngr_vps_docker.text import printable
-from imbue.mngr_vps_docker.text import printable_data
-from imbue.mngr_vps_docker.text import without_passwords
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, OutcomeStatus
+from imbue.mngr_vps_docker.text import logger, printable, printable_data, without_passwords
 from support.local_machine import LocalMachine
 
 NASTY = "\x1b]0;owned\x07\x1b[2J\x9b31m\b\u202e\udcff"

@@ -5,10 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from imbue.mngr_local_vps.clean import clean
-from imbue.mngr_local_vps.client import DEFAULT_ACCOUNT
-from imbue.mngr_local_vps.client import LocalVpsClient
-from imbue.mngr_local_vps.images import DEFAULT_IMAGES
-from imbue.mngr_local_vps.images import ensure_images
+from imbue.mngr_local_vps.client import DEFAULT_ACCOUNT, LocalVpsClient
+from imbue.mngr_local_vps.images import DEFAULT_IMAGES, ensure_images
 from imbue.mngr_local_vps.operating_systems import OPERATING_SYSTEMS
 from imbue.mngr_vps_docker.errors import VpsDockerError
 

@@ -1,17 +1,13 @@
 """The local_vps provider, and how mngr finds it and makes it from its settings."""
 
 from imbue.mngr import hookimpl
-from imbue.mngr.config.data_types import MngrContext
-from imbue.mngr.config.data_types import ProviderInstanceConfig
+from imbue.mngr.config.data_types import MngrContext, ProviderInstanceConfig
 from imbue.mngr.errors import ConfigStructureError
 from imbue.mngr.interfaces.provider_backend import ProviderBackendInterface
 from imbue.mngr.interfaces.provider_instance import ProviderInstanceInterface
-from imbue.mngr.primitives import ProviderBackendName
-from imbue.mngr.primitives import ProviderInstanceName
-from imbue.mngr_local_vps.client import PLANS
-from imbue.mngr_local_vps.client import LocalVpsClient
-from imbue.mngr_local_vps.config import BACKEND_NAME
-from imbue.mngr_local_vps.config import LocalVpsProviderConfig
+from imbue.mngr.primitives import ProviderBackendName, ProviderInstanceName
+from imbue.mngr_local_vps.client import PLANS, LocalVpsClient
+from imbue.mngr_local_vps.config import BACKEND_NAME, LocalVpsProviderConfig
 from imbue.mngr_local_vps.operating_systems import OPERATING_SYSTEMS
 from imbue.mngr_vps_docker.instance import VpsDockerProvider
 

@@ -2,14 +2,8 @@
 
 from collections.abc import Iterator
 
-from imbue.mngr_local_vps.engine import lines_of
-from imbue.mngr_local_vps.engine import remove_if_there
-from imbue.mngr_local_vps.engine import remove_machine
-from imbue.mngr_local_vps.engine import run_docker
-from imbue.mngr_local_vps.labels import NAME_PREFIX
-from imbue.mngr_local_vps.labels import SNAPSHOT_REPOSITORY
-from imbue.mngr_local_vps.labels import Kind
-from imbue.mngr_local_vps.labels import label_filters
+from imbue.mngr_local_vps.engine import lines_of, remove_if_there, remove_machine, run_docker
+from imbue.mngr_local_vps.labels import NAME_PREFIX, SNAPSHOT_REPOSITORY, Kind, label_filters
 
 
 def clean(account: str | None = None, *, with_images: bool = False) -> Iterator[str]:

@@ -6,58 +6,59 @@ All that it knows is in the engine (see ``labels``), so it survives the process,
 import json
 import secrets
 import time
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Final
 from urllib.parse import quote
 
 from pydantic import Field
 
-from imbue.mngr_local_vps.engine import machine_lock
-from imbue.mngr_local_vps.engine import remove_if_there
-from imbue.mngr_local_vps.engine import remove_machine
-from imbue.mngr_local_vps.engine import require_suitable_engine
-from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.engine import (
+    machine_lock,
+    remove_if_there,
+    remove_machine,
+    require_suitable_engine,
+    run_docker,
+)
 from imbue.mngr_local_vps.images import require_image
-from imbue.mngr_local_vps.inventory import find_instance
-from imbue.mngr_local_vps.inventory import find_key
-from imbue.mngr_local_vps.inventory import has_disk
-from imbue.mngr_local_vps.inventory import list_instances_of
-from imbue.mngr_local_vps.inventory import list_keys_of
-from imbue.mngr_local_vps.inventory import list_snapshots_of
-from imbue.mngr_local_vps.labels import ACCOUNT_LABEL
-from imbue.mngr_local_vps.labels import DESCRIPTION_LABEL
-from imbue.mngr_local_vps.labels import KEY_NAME_LABEL
-from imbue.mngr_local_vps.labels import KIND_LABEL
-from imbue.mngr_local_vps.labels import LABEL_LABEL
-from imbue.mngr_local_vps.labels import NAME_PREFIX
-from imbue.mngr_local_vps.labels import OS_LABEL
-from imbue.mngr_local_vps.labels import PLAN_LABEL
-from imbue.mngr_local_vps.labels import PUBLIC_KEY_LABEL
-from imbue.mngr_local_vps.labels import REGION_LABEL
-from imbue.mngr_local_vps.labels import SNAPSHOT_REPOSITORY
-from imbue.mngr_local_vps.labels import TAGS_LABEL
-from imbue.mngr_local_vps.labels import Kind
-from imbue.mngr_local_vps.labels import label_arguments
-from imbue.mngr_local_vps.machine import MACHINE_OPTIONS
-from imbue.mngr_local_vps.machine import SEED_FOLDER
-from imbue.mngr_local_vps.machine import choose_address
-from imbue.mngr_local_vps.machine import disk_options
-from imbue.mngr_local_vps.machine import ensure_network
-from imbue.mngr_local_vps.machine import hostname_of
-from imbue.mngr_local_vps.machine import nameservers
-from imbue.mngr_local_vps.machine import network_name
-from imbue.mngr_local_vps.machine import seed_archive
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
-from imbue.mngr_vps_docker.primitives import VpsSnapshotId
-from imbue.mngr_vps_docker.vps_client import VpsClientInterface
-from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
-from imbue.mngr_vps_docker.vps_client import VpsSnapshotInfo
-from imbue.mngr_vps_docker.vps_client import VpsSshKeyInfo
+from imbue.mngr_local_vps.inventory import (
+    find_instance,
+    find_key,
+    has_disk,
+    list_instances_of,
+    list_keys_of,
+    list_snapshots_of,
+)
+from imbue.mngr_local_vps.labels import (
+    ACCOUNT_LABEL,
+    DESCRIPTION_LABEL,
+    KEY_NAME_LABEL,
+    KIND_LABEL,
+    LABEL_LABEL,
+    NAME_PREFIX,
+    OS_LABEL,
+    PLAN_LABEL,
+    PUBLIC_KEY_LABEL,
+    REGION_LABEL,
+    SNAPSHOT_REPOSITORY,
+    TAGS_LABEL,
+    Kind,
+    label_arguments,
+)
+from imbue.mngr_local_vps.machine import (
+    MACHINE_OPTIONS,
+    SEED_FOLDER,
+    choose_address,
+    disk_options,
+    ensure_network,
+    hostname_of,
+    nameservers,
+    network_name,
+    seed_archive,
+)
+from imbue.mngr_vps_docker.errors import VpsApiError, VpsProvisioningError
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus, VpsSnapshotId
+from imbue.mngr_vps_docker.vps_client import VpsClientInterface, VpsInstanceInfo, VpsSnapshotInfo, VpsSshKeyInfo
 
 DEFAULT_ACCOUNT: Final = "default"
 ACCOUNT_PATTERN: Final = r"^[a-z0-9][a-z0-9-]{0,39}$"

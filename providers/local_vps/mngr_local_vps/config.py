@@ -5,12 +5,8 @@ from typing import Final
 from pydantic import Field
 
 from imbue.mngr.primitives import ProviderBackendName
-from imbue.mngr_local_vps.client import ACCOUNT_PATTERN
-from imbue.mngr_local_vps.client import DEFAULT_ACCOUNT
-from imbue.mngr_local_vps.client import DEFAULT_PLAN
-from imbue.mngr_local_vps.client import DEFAULT_REGION
-from imbue.mngr_local_vps.operating_systems import DEFAULT_OS
-from imbue.mngr_local_vps.operating_systems import agent_image_of_os
+from imbue.mngr_local_vps.client import ACCOUNT_PATTERN, DEFAULT_ACCOUNT, DEFAULT_PLAN, DEFAULT_REGION
+from imbue.mngr_local_vps.operating_systems import DEFAULT_OS, agent_image_of_os
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 
 BACKEND_NAME: Final = ProviderBackendName("local-vps")

@@ -13,29 +13,24 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Final
 
-from imbue.mngr_local_vps.engine import describe
-from imbue.mngr_local_vps.engine import machine_lock
-from imbue.mngr_local_vps.engine import require_suitable_engine
-from imbue.mngr_local_vps.engine import run_docker
+from imbue.mngr_local_vps.engine import describe, machine_lock, require_suitable_engine, run_docker
 from imbue.mngr_local_vps.labels import NAME_PREFIX
 from imbue.mngr_local_vps.machine import MACHINE_OPTIONS
-from imbue.mngr_local_vps.operating_systems import DEFAULT_OS
-from imbue.mngr_local_vps.operating_systems import OperatingSystem
-from imbue.mngr_local_vps.operating_systems import agent_image
-from imbue.mngr_local_vps.operating_systems import base_image
-from imbue.mngr_local_vps.operating_systems import find_operating_system
-from imbue.mngr_local_vps.operating_systems import without_docker
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr_local_vps.operating_systems import (
+    DEFAULT_OS,
+    OperatingSystem,
+    agent_image,
+    base_image,
+    find_operating_system,
+    without_docker,
+)
+from imbue.mngr_vps_docker.errors import VpsApiError, VpsProvisioningError
 
 DEFAULT_IMAGES: Final = (DEFAULT_OS, without_docker(DEFAULT_OS))
 

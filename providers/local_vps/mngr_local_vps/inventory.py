@@ -6,28 +6,23 @@ from datetime import datetime
 from typing import Final
 from urllib.parse import unquote
 
-from pydantic import Field
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
-from imbue.mngr_local_vps.engine import describe
-from imbue.mngr_local_vps.engine import lines_of
-from imbue.mngr_local_vps.engine import run_docker
-from imbue.mngr_local_vps.labels import ACCOUNT_LABEL
-from imbue.mngr_local_vps.labels import DESCRIPTION_LABEL
-from imbue.mngr_local_vps.labels import KEY_NAME_LABEL
-from imbue.mngr_local_vps.labels import KIND_LABEL
-from imbue.mngr_local_vps.labels import PUBLIC_KEY_LABEL
-from imbue.mngr_local_vps.labels import SNAPSHOT_REPOSITORY
-from imbue.mngr_local_vps.labels import TAGS_LABEL
-from imbue.mngr_local_vps.labels import Kind
-from imbue.mngr_local_vps.labels import label_filters
+from imbue.mngr_local_vps.engine import describe, lines_of, run_docker
+from imbue.mngr_local_vps.labels import (
+    ACCOUNT_LABEL,
+    DESCRIPTION_LABEL,
+    KEY_NAME_LABEL,
+    KIND_LABEL,
+    PUBLIC_KEY_LABEL,
+    SNAPSHOT_REPOSITORY,
+    TAGS_LABEL,
+    Kind,
+    label_filters,
+)
 from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
-from imbue.mngr_vps_docker.primitives import VpsSnapshotId
-from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
-from imbue.mngr_vps_docker.vps_client import VpsSnapshotInfo
-from imbue.mngr_vps_docker.vps_client import VpsSshKeyInfo
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus, VpsSnapshotId
+from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo, VpsSnapshotInfo, VpsSshKeyInfo
 
 # A paused container is a machine that hangs: its cloud still says that it runs.
 _STATUS_OF_STATE: Final = {

@@ -6,18 +6,12 @@ import json
 import re
 import secrets
 import tarfile
-from collections.abc import Collection
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
-from imbue.mngr_local_vps.engine import describe
-from imbue.mngr_local_vps.engine import run_docker
-from imbue.mngr_local_vps.labels import ACCOUNT_LABEL
-from imbue.mngr_local_vps.labels import KIND_LABEL
-from imbue.mngr_local_vps.labels import NAME_PREFIX
-from imbue.mngr_local_vps.labels import Kind
-from imbue.mngr_local_vps.labels import label_arguments
+from imbue.mngr_local_vps.engine import describe, run_docker
+from imbue.mngr_local_vps.labels import ACCOUNT_LABEL, KIND_LABEL, NAME_PREFIX, Kind, label_arguments
 from imbue.mngr_vps_docker.errors import VpsApiError
 
 SEED_FOLDER: Final = "/var/lib/cloud/seed/nocloud"

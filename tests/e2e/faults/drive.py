@@ -18,26 +18,17 @@ from imbue.mngr.api.data_types import GcResourceTypes
 from imbue.mngr.api.gc import gc
 from imbue.mngr.errors import MngrError
 from imbue.mngr.hosts.host import Host
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import ErrorBehavior
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import SnapshotName
+from imbue.mngr.primitives import AgentId, ErrorBehavior, HostName, SnapshotName
 from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.client import LocalVpsClient
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr_vps_docker.errors import VpsApiError, VpsProvisioningError
 from imbue.mngr_vps_docker.hosts.cloud_resources import UploadedKey
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.ssh.span import span
 from imbue.mngr_vps_docker.testing.faulty_client import Fault
-from support.fault_points import FaultError
-from support.fault_points import FaultKind
-from support.fault_points import FaultPointClient
-from support.fault_points import FaultPointRunner
-from support.fault_points import FaultPoints
-from support.local_provider import local_provider
-from support.local_provider import settings_of_os
+from support.fault_points import FaultError, FaultKind, FaultPointClient, FaultPointRunner, FaultPoints
+from support.local_provider import local_provider, settings_of_os
 
 SNAPSHOT = SnapshotName("s1")
 # Of another host, in the same account.

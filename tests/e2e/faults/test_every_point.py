@@ -12,24 +12,18 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from collections.abc import Collection
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
 from e2e.faults.drive import SEED
 
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import HostState
+from imbue.mngr.primitives import HostId, HostName, HostState
 from imbue.mngr_vps_docker.hosts.cloud_resources import uploaded_keys
 from imbue.mngr_vps_docker.lifecycle import snapshots as snapshots
 from imbue.mngr_vps_docker.state import local_store
 from support.fault_points import FaultKind
-from support.provider import ProviderLab
-from support.provider import collect_garbage
-from support.provider import states
+from support.provider import ProviderLab, collect_garbage, states
 from support.remote import heed_signals
 
 DRIVER = Path(__file__).with_name("drive.py")

@@ -10,15 +10,11 @@ from typing import Any
 from pydantic import Field
 
 from imbue.mngr import hookimpl
-from imbue.mngr.config.data_types import MngrContext
-from imbue.mngr.config.data_types import ProviderInstanceConfig
-from imbue.mngr.errors import HostConnectionError
-from imbue.mngr.errors import MngrError
+from imbue.mngr.config.data_types import MngrContext, ProviderInstanceConfig
+from imbue.mngr.errors import HostConnectionError, MngrError
 from imbue.mngr.interfaces.provider_backend import ProviderBackendInterface
 from imbue.mngr.interfaces.provider_instance import ProviderInstanceInterface
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import ProviderBackendName
-from imbue.mngr.primitives import ProviderInstanceName
+from imbue.mngr.primitives import HostId, ProviderBackendName, ProviderInstanceName
 from imbue.mngr_local_vps.backend import LocalVpsProviderBackend
 from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_local_vps.config import LocalVpsProviderConfig

@@ -7,21 +7,16 @@ import stat
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from loguru import logger
 
 from imbue.mngr.primitives import LogLevel
-from imbue.mngr_vps_docker.builds.context import archive
-from imbue.mngr_vps_docker.builds.context import check_build_context
-from imbue.mngr_vps_docker.builds.context import uploaded_build_context
+from imbue.mngr_vps_docker.builds.context import archive, check_build_context, uploaded_build_context
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
-from imbue.mngr_vps_docker.errors import BuildContextError
-from imbue.mngr_vps_docker.errors import RemoteCommandError
+from imbue.mngr_vps_docker.errors import BuildContextError, RemoteCommandError
 from support.local_machine import LocalMachine
 
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbue.mngr_vps_docker.builds.dockerignore import IgnorePatterns
-from imbue.mngr_vps_docker.builds.dockerignore import ignore_file_for
+from imbue.mngr_vps_docker.builds.dockerignore import IgnorePatterns, ignore_file_for
 from imbue.mngr_vps_docker.errors import BuildContextError
 
 

@@ -9,14 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from imbue.mngr_vps_docker.builds.context import archive
-from imbue.mngr_vps_docker.builds.context import check_build_context
+from imbue.mngr_vps_docker.builds.context import archive, check_build_context
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
 from imbue.mngr_vps_docker.errors import BuildContextError
-from support.git_checkouts import commit
-from support.git_checkouts import git
-from support.git_checkouts import use_own_git_settings
-from support.git_checkouts import write
+from support.git_checkouts import commit, git, use_own_git_settings, write
 
 ORIGIN = "https://example.com/project.git"
 

@@ -5,22 +5,17 @@ import shlex
 import shutil
 import subprocess
 import tracemalloc
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from imbue.mngr_vps_docker.builds.context import archive
-from imbue.mngr_vps_docker.builds.context import check_build_context
+from imbue.mngr_vps_docker.builds.context import archive, check_build_context
 from imbue.mngr_vps_docker.builds.git_command import Repository
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
 from imbue.mngr_vps_docker.errors import BuildContextError
-from support.git_checkouts import commit
-from support.git_checkouts import git
-from support.git_checkouts import use_own_git_settings
-from support.git_checkouts import write
+from support.git_checkouts import commit, git, use_own_git_settings, write
 
 ABSENT_COMMIT = "1" * 40
 # Programs that git runs, by the setting that names them; "{}" is the program.

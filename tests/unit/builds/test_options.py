@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
-from imbue.mngr_vps_docker.builds.options import parse_build_args
+from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs, parse_build_args
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 
 CACHES = ("--cache-from=a/b:1,c", "--cache-to=type=inline")

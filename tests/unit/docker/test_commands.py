@@ -4,12 +4,10 @@ import pytest
 
 from imbue.mngr.primitives import DockerBuilder
 from imbue.mngr_vps_docker.docker import commands as commands
-from imbue.mngr_vps_docker.docker.commands import BuildSpec
-from imbue.mngr_vps_docker.docker.commands import ContainerSpec
+from imbue.mngr_vps_docker.docker.commands import BuildSpec, ContainerSpec
 from imbue.mngr_vps_docker.docker_over_ssh import run_step
 from imbue.mngr_vps_docker.errors import BuildArgumentError
-from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
-from imbue.mngr_vps_docker.ssh.shell import as_stdin
+from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN, as_stdin
 
 
 def test_run_argv_of_a_bare_container() -> None:

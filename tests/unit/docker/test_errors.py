@@ -1,11 +1,9 @@
 import pytest
 
 from imbue.mngr_vps_docker.docker import errors as errors
-from imbue.mngr_vps_docker.docker.errors import classify
-from imbue.mngr_vps_docker.docker.errors import docker_error
+from imbue.mngr_vps_docker.docker.errors import classify, docker_error
 from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, OutcomeStatus
 
 # As printed by Docker 20.10 (client and daemon) and by 24 to 29.
 _WORDS = [

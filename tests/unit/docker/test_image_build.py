@@ -6,9 +6,7 @@ import pytest
 
 from imbue.mngr.primitives import DockerBuilder
 from imbue.mngr_vps_docker.docker.commands import BuildSpec
-from imbue.mngr_vps_docker.docker.errors import DiskFullError
-from imbue.mngr_vps_docker.docker.errors import DockerError
-from imbue.mngr_vps_docker.docker.errors import NoSuchImageError
+from imbue.mngr_vps_docker.docker.errors import DiskFullError, DockerError, NoSuchImageError
 from imbue.mngr_vps_docker.docker.image_build import build_image
 from support.local_machine import LocalMachine
 

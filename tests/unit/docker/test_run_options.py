@@ -5,9 +5,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
-from imbue.mngr_vps_docker.docker.run_options import checked_start_args
-from imbue.mngr_vps_docker.docker.run_options import start_args_of
-from imbue.mngr_vps_docker.docker.run_options import without_values
+from imbue.mngr_vps_docker.docker.run_options import checked_start_args, start_args_of, without_values
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 
 HARMLESS = [

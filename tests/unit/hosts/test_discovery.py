@@ -4,50 +4,30 @@ import errno
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from loguru import logger
 from pydantic import PrivateAttr
 
-from imbue.mngr.errors import HostNameConflictError
-from imbue.mngr.errors import MngrError
-from imbue.mngr.errors import ProviderUnavailableError
+from imbue.mngr.errors import HostNameConflictError, MngrError, ProviderUnavailableError
 from imbue.mngr.hosts.offline_host import OfflineHost
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import HostState
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsConnectionError
-from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr.primitives import AgentId, HostId, HostName, HostState
+from imbue.mngr_vps_docker.errors import VpsApiError, VpsConnectionError, VpsDockerError, VpsProvisioningError
 from imbue.mngr_vps_docker.hosts.vps_reader import MAX_PARALLEL_READINGS
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.state import keys
-from imbue.mngr_vps_docker.state import local_store
+from imbue.mngr_vps_docker.state import keys, local_store
 from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.testing.faulty_client import Fault
-from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
+from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
-from support.fleet import ADDRESS
-from support.fleet import CASES
-from support.fleet import LONG_AGO
-from support.fleet import Fleet
+from support.fleet import ADDRESS, CASES, LONG_AGO, Fleet
 from support.local_machine import LocalMachine
-from support.memory_provider import SILENT
-from support.memory_provider import MemoryCloud
-from support.memory_provider import record_of
-from support.provider import collect_garbage
-from support.provider import states
+from support.memory_provider import SILENT, MemoryCloud, record_of
+from support.provider import collect_garbage, states
 
 
 @pytest.mark.parametrize("name", CASES)

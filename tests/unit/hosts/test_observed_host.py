@@ -1,25 +1,19 @@
 """What follows for mngr from what the cloud, the VPS and this machine say of a host."""
 
 from dataclasses import dataclass
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostState
+from imbue.mngr.primitives import HostId, HostState
 from imbue.mngr_vps_docker.docker.models import ContainerInfo
-from imbue.mngr_vps_docker.errors import VpsAuthenticationError
-from imbue.mngr_vps_docker.errors import VpsConnectionError
+from imbue.mngr_vps_docker.errors import VpsAuthenticationError, VpsConnectionError
 from imbue.mngr_vps_docker.hosts.details import host_details
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
-from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
-from imbue.mngr_vps_docker.state.record import VpsHostConfig
+from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
 from imbue.mngr_vps_docker.state.vps_state import HostReading
 from support.fleet import Fleet
 

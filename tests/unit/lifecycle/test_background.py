@@ -1,31 +1,21 @@
 """What goes on beside an operation ends with it."""
 
-from concurrent.futures import Future
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC
-from datetime import datetime
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from imbue.mngr.interfaces.data_types import HostLifecycleOptions
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import IdleMode
+from imbue.mngr.primitives import HostId, HostName, IdleMode
 from imbue.mngr_vps_docker.lifecycle import background
-from imbue.mngr_vps_docker.lifecycle.background import BackgroundWork
-from imbue.mngr_vps_docker.lifecycle.background import Milestone
-from imbue.mngr_vps_docker.lifecycle.background import NeverReachedError
-from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
-from imbue.mngr_vps_docker.lifecycle.creation import Creation
+from imbue.mngr_vps_docker.lifecycle.background import BackgroundWork, Milestone, NeverReachedError
+from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest, Creation
 from imbue.mngr_vps_docker.ssh.span import current_span
-from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from support.local_provider import local_provider
-from support.memory_provider import MemoryCloud
-from support.memory_provider import MemoryProvider
+from support.memory_provider import MemoryCloud, MemoryProvider
 
 
 def test_work_waits_for_its_milestone_and_is_part_of_its_step() -> None:

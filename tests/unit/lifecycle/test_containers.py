@@ -3,8 +3,7 @@
 import json
 import re
 import tempfile
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,15 @@ import pytest
 from pyinfra.api.host import Host as PyinfraHost
 
 from imbue.mngr.interfaces.data_types import ActivityConfig
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import HostState
-from imbue.mngr.primitives import SnapshotId
+from imbue.mngr.primitives import HostId, HostName, HostState, SnapshotId
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
 from imbue.mngr_vps_docker.docker.commands import run_argv
 from imbue.mngr_vps_docker.docker.errors import DockerError
-from imbue.mngr_vps_docker.errors import BuildArgumentError
-from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.errors import BuildArgumentError, VpsDockerError
 from imbue.mngr_vps_docker.hosts import outer_host
-from imbue.mngr_vps_docker.lifecycle import create
-from imbue.mngr_vps_docker.lifecycle import power
-from imbue.mngr_vps_docker.lifecycle import snapshots
-from imbue.mngr_vps_docker.lifecycle.container import setup_step
-from imbue.mngr_vps_docker.lifecycle.container import state_container
-from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
-from imbue.mngr_vps_docker.lifecycle.creation import Creation
+from imbue.mngr_vps_docker.lifecycle import create, power, snapshots
+from imbue.mngr_vps_docker.lifecycle.container import setup_step, state_container
+from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest, Creation
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.remote_command import ChainStep

@@ -3,9 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,34 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imbue.mngr.cli.create import _split_cli_args
 from imbue.mngr.errors import MngrError
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostId, HostName
 from imbue.mngr_vps_docker.builds.options import parse_build_args
 from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
 from imbue.mngr_vps_docker.docker.commands import hidden
 from imbue.mngr_vps_docker.docker.run_options import checked_start_args
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
-from imbue.mngr_vps_docker.errors import BuildArgumentError
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr_vps_docker.errors import BuildArgumentError, VpsProvisioningError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
-from imbue.mngr_vps_docker.lifecycle import checks
-from imbue.mngr_vps_docker.lifecycle import create
-from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest
-from imbue.mngr_vps_docker.lifecycle.container import host_container
+from imbue.mngr_vps_docker.lifecycle import checks, create
+from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest, host_container
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
 from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
 from support.local_machine import LocalMachine
 from support.local_provider import local_provider
-from support.memory_provider import MemoryCloud
-from support.memory_provider import MemoryProvider
-from support.memory_provider import Network
-from support.memory_provider import record_of
+from support.memory_provider import MemoryCloud, MemoryProvider, Network, record_of
 
 NAME = HostName("h1")
 # Its name is short enough to be a part of everything.

@@ -1,41 +1,27 @@
 """Nothing that costs money is left or forgotten, whatever is known of it, and whatever fails on the way."""
 
 import errno
-from collections.abc import Callable
-from collections.abc import Sequence
-from datetime import UTC
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 import pytest
 
 from imbue.mngr.errors import MngrError
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import HostState
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr.primitives import HostId, HostName, HostState
+from imbue.mngr_vps_docker.errors import VpsApiError, VpsDockerError, VpsProvisioningError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.hosts import cloud_resources
 from imbue.mngr_vps_docker.hosts.cloud_resources import key_name
 from imbue.mngr_vps_docker.lifecycle.destroy import destroy_host
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus
 from imbue.mngr_vps_docker.ssh import known_hosts
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.state import local_store as journals
-from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
-from imbue.mngr_vps_docker.testing.faulty_client import Fault
-from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
-from support.fleet import ADDRESS
-from support.fleet import CASES
-from support.fleet import LONG_AGO
-from support.fleet import Fleet
-from support.memory_provider import MemoryCloud
-from support.memory_provider import record_of
-from support.provider import collect_garbage
-from support.provider import states
+from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
+from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
+from support.fleet import ADDRESS, CASES, LONG_AGO, Fleet
+from support.memory_provider import MemoryCloud, record_of
+from support.provider import collect_garbage, states
 
 
 @pytest.fixture(autouse=True)

@@ -4,18 +4,14 @@ import gc
 import json
 import subprocess
 import sys
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 
 import pytest
 
 from imbue.mngr.errors import MngrError
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostState
+from imbue.mngr.primitives import AgentId, HostId, HostState
 from imbue.mngr_vps_docker.state.local_store import LocalHostStore
-from support.fleet import ADDRESS
-from support.fleet import Fleet
+from support.fleet import ADDRESS, Fleet
 from support.provider import states
 from support.remote import wait_for
 

@@ -9,15 +9,12 @@ from typing import Any
 import pytest
 
 from imbue.mngr.interfaces.data_types import ActivityConfig
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostId, HostName
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
 from imbue.mngr_vps_docker.lifecycle import create
-from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
-from imbue.mngr_vps_docker.lifecycle.creation import Creation
+from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest, Creation
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from support.pair import Pair
-from support.pair import ScriptedMachine
+from support.pair import Pair, ScriptedMachine
 
 ADDRESS = "192.0.2.9"
 OWN = "ssh-ed25519 " + "A" * 68

@@ -6,17 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from imbue.mngr.errors import HostNameConflictError
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
-from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
-from imbue.mngr_vps_docker.state.local_store import LocalHostStore
-from imbue.mngr_vps_docker.testing.faulty_client import Fault
-from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
-from support.fleet import ADDRESS
-from support.fleet import CASES
-from support.fleet import Fleet
+from imbue.mngr.primitives import HostId, HostName
+from imbue.mngr_vps_docker.errors import VpsApiError, VpsProvisioningError
+from imbue.mngr_vps_docker.state.local_store import LocalHostRecord, LocalHostStore
+from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
+from support.fleet import ADDRESS, CASES, Fleet
 from support.local_machine import LocalMachine
 from support.provider import states
 

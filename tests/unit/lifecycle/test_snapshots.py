@@ -1,25 +1,19 @@
 """Which snapshot `mngr create --snapshot` means."""
 
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from imbue.mngr.interfaces.data_types import SnapshotRecord
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import SnapshotName
+from imbue.mngr.primitives import HostId, SnapshotName
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.snapshots import find_snapshot
-from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
+from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from support.local_provider import local_provider
-from support.memory_provider import MemoryCloud
-from support.memory_provider import MemoryProvider
-from support.memory_provider import Network
-from support.memory_provider import record_of
+from support.memory_provider import MemoryCloud, MemoryProvider, Network, record_of
 
 NAME = SnapshotName("s1")
 

@@ -6,8 +6,7 @@ import pytest
 from loguru import logger
 
 from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.lifecycle.steps import Step
-from imbue.mngr_vps_docker.lifecycle.steps import run_steps
+from imbue.mngr_vps_docker.lifecycle.steps import Step, run_steps
 
 
 def recording(

@@ -8,19 +8,14 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostState
+from imbue.mngr.primitives import HostId, HostState
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.state import local_store as journals
 from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.testing.faulty_client import Fault
-from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
-from support.fleet import ADDRESS
-from support.fleet import CASES
-from support.fleet import Fleet
-from support.provider import collect_garbage
-from support.provider import states
+from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
+from support.fleet import ADDRESS, CASES, Fleet
+from support.provider import collect_garbage, states
 
 AT_ONCE = {"min_online_host_age_seconds": 0.0, "ssh_connect_timeout": 1.0}
 

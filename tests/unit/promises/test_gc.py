@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -12,21 +10,11 @@ from imbue.mngr.api.data_types import GcResult
 from imbue.mngr.api.gc import gc_machines
 from imbue.mngr.errors import MngrError
 from imbue.mngr.interfaces.data_types import SnapshotRecord
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import ErrorBehavior
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostState
-from imbue.mngr.primitives import SnapshotId
-from imbue.mngr.primitives import VolumeId
+from imbue.mngr.primitives import AgentId, ErrorBehavior, HostId, HostState, SnapshotId, VolumeId
 from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.testing.faulty_client import Fault
-from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
-from support.fleet import ADDRESS
-from support.fleet import CASES
-from support.fleet import LONG_AGO
-from support.fleet import Fleet
-from support.provider import collect_garbage
-from support.provider import states
+from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
+from support.fleet import ADDRESS, CASES, LONG_AGO, Fleet
+from support.provider import collect_garbage, states
 
 AT_ONCE = {"destroyed_host_persisted_seconds": 0.0, "min_online_host_age_seconds": 0.0}
 

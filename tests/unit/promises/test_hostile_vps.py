@@ -5,44 +5,33 @@ import json
 import tempfile
 import tracemalloc
 from base64 import b64encode
-from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imbue.mngr.errors import BaseMngrError
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import AgentId, HostId
 from imbue.mngr_vps_docker.docker.commands import ContainerSpec
 from imbue.mngr_vps_docker.docker.errors import DockerError
-from imbue.mngr_vps_docker.docker.models import parse_containers
-from imbue.mngr_vps_docker.docker.models import parse_images
-from imbue.mngr_vps_docker.docker.models import parse_info
-from imbue.mngr_vps_docker.docker.models import server_errors
+from imbue.mngr_vps_docker.docker.models import parse_containers, parse_images, parse_info, server_errors
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.hosts.listing import read_resources
 from imbue.mngr_vps_docker.hosts.mngr_hosts import outer_host
 from imbue.mngr_vps_docker.lifecycle.vps_identity import generate_host_key
-from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
-from imbue.mngr_vps_docker.ssh.remote_command import run_chain
+from imbue.mngr_vps_docker.ssh.remote_command import ChainStep, run_chain
 from imbue.mngr_vps_docker.state.host_volume import HostVolumeOverSsh
 from imbue.mngr_vps_docker.state.record import encode_record
 from imbue.mngr_vps_docker.state.vps_state import read_vps_state
 from imbue.mngr_vps_docker.text import printable_data
-from support.memory_provider import record_of
-from support.memory_provider import stopped_container
-from support.pair import Pair
-from support.pair import ScriptedMachine
+from support.memory_provider import record_of, stopped_container
+from support.pair import Pair, ScriptedMachine
 
 MIB = 1 << 20
 AGENT = {"id": f"agent-{'a' * 32}", "name": "a1", "labels": {"k": "v"}, "create_time": "2026-01-02T03:04:05+00:00"}

@@ -11,15 +11,12 @@ from typing import Any
 import pytest
 
 from imbue.mngr.agents.base_agent import BaseAgent
-from imbue.mngr.config.agent_class_registry import reset_agent_class_registry
-from imbue.mngr.config.agent_class_registry import set_default_agent_class
+from imbue.mngr.config.agent_class_registry import reset_agent_class_registry, set_default_agent_class
 from imbue.mngr.primitives import AgentId
 from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
-from imbue.mngr_vps_docker.state.agent_data import believed
-from imbue.mngr_vps_docker.state.agent_data import checked_agent_data
+from imbue.mngr_vps_docker.state.agent_data import believed, checked_agent_data
 from imbue.mngr_vps_docker.state.record import encode_agent_data
-from support.pair import Pair
-from support.pair import ScriptedMachine
+from support.pair import Pair, ScriptedMachine
 
 ID = AgentId.generate()
 TRUE = {

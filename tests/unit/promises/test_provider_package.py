@@ -11,37 +11,19 @@ from typing import Any
 import pytest
 
 from imbue.mngr.config.data_types import ProviderInstanceConfig
-from imbue.mngr.errors import HostConnectionError
-from imbue.mngr.errors import HostNotFoundError
-from imbue.mngr.errors import MngrError
-from imbue.mngr.errors import ProviderUnavailableError
+from imbue.mngr.errors import HostConnectionError, HostNotFoundError, MngrError, ProviderUnavailableError
 from imbue.mngr.interfaces.data_types import HostConfig
 from imbue.mngr.interfaces.host import OuterHostInterface
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr.primitives import HostState
+from imbue.mngr.primitives import AgentId, HostId, HostName, HostState
 from imbue.mngr.providers.base_provider import BaseProviderInstance
-from imbue.mngr_vps_docker import cloud_init
-from imbue.mngr_vps_docker import docker_over_ssh
-from imbue.mngr_vps_docker import errors
-from imbue.mngr_vps_docker import primitives
+from imbue.mngr_vps_docker import cloud_init, docker_over_ssh, errors, primitives
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
-from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
-from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
-from imbue.mngr_vps_docker.host_store import VpsHostConfig
+from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord, VpsDockerHostStore, VpsHostConfig
 from imbue.mngr_vps_docker.instance import VpsDockerProvider
-from imbue.mngr_vps_docker.vps_client import VpsClientInterface
-from imbue.mngr_vps_docker.vps_client import VpsSnapshotInfo
-from imbue.mngr_vps_docker.vps_client import VpsSshKeyInfo
-from support.fleet import ADDRESS
-from support.fleet import LONG_AGO
-from support.fleet import Fleet
+from imbue.mngr_vps_docker.vps_client import VpsClientInterface, VpsSnapshotInfo, VpsSshKeyInfo
+from support.fleet import ADDRESS, LONG_AGO, Fleet
 from support.local_machine import LocalMachine
-from support.memory_provider import SILENT
-from support.memory_provider import MemoryProvider
-from support.memory_provider import record_of
-from support.memory_provider import stopped_container
+from support.memory_provider import SILENT, MemoryProvider, record_of, stopped_container
 from support.provider import states
 
 Found = tuple[list[VpsDockerHostRecord], dict[HostId, list[dict[str, Any]]]]

@@ -8,21 +8,13 @@ from typing import Any
 
 import pytest
 
-from imbue.mngr.errors import HostConnectionError
-from imbue.mngr.errors import MngrError
+from imbue.mngr.errors import HostConnectionError, MngrError
 from imbue.mngr.interfaces.data_types import HostDetails
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostState
+from imbue.mngr.primitives import AgentId, HostId, HostState
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
-from imbue.mngr_vps_docker.hosts.timings import Patience
-from imbue.mngr_vps_docker.hosts.timings import Timings
-from support.fleet import ADDRESS
-from support.fleet import CASES
-from support.fleet import LONG_AGO
-from support.fleet import Fleet
-from support.fleet import Vps
+from imbue.mngr_vps_docker.hosts.timings import Patience, Timings
+from support.fleet import ADDRESS, CASES, LONG_AGO, Fleet, Vps
 from support.local_machine import LocalMachine
 from support.memory_provider import MemoryProvider
 from support.provider import states

@@ -5,11 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from imbue.mngr.errors import HostNotFoundError
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from support.fleet import CASES
-from support.fleet import Fleet
+from imbue.mngr.primitives import AgentId, HostId, HostName
+from support.fleet import CASES, Fleet
 from support.memory_provider import MemoryProvider
 from support.provider import states
 

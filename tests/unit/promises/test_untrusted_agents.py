@@ -4,31 +4,23 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imbue.mngr.agents.base_agent import BaseAgent
-from imbue.mngr.config.agent_class_registry import reset_agent_class_registry
-from imbue.mngr.config.agent_class_registry import set_default_agent_class
-from imbue.mngr.errors import AgentNotFoundOnHostError
-from imbue.mngr.errors import MngrError
+from imbue.mngr.config.agent_class_registry import reset_agent_class_registry, set_default_agent_class
+from imbue.mngr.errors import AgentNotFoundOnHostError, MngrError
 from imbue.mngr.interfaces.agent import AgentInterface
 from imbue.mngr.interfaces.host import OnlineHostInterface
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import AgentLifecycleState
-from imbue.mngr.primitives import HostState
+from imbue.mngr.primitives import AgentId, AgentLifecycleState, HostState
 from imbue.mngr_vps_docker.errors import VpsConnectionError
-from imbue.mngr_vps_docker.hosts.listing import Listing
-from imbue.mngr_vps_docker.hosts.listing import parse_listing
+from imbue.mngr_vps_docker.hosts.listing import Listing, parse_listing
 from imbue.mngr_vps_docker.hosts.observed_host import NO_COMMAND
 from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.state.local_store import HostPhase

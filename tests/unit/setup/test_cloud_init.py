@@ -15,15 +15,16 @@ import pytest
 import yaml
 
 from imbue.mngr_vps_docker import cloud_init
-from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
-from imbue.mngr_vps_docker.cloud_init import TIMED_OUT_EXIT_CODE
-from imbue.mngr_vps_docker.cloud_init import failure_of
-from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
-from imbue.mngr_vps_docker.cloud_init import wait_for_ready_command
+from imbue.mngr_vps_docker.cloud_init import (
+    MAX_USER_DATA_BYTES,
+    TIMED_OUT_EXIT_CODE,
+    failure_of,
+    generate_cloud_init_user_data,
+    wait_for_ready_command,
+)
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.setup.root_account import root_account_script
-from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair
-from imbue.mngr_vps_docker.state.keys import new_key_pair
+from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair, new_key_pair
 
 SETUP_SCRIPT = Path(cloud_init.__file__).parent / "setup" / "vps_setup.sh"
 FINGERPRINT = "9DC858229FC7DD38854AE2D88D81803C0EBFCD88"

@@ -8,14 +8,10 @@ from pathlib import Path
 import pytest
 
 from imbue.mngr.api.connect import _build_ssh_activity_wrapper_script
-from imbue.mngr_vps_docker.docker.commands import HIDDEN_PREFIX
-from imbue.mngr_vps_docker.docker.commands import ContainerSpec
-from imbue.mngr_vps_docker.docker.commands import hidden
-from imbue.mngr_vps_docker.docker.commands import run_script
+from imbue.mngr_vps_docker.docker.commands import HIDDEN_PREFIX, ContainerSpec, hidden, run_script
 from imbue.mngr_vps_docker.setup import container_environment
 from imbue.mngr_vps_docker.ssh.framing import Framing
-from imbue.mngr_vps_docker.ssh.shell import as_stdin
-from imbue.mngr_vps_docker.ssh.shell import quote
+from imbue.mngr_vps_docker.ssh.shell import as_stdin, quote
 
 PLAIN_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 VALUES = {

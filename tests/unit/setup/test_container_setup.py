@@ -5,9 +5,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from imbue.mngr_vps_docker.setup.container_setup import HOST_CONTAINER_SCRIPT
-from imbue.mngr_vps_docker.setup.container_setup import ContainerSetup
-from imbue.mngr_vps_docker.setup.container_setup import setup_script
+from imbue.mngr_vps_docker.setup.container_setup import HOST_CONTAINER_SCRIPT, ContainerSetup, setup_script
 from imbue.mngr_vps_docker.ssh.shell import Secret
 
 PRIVATE_KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nsecret\n-----END OPENSSH PRIVATE KEY-----\n"

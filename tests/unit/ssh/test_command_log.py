@@ -9,22 +9,14 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
-from imbue.mngr_vps_docker.ssh.command_log import CommandLog
-from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand
-from imbue.mngr_vps_docker.ssh.command_log import follow_log
-from imbue.mngr_vps_docker.ssh.command_log import read_log
-from imbue.mngr_vps_docker.ssh.command_log import trace
+from imbue.mngr_vps_docker.ssh.command_log import CommandLog, LoggedCommand, follow_log, read_log, trace
 from imbue.mngr_vps_docker.ssh.shell import one_line
-from imbue.mngr_vps_docker.ssh.span import current_span
-from imbue.mngr_vps_docker.ssh.span import span
-from imbue.mngr_vps_docker.ssh.target import SshTarget
-from imbue.mngr_vps_docker.ssh.target import standalone_argv
+from imbue.mngr_vps_docker.ssh.span import current_span, span
+from imbue.mngr_vps_docker.ssh.target import SshTarget, standalone_argv
 
 COMMAND = LoggedCommand(
     id="0a1b2c3d",

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imbue.mngr_vps_docker.ssh.file_scripts import CUT_OFF
-from imbue.mngr_vps_docker.ssh.file_scripts import replace_script
-from imbue.mngr_vps_docker.ssh.file_scripts import write_script
+from imbue.mngr_vps_docker.ssh.file_scripts import CUT_OFF, replace_script, write_script
 from imbue.mngr_vps_docker.ssh.shell import ShellText
 from support.remote import heed_signals
 

@@ -8,11 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbue.mngr_vps_docker.ssh.framing import Framing
-from imbue.mngr_vps_docker.ssh.framing import LineSplitter
-from imbue.mngr_vps_docker.ssh.framing import OutputLimitError
-from imbue.mngr_vps_docker.ssh.framing import OutputReader
-from imbue.mngr_vps_docker.ssh.framing import is_time_out
+from imbue.mngr_vps_docker.ssh.framing import Framing, LineSplitter, OutputLimitError, OutputReader, is_time_out
 
 FRAMING = Framing("0123456789abcdef")
 START = FRAMING.start_line(4711)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from imbue.mngr_vps_docker.ssh.known_hosts import KnownHostsFile
-from imbue.mngr_vps_docker.ssh.known_hosts import address_name
+from imbue.mngr_vps_docker.ssh.known_hosts import KnownHostsFile, address_name
 from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair
 
 

@@ -9,8 +9,7 @@ import pytest
 
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.ssh import master
-from imbue.mngr_vps_docker.ssh.master import login_failure
-from imbue.mngr_vps_docker.ssh.master import socket_folder
+from imbue.mngr_vps_docker.ssh.master import login_failure, socket_folder
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
 
 SOMEBODY_ELSE = 65534

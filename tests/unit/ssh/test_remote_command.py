@@ -4,19 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imbue.mngr_vps_docker.docker.exec import exec_step
 from imbue.mngr_vps_docker.errors import RemoteOutputError
-from imbue.mngr_vps_docker.ssh.remote_command import BatchFormatError
-from imbue.mngr_vps_docker.ssh.remote_command import BatchResult
-from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
-from imbue.mngr_vps_docker.ssh.remote_command import batch_script
-from imbue.mngr_vps_docker.ssh.remote_command import parse_batch
-from imbue.mngr_vps_docker.ssh.remote_command import run_batch
-from imbue.mngr_vps_docker.ssh.remote_command import run_chain
+from imbue.mngr_vps_docker.ssh.remote_command import (
+    BatchFormatError,
+    BatchResult,
+    ChainStep,
+    batch_script,
+    parse_batch,
+    run_batch,
+    run_chain,
+)
 from imbue.mngr_vps_docker.ssh.shell import Secret
 from support.local_machine import LocalMachine
 

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN
-from imbue.mngr_vps_docker.ssh.shell import Secret
-from imbue.mngr_vps_docker.ssh.shell import ShellScript
-from imbue.mngr_vps_docker.ssh.shell import as_stdin
-from imbue.mngr_vps_docker.ssh.shell import join
-from imbue.mngr_vps_docker.ssh.shell import quote
-from imbue.mngr_vps_docker.ssh.shell import redacted
-from imbue.mngr_vps_docker.ssh.shell import secret_names
-from imbue.mngr_vps_docker.ssh.shell import shell_argv
+from imbue.mngr_vps_docker.ssh.shell import (
+    RUN_STDIN,
+    Secret,
+    ShellScript,
+    as_stdin,
+    join,
+    quote,
+    redacted,
+    secret_names,
+    shell_argv,
+)
 
 WITHOUT_NUL = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 

@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 
 from imbue.mngr_vps_docker.ssh.striped import _merging
-from support.remote import processes_with
-from support.remote import wait_for
+from support.remote import processes_with, wait_for
 
 # One in twenty met the shell just as it forked; all of them are part of `make test-faults`.
 _TIMES = 300 if os.environ.get("MNGR_FAULTS") == "all" else 20

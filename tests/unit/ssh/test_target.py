@@ -7,11 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imbue.mngr_vps_docker.ssh.target import SshTarget
-from imbue.mngr_vps_docker.ssh.target import exit_argv
-from imbue.mngr_vps_docker.ssh.target import master_argv
-from imbue.mngr_vps_docker.ssh.target import shared_argv
-from imbue.mngr_vps_docker.ssh.target import standalone_argv
+from imbue.mngr_vps_docker.ssh.target import SshTarget, exit_argv, master_argv, shared_argv, standalone_argv
 
 TARGET = SshTarget(
     host="192.0.2.7",

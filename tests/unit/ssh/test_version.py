@@ -6,9 +6,7 @@ import pytest
 
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.ssh.process import ProcessResult
-from imbue.mngr_vps_docker.ssh.version import OpenSshVersion
-from imbue.mngr_vps_docker.ssh.version import installed_openssh
-from imbue.mngr_vps_docker.ssh.version import parse_version
+from imbue.mngr_vps_docker.ssh.version import OpenSshVersion, installed_openssh, parse_version
 
 
 @pytest.mark.parametrize(

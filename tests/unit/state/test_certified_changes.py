@@ -1,13 +1,11 @@
 """Changes made to one copy of a host's certified data, done to another."""
 
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 
 import pytest
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.primitives import ActivitySource
-from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import ActivitySource, HostId
 from imbue.mngr_vps_docker.state.certified_changes import change_between
 
 BEFORE = CertifiedHostData(

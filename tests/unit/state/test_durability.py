@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from imbue.mngr.primitives import HostId
-from imbue.mngr.primitives import HostName
-from imbue.mngr_vps_docker.errors import VpsApiError
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr.primitives import HostId, HostName
+from imbue.mngr_vps_docker.errors import VpsApiError, VpsProvisioningError
 from imbue.mngr_vps_docker.files import write_atomically
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
-from imbue.mngr_vps_docker.testing.faulty_client import Fault
-from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
+from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
 from support.fleet import Fleet
 from support.local_machine import LocalMachine
 from support.memory_provider import record_of

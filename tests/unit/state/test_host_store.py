@@ -14,20 +14,14 @@ import pytest
 from loguru import logger
 
 from imbue.mngr.errors import HostNotFoundError
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
+from imbue.mngr.primitives import AgentId, HostId
 from imbue.mngr_vps_docker.docker.errors import DaemonNotRunningError
 from imbue.mngr_vps_docker.errors import HostRecordError
-from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
-from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord, VpsDockerHostStore
 from imbue.mngr_vps_docker.ssh.remote_command import run_chain
 from imbue.mngr_vps_docker.state import volume_scripts
 from support.local_machine import LocalMachine
-from support.records import NASTY
-from support.records import PIECES
-from support.records import any_records
-from support.records import assert_same
-from support.records import new_record
+from support.records import NASTY, PIECES, any_records, assert_same, new_record
 from support.remote import wait_for
 
 # Each write takes some ten milliseconds: two thousand, with four agents each, are part of `make test-faults`.

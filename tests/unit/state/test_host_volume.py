@@ -9,12 +9,9 @@ import pytest
 
 from imbue.mngr.interfaces.data_types import VolumeFileType
 from imbue.mngr_vps_docker.docker.errors import NoSuchVolumeError
-from imbue.mngr_vps_docker.errors import RemoteCommandError
-from imbue.mngr_vps_docker.errors import RemoteOutputError
+from imbue.mngr_vps_docker.errors import RemoteCommandError, RemoteOutputError
 from imbue.mngr_vps_docker.ssh.remote_command import run_chain
-from imbue.mngr_vps_docker.state.host_volume import HostVolumeOverSsh
-from imbue.mngr_vps_docker.state.host_volume import UnsafeVolumePathError
-from imbue.mngr_vps_docker.state.host_volume import write_volume_files
+from imbue.mngr_vps_docker.state.host_volume import HostVolumeOverSsh, UnsafeVolumePathError, write_volume_files
 from support.local_machine import LocalMachine
 
 _NASTY = "a $(b) 'c' \"d\" -e é"

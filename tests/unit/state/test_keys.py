@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 
 from imbue.mngr.primitives import HostId
-from imbue.mngr_vps_docker.errors import VpsAuthenticationError
-from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.state.keys import ProviderKeys
-from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair
+from imbue.mngr_vps_docker.errors import VpsAuthenticationError, VpsDockerError
+from imbue.mngr_vps_docker.state.keys import ProviderKeys, load_or_create_key_pair
 
 KEYGEN = "ssh-keygen"
 

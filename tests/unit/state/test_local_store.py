@@ -6,17 +6,14 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.state.keys import ProviderKeys
-from imbue.mngr_vps_docker.state.local_store import HostPhase
-from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
-from imbue.mngr_vps_docker.state.local_store import LocalHostStore
+from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord, LocalHostStore
 
 
 @pytest.fixture

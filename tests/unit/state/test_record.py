@@ -1,6 +1,5 @@
 import json
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,13 +9,10 @@ from hypothesis import strategies as st
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import HostRecordError
-from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
-from imbue.mngr_vps_docker.host_store import VpsHostConfig
+from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord, VpsHostConfig
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.state.agent_data import decode_agent_data
-from imbue.mngr_vps_docker.state.record import decode_record
-from imbue.mngr_vps_docker.state.record import encode_agent_data
-from imbue.mngr_vps_docker.state.record import encode_record
+from imbue.mngr_vps_docker.state.record import decode_record, encode_agent_data, encode_record
 
 _HOST_ID = HostId("host-0123456789abcdef0123456789abcdef")
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]))

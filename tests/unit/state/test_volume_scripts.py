@@ -11,9 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbue.mngr_vps_docker.state import volume_scripts
-from imbue.mngr_vps_docker.state.volume_scripts import SmallFiles
-from imbue.mngr_vps_docker.state.volume_scripts import archive_small_files
-from imbue.mngr_vps_docker.state.volume_scripts import parse_files
+from imbue.mngr_vps_docker.state.volume_scripts import SmallFiles, archive_small_files, parse_files
 
 
 def said(contents: dict[str, bytes]) -> bytes:

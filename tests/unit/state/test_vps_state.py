@@ -5,8 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -14,19 +13,12 @@ from typing import Any
 import pytest
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.primitives import AgentId
-from imbue.mngr.primitives import HostId
-from imbue.mngr_vps_docker.docker.errors import DaemonNotRunningError
-from imbue.mngr_vps_docker.docker.errors import DockerError
-from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
-from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
-from imbue.mngr_vps_docker.host_store import VpsHostConfig
+from imbue.mngr.primitives import AgentId, HostId
+from imbue.mngr_vps_docker.docker.errors import DaemonNotRunningError, DockerError
+from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord, VpsDockerHostStore, VpsHostConfig
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
-from imbue.mngr_vps_docker.state import volume_scripts
-from imbue.mngr_vps_docker.state import vps_state
-from imbue.mngr_vps_docker.state.vps_state import NEEDS_REBOOT_SCRIPT
-from imbue.mngr_vps_docker.state.vps_state import HostReading
-from imbue.mngr_vps_docker.state.vps_state import read_vps_state
+from imbue.mngr_vps_docker.state import volume_scripts, vps_state
+from imbue.mngr_vps_docker.state.vps_state import NEEDS_REBOOT_SCRIPT, HostReading, read_vps_state
 from support.local_machine import LocalMachine
 
 # linux/fcntl.h, linux/fs.h

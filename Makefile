@@ -4,7 +4,8 @@ PYTHON := .venv/bin/python
 # Tests mostly wait for machines, so more of them than processors run at once. Each module stays in one process (for
 # each operating system of VPSes, see tests/conftest.py), and those that take long, first by name, begin first.
 PYTEST := $(PYTHON) -m pytest -n 4 --dist loadscope --no-loadscope-reorder
-PACKAGE_TESTS := tests/unit/test_architecture.py tests/unit/test_dependencies.py tests/unit/test_imports.py
+PACKAGE_TESTS := tests/unit/test_architecture.py tests/unit/test_dependencies.py tests/unit/test_documents.py \
+	tests/unit/test_imports.py
 # Tests start hundreds of Python processes, each of which would compile the package and the tests anew.
 unexport PYTHONDONTWRITEBYTECODE
 PYTHON_SCRIPTS := scripts/demo scripts/check-wheel

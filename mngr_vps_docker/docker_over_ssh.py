@@ -1,7 +1,7 @@
 """Docker on one machine, over ssh: the verbs that a provider needs, typed, and with errors that have names.
 
 Usable alone, on any machine that can be logged in to; it knows no provider. Command lines are built in
-``docker_commands``, answers read in ``docker_objects``, refusals recognised in ``docker_errors``. Unless a method says
+``docker.commands``, answers read in ``docker.models``, refusals recognised in ``docker.errors``. Unless a method says
 otherwise it raises VpsConnectionError if the machine could not be asked, RemoteCommandTimeoutError at its deadline,
 DaemonNotRunningError without Docker, and DockerError (or one of its kinds) if Docker refuses.
 """

@@ -10,9 +10,9 @@
     ├── HostRecordError               a record on the VPS's state volume cannot be read or written
     ├── UnsafeVolumePathError         a path would leave its volume (in host_volume)
     ├── RemoteCommandError            a remote command ran to its end and failed; carries the outcome
-    │   ├── BatchFormatError          the answer to several commands cannot be read (in remote_batch)
+    │   ├── BatchFormatError          the answer to several commands cannot be read (in ssh.remote_command)
     │   ├── WrongFileTypeError        something else than a file is where one is needed (in host_volume)
-    │   └── DockerError               the same, for docker; see docker_errors for its kinds
+    │   └── DockerError               the same, for docker; see docker.errors for its kinds
     ├── RemoteCommandTimeoutError     a remote command was stopped at its deadline
     ├── RemoteOutputError             a remote command printed more than is taken, and was stopped
     └── VpsConnectionError            (also mngr's HostOfflineError) ssh could not reach the machine, or lost it

@@ -49,7 +49,7 @@ class HostCache:
     def discover(self, *, is_silent_awaited: bool = True) -> list[ObservedHost]:
         """Ask the cloud and every VPS now; raises ProviderUnavailableError if the cloud cannot be asked.
 
-        See ``discover.discover`` for ``is_silent_awaited``.
+        See ``discovery.discover`` for ``is_silent_awaited``.
         """
         self._findings, just_seen = self._ask_package()
         return self._take(discover(self._context, self._findings, just_seen, is_silent_awaited=is_silent_awaited))

@@ -60,7 +60,7 @@ class ObservedHost:
     def name(self) -> str:
         """The user's name for the host; its id, where there is none.
 
-        What its record calls it is believed with care: see ``observe.named``.
+        What its record calls it is believed with care: see ``vps_reader.accept_reported_name``.
         """
         return printable(self.entry.host_name).strip() or self.host_id
 

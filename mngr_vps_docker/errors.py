@@ -10,7 +10,7 @@
     ├── HostRecordError               a record on the VPS's state volume cannot be read or written
     ├── UnsafeVolumePathError         a path would leave its volume (in host_volume)
     ├── RemoteCommandError            a remote command ran to its end and failed; carries the outcome
-    │   ├── BatchFormatError          the answer to several commands cannot be read (in ssh.remote_command)
+    │   ├── UnreadableAnswerError     the answer to several commands cannot be read (in ssh.pipeline)
     │   ├── WrongFileTypeError        something else than a file is where one is needed (in host_volume)
     │   └── DockerError               the same, for docker; see docker.errors for its kinds
     ├── RemoteCommandTimeoutError     a remote command was stopped at its deadline

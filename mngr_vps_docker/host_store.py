@@ -18,8 +18,8 @@ from imbue.mngr_vps_docker.docker.errors import DaemonNotRunningError, DiskFullE
 from imbue.mngr_vps_docker.errors import HostRecordError, VpsDockerError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, OutcomeStatus
-from imbue.mngr_vps_docker.ssh.remote_command import BatchResult, ChainStep, run_batch
-from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
+from imbue.mngr_vps_docker.ssh.shell import Secret, ShellScript
 from imbue.mngr_vps_docker.state.record import (
     NewerRecordError,
     VpsDockerHostRecord,
@@ -131,25 +131,31 @@ class VpsDockerHostStore:
             time.sleep(random.uniform(0, min(0.02 * attempt, 0.5)))
         raise HostRecordError(f"The record of {host_id} was changed by others {_MAX_UPDATE_ATTEMPTS} times in a row")
 
-    def change_step(self, seen: VpsDockerHostRecord, changed: VpsDockerHostRecord) -> ChainStep:
-        """A step of a chain that puts ``changed`` in the place of ``seen``, if that is still the host's record.
+    def replace_record_command(self, seen: VpsDockerHostRecord, changed: VpsDockerHostRecord) -> RemoteCommand[bool]:
+        """Put ``changed`` in the place of ``seen``, if that is still the host's record, and say whether it was.
 
-        If it is not, ``is_changed_meanwhile`` tells so of its outcome, and nothing was written.
+        Where it is another one, nothing is written, and a pipeline stops.
         """
+
+        def read(outcome: CommandOutcome) -> bool:
+            if outcome.exit_code == CHANGED:
+                return False
+            self._checked(outcome)
+            return True
+
         path, content = record_path(seen.host_id), encode_record(changed)
         condition = _unless_changed(path, hashlib.sha256(encode_record(seen)).hexdigest())
         if content == encode_record(seen):
             script = enter_volume(self.volume_name) + condition
         else:
             script = self._replace_script(path, given(_NEW_RECORD, '"$new"'), condition)
-        return ChainStep(script, f"write the record of {seen.host_id}", {_NEW_RECORD: Secret(content.decode())})
-
-    def is_changed_meanwhile(self, outcome: CommandOutcome) -> bool:
-        """Whether the step of ``change_step`` found another record than was seen; raises if it failed otherwise."""
-        if outcome.exit_code == CHANGED:
-            return True
-        self._checked(outcome)
-        return False
+        return RemoteCommand(
+            ShellScript(script, {_NEW_RECORD: Secret(content.decode())}),
+            f"write the record of {seen.host_id}",
+            read,
+            _TIMEOUT_SECONDS,
+            Effect.IDEMPOTENT,
+        )
 
     def delete_host_record(self, host_id: HostId) -> None:
         """Delete a record and the data of its agents; none is no error."""
@@ -303,16 +309,17 @@ class VpsDockerHostStore:
             raise self._refused(result.error_text, purpose)
         return parse_state(result.stdout, where=self._where)
 
-    def _ask(self, script: str, *, purpose: str) -> BatchResult:
-        (result,) = run_batch(
-            self.connection,
-            [script],
+    def _ask(self, script: str, *, purpose: str) -> CommandOutcome:
+        outcome = self.connection.run(
+            script,
             purpose=purpose,
             timeout_seconds=_TIMEOUT_SECONDS,
             effect=Effect.READ_ONLY,
             limit_bytes=STATE_OUTPUT_BYTES,
         )
-        return result
+        if outcome.status is not OutcomeStatus.COMPLETED:
+            raise outcome.error()
+        return outcome
 
     def _run(
         self, script: str, *, purpose: str, stdin: bytes | None = None, effect: Effect = Effect.NON_IDEMPOTENT

@@ -5,11 +5,12 @@ BuildKit writes values of build arguments into the names of steps, and all that 
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-from imbue.mngr_vps_docker.docker.commands import BuildSpec, build_script
+from imbue.mngr.primitives import DockerBuilder
+from imbue.mngr_vps_docker.docker.commands import SLOW_SECONDS
 from imbue.mngr_vps_docker.docker.errors import (
     NOISE,
     ContainerNotRunningError,
@@ -23,10 +24,11 @@ from imbue.mngr_vps_docker.docker.errors import (
     UnknownRuntimeError,
     docker_error,
 )
+from imbue.mngr_vps_docker.docker.secret_options import as_script
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.ssh.connection import OnLine, SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect
-from imbue.mngr_vps_docker.ssh.shell import Secret, ShellScript
+from imbue.mngr_vps_docker.ssh.shell import Secret, ShellScript, quote
 from imbue.mngr_vps_docker.text import MASK
 
 _LAST_LINES: Final = 15
@@ -50,14 +52,37 @@ _STEP_OUTPUT: Final = re.compile(r"#\d+ \d+\.\d+ ")
 _FAILED_STEP: Final = re.compile(r"^ > (.*):$", re.MULTILINE)
 _SYNTAX_NOT_FETCHED: Final = re.compile(r"^ > resolve image config for \S*docker\.io/(docker/dockerfile\S*):$", re.M)
 
+# BuildKit, if Docker has it: up to Docker 22 it must be asked for, and from 23 on it needs the plugin buildx, without
+# which asking for it is an error. Of several builders, the one that belongs to Docker leaves the image there.
+_CHOOSE_BUILDER: Final = """\
+export BUILDX_BUILDER=default DOCKER_BUILDKIT=1
+docker build --help >/dev/null 2>&1 || unset DOCKER_BUILDKIT
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSpec:
+    """What to build: ``build_args`` are raw options in order, ``context_dir`` and ``dockerfile`` paths on the machine.
+
+    With DEPOT, the machine's ``depot`` builds at depot.dev and loads the result into the machine's Docker. With
+    ``is_own_syntax``, a line ``# syntax=`` of the Dockerfile is left out: it names an image that reads the rest.
+    """
+
+    tag: str
+    context_dir: str
+    dockerfile: str | None = None
+    build_args: Sequence[str] = ()
+    builder: DockerBuilder = DockerBuilder.DOCKER
+    is_own_syntax: bool = False
+
 
 def build_image(
     connection: SshConnection,
     spec: BuildSpec,
     *,
-    depot_token: Secret | None,
-    on_line: OnLine | None,
-    timeout_seconds: float,
+    depot_token: Secret | None = None,
+    on_line: OnLine | None = None,
+    timeout_seconds: float = SLOW_SECONDS,
 ) -> None:
     """See DockerOverSsh.build."""
     values = build_script(spec).secrets.values()
@@ -95,6 +120,30 @@ def build_image(
         outcome = attempt(replace(spec, is_own_syntax=True))
     if not outcome.is_success:
         raise _build_error(outcome, problem)
+
+
+def build_script(spec: BuildSpec) -> ShellScript:
+    """``build_words`` by the best builder that the machine's Docker has; values of build arguments are secrets."""
+    build = as_script(build_words(spec))
+    text = str(build)
+    if spec.is_own_syntax:
+        dockerfile = spec.dockerfile or f"{spec.context_dir}/Dockerfile"
+        text = f"sed '0,/^#[[:space:]]*syntax[[:space:]]*=/I{{//d}}' {quote(dockerfile)} | {text}"
+    if spec.builder is DockerBuilder.DOCKER:
+        text = _CHOOSE_BUILDER + text
+    return ShellScript(text, build.secrets)
+
+
+def build_words(spec: BuildSpec) -> tuple[str, ...]:
+    """``docker build`` or ``depot build``.
+
+    ``--force-rm`` is for the older builder, which leaves the container of a failed step behind.
+    """
+    is_depot = spec.builder is DockerBuilder.DEPOT
+    program = ("depot", "build", "--load") if is_depot else ("docker", "build", "--force-rm")
+    dockerfile = "-" if spec.is_own_syntax else spec.dockerfile
+    file = () if dockerfile is None else ("--file", dockerfile)
+    return (*program, "--tag", spec.tag, *file, *spec.build_args, "--", spec.context_dir)
 
 
 class _Mask:

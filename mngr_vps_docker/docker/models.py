@@ -22,10 +22,18 @@ from pydantic import (
     model_validator,
 )
 
-from imbue.mngr_vps_docker.docker.commands import PublishedPort
 from imbue.mngr_vps_docker.docker.errors import DockerError
 from imbue.mngr_vps_docker.text import printable
 from imbue.mngr_vps_docker.untrusted import UnusableDataError, check_count, parse_utc
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPort:
+    """A container's TCP port, reachable at a port of the machine; on all of its addresses if ``host_ip`` is None."""
+
+    host_port: int
+    container_port: int
+    host_ip: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

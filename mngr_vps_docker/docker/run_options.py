@@ -9,7 +9,6 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH, VPS_SSH_PORT, VpsDockerProviderConfig
-from imbue.mngr_vps_docker.docker.commands import without_value
 from imbue.mngr_vps_docker.docker.options import (
     SPLIT_AT_SPACES,
     DockerOptions,
@@ -21,6 +20,7 @@ from imbue.mngr_vps_docker.docker.options import (
     is_on,
     settings_of,
 )
+from imbue.mngr_vps_docker.docker.secret_options import without_value
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.text import MASK
 from imbue.mngr_vps_docker.user_text import check_texts, excerpt

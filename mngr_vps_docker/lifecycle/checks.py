@@ -10,8 +10,8 @@ from imbue.mngr_vps_docker.builds.context import check_build_context
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs, parse_build_args
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
-from imbue.mngr_vps_docker.docker.commands import variable_of, without_value
 from imbue.mngr_vps_docker.docker.run_options import start_args_of
+from imbue.mngr_vps_docker.docker.secret_options import variable_of, without_value
 from imbue.mngr_vps_docker.errors import BuildArgumentError, VpsDockerError, VpsProvisioningError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.image import check_tools

@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.primitives import HostId, HostName
+from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS, HOST_VOLUME_PATH, LOOPBACK_ADDRESS
-from imbue.mngr_vps_docker.docker.commands import ContainerSpec, hidden
-from imbue.mngr_vps_docker.docker.exec import exec_step, judged
+from imbue.mngr_vps_docker.docker.containers import ContainerSpec, explaining_end, hidden
+from imbue.mngr_vps_docker.docker.exec import exec_with_secret_stdin
 from imbue.mngr_vps_docker.docker.models import ContainerInfo
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh, explaining_end
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsConnectionError, VpsDockerError, VpsProvisioningError
 from imbue.mngr_vps_docker.hosts.host_access import (
     HOST_ID_LABEL,
@@ -29,7 +29,7 @@ from imbue.mngr_vps_docker.setup.container_setup import (
 )
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect
-from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
+from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
 from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.text import logger
 
@@ -71,18 +71,6 @@ _LOCK_SECONDS = 120
 _LOG_SECONDS = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerRequest:
-    """A host's container to run."""
-
-    host_id: HostId
-    host_name: HostName
-    container_name: str
-    image: str
-    start_args: Sequence[str]
-    tags: Mapping[str, str]
-
-
 def state_container(context: ProviderContext, *, image: str) -> ContainerSpec:
     """The keeper of the state volume: it makes the volume visible and keeps it from being pruned.
 
@@ -103,24 +91,33 @@ def state_container(context: ProviderContext, *, image: str) -> ContainerSpec:
     )
 
 
-def host_container(context: ProviderContext, request: ContainerRequest) -> ContainerSpec:
+def host_container(
+    context: ProviderContext,
+    *,
+    host_id: HostId,
+    host_name: str,
+    container_name: str,
+    image: str,
+    start_args: Sequence[str],
+    tags: Mapping[str, str],
+) -> ContainerSpec:
     """A host's container, whose sshd is to be reached at the VPS's public address, or through the VPS only.
 
     It has no restart policy: an idle stop must last, and after a reboot of the VPS the host is shown as stopped.
     """
     return ContainerSpec(
-        name=request.container_name,
-        image=request.image,
+        name=container_name,
+        image=image,
         labels={
-            HOST_ID_LABEL: request.host_id,
-            HOST_NAME_LABEL: request.host_name,
+            HOST_ID_LABEL: host_id,
+            HOST_NAME_LABEL: host_name,
             PROVIDER_LABEL: context.provider_name,
-            TAGS_LABEL: json.dumps(dict(request.tags)),
+            TAGS_LABEL: json.dumps(dict(tags)),
         },
-        volumes={context.host_volume_name(request.host_id): str(HOST_VOLUME_PATH)},
+        volumes={context.host_volume_name(host_id): str(HOST_VOLUME_PATH)},
         published_ports={context.config.container_ssh_port: CONTAINER_SSHD_PORT},
         publish_address=LOOPBACK_ADDRESS if context.config.container_ssh_via_vps else None,
-        extra_args=(*_AS_ROOT, *PROTECTIVE_ARGS, *(hidden(word) for word in request.start_args), _STOP_SIGNAL_ARG),
+        extra_args=(*_AS_ROOT, *PROTECTIVE_ARGS, *(hidden(word) for word in start_args), _STOP_SIGNAL_ARG),
         hides_environment=True,
         entrypoint="sh",
         command=("-c", HOST_CONTAINER_SCRIPT),
@@ -134,7 +131,7 @@ def is_behind_vps(container: ContainerInfo) -> bool:
     )
 
 
-def setup_step(
+def setup_command(
     context: ProviderContext,
     *,
     host_id: HostId,
@@ -142,8 +139,8 @@ def setup_step(
     authorized_keys: Sequence[str] = (),
     known_hosts: Sequence[str] = (),
     certified_data: CertifiedHostData | None = None,
-) -> ChainStep:
-    """Set up a running container for mngr; what is already so stays so.
+) -> RemoteCommand[None]:
+    """Set up a running container for mngr, and log what that did and warns of; what is already so stays so.
 
     ``certified_data`` becomes the host's data.json, if given.
     """
@@ -156,34 +153,35 @@ def setup_step(
         extra_known_hosts=known_hosts,
         files=files,
     )
-    step = exec_step(
+    command = exec_with_secret_stdin(
         container,
         "sh -s",
         stdin=setup_script(setup),
         purpose="set up the container",
         timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS,
     )
-    return locked_step(host_id, explaining_end(container, step))
+
+    def read(outcome: CommandOutcome) -> None:
+        for line in command.read(outcome).checked().text.splitlines():
+            warning = line.removeprefix("Warning: ")
+            if warning != line:
+                logger.warning("{}", warning)
+            else:
+                logger.debug("{}", line)
+
+    set_up = RemoteCommand(command.script, command.purpose, read, command.timeout_seconds, command.effect)
+    return locked(host_id, explaining_end(container, set_up))
 
 
-def locked_step(host_id: HostId, step: ChainStep) -> ChainStep:
-    """``step``, which waits while another one of this function, of any process or machine, runs for the same host.
+def locked[T](host_id: HostId, command: RemoteCommand[T]) -> RemoteCommand[T]:
+    """``command``, which waits while another one of this function, of any process or machine, runs for the same host.
 
-    What starts or enters a container would otherwise meet it paused, for the time that a snapshot takes.
+    What starts or enters a container would otherwise find it paused, for the time that a snapshot takes.
     """
     # A lock inside, the container's agent could hold for ever.
     lock = _LOCK_FOLDER / f"mngr-{host_id}.lock"
-    return replace(step, command=f"(flock -w {_LOCK_SECONDS} 9; {step.command}) 9>{lock}")
-
-
-def check_setup(outcome: CommandOutcome) -> None:
-    """Raise what went wrong in the step of ``setup_step``, and log what it did and warns of."""
-    for line in judged(outcome, CONTAINER_SETUP_TIMEOUT_SECONDS).checked().text.splitlines():
-        warning = line.removeprefix("Warning: ")
-        if warning != line:
-            logger.warning("{}", warning)
-        else:
-            logger.debug("{}", line)
+    waiting = command.with_script(f"(flock -w {_LOCK_SECONDS} 9; {command.script}) 9>{lock}")
+    return replace(waiting, timeout_seconds=command.timeout_seconds + _LOCK_SECONDS)
 
 
 def enter_container(

@@ -10,16 +10,9 @@ from imbue.mngr.errors import MngrError, UserInputError
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr_vps_docker.cloud_init import failure_of, generate_cloud_init_user_data, wait_for_ready_command
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS, LOOPBACK_ADDRESS
-from imbue.mngr_vps_docker.docker.commands import inspect_container_argv
-from imbue.mngr_vps_docker.docker.errors import checked_docker
-from imbue.mngr_vps_docker.docker.models import parse_container
-from imbue.mngr_vps_docker.docker_over_ssh import (
-    DockerOverSsh,
-    docker_step,
-    new_container_id,
-    run_step,
-    unless_container,
-)
+from imbue.mngr_vps_docker.docker.commands import inspect_container
+from imbue.mngr_vps_docker.docker.containers import run_container, unless_there
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import (
     RemoteCommandError,
     VpsApiError,
@@ -36,11 +29,9 @@ from imbue.mngr_vps_docker.hosts.cloud_resources import (
 from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_TAG, HOST_NAME_TAG, PROVIDER_TAG, ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.container import (
-    ContainerRequest,
-    check_setup,
     enter_container,
     host_container,
-    setup_step,
+    setup_command,
     state_container,
 )
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest, Creation
@@ -52,7 +43,7 @@ from imbue.mngr_vps_docker.lifecycle.steps import Step, run_steps
 from imbue.mngr_vps_docker.lifecycle.vps_identity import activate_host_key, generate_host_key
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.remote_command import run_chain
+from imbue.mngr_vps_docker.ssh.pipeline import Pipeline
 from imbue.mngr_vps_docker.ssh.user_config import refuse_forwarding
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
@@ -254,27 +245,35 @@ def _start_container(creation: Creation) -> None:
     """Both containers are started and the host's is set up by one remote command."""
     context, request = creation.context, creation.request
     container = context.container_name(request.name)
-    outcomes = run_chain(
-        context.vps(creation.address, creation.host_id),
-        [
-            unless_container(context.state_volume_name, run_step(state_container(context, image=creation.image))),
-            run_step(host_container(context, _container_request(creation))),
-            setup_step(
-                context,
-                host_id=creation.host_id,
-                container=container,
-                authorized_keys=request.authorized_keys,
-                known_hosts=request.known_hosts,
-                certified_data=_certified_data(creation),
-            ),
-            docker_step(inspect_container_argv(container), f"inspect container {container}"),
-        ],
-        purpose=f"start container {container}",
-        timeout_seconds=3 * CONTAINER_SETUP_TIMEOUT_SECONDS,
+    pipeline = Pipeline(context.vps(creation.address, creation.host_id), f"start container {container}")
+    keeper = run_container(
+        state_container(context, image=creation.image), timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS
     )
-    for outcome, check in zip(outcomes, (checked_docker, new_container_id, check_setup, checked_docker), strict=False):
-        check(outcome)
-    creation.container = parse_container(outcomes[-1].text)
+    pipeline.add(unless_there(context.state_volume_name, keeper))
+    host = host_container(
+        context,
+        host_id=request.host_id,
+        host_name=request.name,
+        container_name=container,
+        image=creation.image,
+        start_args=request.start_args,
+        tags=request.tags,
+    )
+    pipeline.add(run_container(host, timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS))
+    set_up = pipeline.add(
+        setup_command(
+            context,
+            host_id=creation.host_id,
+            container=container,
+            authorized_keys=request.authorized_keys,
+            known_hosts=request.known_hosts,
+            certified_data=_certified_data(creation),
+        )
+    )
+    inspected = pipeline.add(inspect_container(container))
+    pipeline.run()
+    _ = set_up.value
+    creation.container = inspected.value
 
 
 def _enter_container(creation: Creation) -> None:
@@ -327,18 +326,6 @@ def _write_record(creation: Creation) -> None:
     context.store(context.vps(creation.address, creation.host_id)).write_host_record(record)
     creation.record = record
     creation.note(phase=HostPhase.READY, record=record, awaits_agent=True)
-
-
-def _container_request(creation: Creation) -> ContainerRequest:
-    request = creation.request
-    return ContainerRequest(
-        host_id=request.host_id,
-        host_name=request.name,
-        container_name=creation.context.container_name(request.name),
-        image=creation.image,
-        start_args=tuple(request.start_args),
-        tags=request.tags,
-    )
 
 
 def _certified_data(creation: Creation) -> CertifiedHostData:

@@ -7,8 +7,9 @@ from imbue.mngr.errors import ImageNotFoundError
 from imbue.mngr.primitives import DockerBuilder, HostId, ImageReference, LogLevel
 from imbue.mngr_vps_docker.builds.context import uploaded_build_context
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
+from imbue.mngr_vps_docker.docker.commands import load_script, save_script
 from imbue.mngr_vps_docker.docker.errors import DockerError, NoSuchImageError
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.docker_over_ssh import BuildSpec, DockerOverSsh
 from imbue.mngr_vps_docker.errors import BuildArgumentError, RemoteCommandTimeoutError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.background import Milestone
@@ -103,11 +104,7 @@ def _build(
     with uploaded_build_context(docker.connection, build, timeout_seconds=timeout_seconds) as remote:
         is_docker_ready.wait()
         docker.build(
-            tag=tag,
-            context_dir=remote.context_dir,
-            dockerfile=remote.dockerfile,
-            build_args=build.docker_build_args,
-            builder=context.config.builder,
+            BuildSpec(tag, remote.context_dir, remote.dockerfile, build.docker_build_args, context.config.builder),
             depot_token=None if token is None else Secret(token),
             on_line=_log_build_line,
             timeout_seconds=timeout_seconds,
@@ -119,9 +116,9 @@ def _stream_snapshot(context: ProviderContext, docker: DockerOverSsh, snapshot: 
     """Send the image from VPS to VPS through this machine, holding none of it here."""
     pipe(
         snapshot.connection,
-        DockerOverSsh.save_command(snapshot.image_id),
+        save_script(snapshot.image_id),
         docker.connection,
-        DockerOverSsh.load_command(),
+        load_script(),
         purpose="copy the snapshot from VPS to VPS",
         timeout_seconds=context.config.build_timeout_seconds,
     )

@@ -30,8 +30,8 @@ from imbue.mngr_vps_docker.lifecycle.checks import check_tags
 from imbue.mngr_vps_docker.lifecycle.container import certified_data_json
 from imbue.mngr_vps_docker.lifecycle.names import claiming_name
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
+from imbue.mngr_vps_docker.ssh.pipeline import Pending, Pipeline
+from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
 from imbue.mngr_vps_docker.state.certified_changes import CertifiedDataChange
 from imbue.mngr_vps_docker.state.host_volume import (
     COMPARED_BYTES,
@@ -98,56 +98,63 @@ def change_certified_data(
     raise _changed_by_others(observed)
 
 
-@dataclass(frozen=True, slots=True)
-class ForeseenChange:
-    """A change to what is known of a host, worked out before it is asked: ``steps`` of a chain make it.
+class PlannedChange:
+    """A change to what is known of a host, worked out before anything is asked, for a pipeline to make.
 
-    They find out whether anything is not as it was last seen; ``apply_change`` then makes the change by asking.
+    It is what ``change_certified_data`` makes, but for data.json where it does not concern the host itself
+    (``is_in_data_json=False``). The pipeline's commands find out whether anything is other than it was last seen.
     """
 
-    change: CertifiedDataChange
-    record: VpsDockerHostRecord
-    steps: Sequence[ChainStep]
+    def __init__(
+        self,
+        context: ProviderContext,
+        observed: ObservedHost,
+        change: CertifiedDataChange,
+        *,
+        is_in_data_json: bool = True,
+    ) -> None:
+        self._context = context
+        self._observed = observed
+        self._change = change
+        self._record: VpsDockerHostRecord | None = None
+        self._commands: list[RemoteCommand[bool]] = []
+        self._results: list[Pending[bool]] = []
+        reading = observed.reading
+        if reading is None or reading.record is None or (is_in_data_json and not reading.is_volume_read):
+            return
+        record = _changed_record(reading.record, change)
+        commands = [_store(context, observed).replace_record_command(reading.record, record)]
+        if is_in_data_json and reading.data_json_sha256 is not None:
+            try:
+                old = CertifiedHostData.model_validate(reading.data_json)
+            except ValidationError:
+                return
+            data = _with_owned_fields(old, record.certified_host_data)
+            volume = host_volume(context, observed)
+            commands.append(
+                volume.replace_file_command("data.json", _content(data), expected_sha256=reading.data_json_sha256)
+            )
+        self._record, self._commands = record, commands
+
+    def add_to(self, pipeline: Pipeline) -> None:
+        """Let the pipeline make the change; nothing, where too little was seen of the host."""
+        self._results = [pipeline.add(command) for command in self._commands]
+
+    def finish(self) -> VpsDockerHostRecord:
+        """Return the record with the change; where the pipeline found other content, make the change by asking."""
+        if self._record is None or not all(result.value for result in self._results):
+            return change_certified_data(self._context, self._observed, self._change)
+        self._context.local_store.update(self._observed.host_id, record=self._record)
+        return self._record
 
 
-def plan_change(
-    context: ProviderContext, observed: ObservedHost, change: CertifiedDataChange, *, is_in_data_json: bool = True
-) -> ForeseenChange | None:
-    """Work out a change as ``change_certified_data`` makes it; None where too little was seen of the host.
-
-    What does not concern the host itself is left out of data.json.
-    """
-    reading = observed.reading
-    if reading is None or reading.record is None or (is_in_data_json and not reading.is_volume_read):
-        return None
-    seen = reading.record
-    record = seen
-    if (changed := change(seen.certified_host_data)) != seen.certified_host_data:
-        changed = changed.model_copy(update={"updated_at": datetime.now(UTC)})
-        record = seen.model_copy(update={"certified_host_data": changed})
-    steps = [_store(context, observed).change_step(seen, record)]
-    if is_in_data_json and reading.data_json_sha256 is not None:
-        try:
-            old = CertifiedHostData.model_validate(reading.data_json)
-        except ValidationError:
-            return None
-        data = _with_owned_fields(old, record.certified_host_data)
-        volume = host_volume(context, observed)
-        steps.append(volume.replace_step("data.json", _content(data), expected_sha256=reading.data_json_sha256))
-    return ForeseenChange(change, record, steps)
-
-
-def apply_change(
-    context: ProviderContext, observed: ObservedHost, foreseen: ForeseenChange, outcomes: Sequence[CommandOutcome]
-) -> VpsDockerHostRecord:
-    """See to it that a foreseen change is made, ``outcomes`` being those of its steps, and return the record."""
-    found_other = (_store(context, observed).is_changed_meanwhile, HostVolumeOverSsh.is_changed_meanwhile)
-    # No step is run after one that found something else.
-    if any(is_changed(outcome) for is_changed, outcome in zip(found_other, outcomes, strict=False)):
-        return change_certified_data(context, observed, foreseen.change)
-    record = foreseen.record
-    context.local_store.update(observed.host_id, record=record)
-    return record
+def _changed_record(record: VpsDockerHostRecord, change: CertifiedDataChange) -> VpsDockerHostRecord:
+    changed = change(record.certified_host_data)
+    if changed == record.certified_host_data:
+        return record
+    return record.model_copy(
+        update={"certified_host_data": changed.model_copy(update={"updated_at": datetime.now(UTC)})}
+    )
 
 
 def rename_host(

@@ -8,41 +8,31 @@ import math
 from typing import Final
 
 from imbue.mngr.errors import SnapshotNotFoundError
-from imbue.mngr.primitives import HostName, HostState, SnapshotId
+from imbue.mngr.interfaces.data_types import CertifiedHostData
+from imbue.mngr.primitives import HostState, SnapshotId
 from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS
-from imbue.mngr_vps_docker.docker.commands import inspect_container_argv, start_script
-from imbue.mngr_vps_docker.docker.errors import NoSuchContainerError, checked_docker
-from imbue.mngr_vps_docker.docker.models import ContainerInfo, parse_container
+from imbue.mngr_vps_docker.docker import commands
+from imbue.mngr_vps_docker.docker.containers import replace_container
+from imbue.mngr_vps_docker.docker.errors import NoSuchContainerError
+from imbue.mngr_vps_docker.docker.models import ContainerInfo
 from imbue.mngr_vps_docker.docker.run_options import allowed_start_args
-from imbue.mngr_vps_docker.docker_over_ssh import (
-    NOT_RUNNING,
-    DockerOverSsh,
-    docker_step,
-    new_container_id,
-    replace_step,
-    stop_if_running,
-)
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import RemoteCommandError, SshdDownError, VpsConnectionError, VpsDockerError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost, require_usable
 from imbue.mngr_vps_docker.lifecycle.container import (
-    ContainerRequest,
-    check_setup,
     enter_container,
     host_container,
     is_behind_vps,
-    locked_step,
-    setup_step,
+    locked,
+    setup_command,
 )
-from imbue.mngr_vps_docker.lifecycle.metadata import apply_change, plan_change, update_certified_data, update_record
-from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.remote_command import ChainStep, run_chain
+from imbue.mngr_vps_docker.lifecycle.metadata import PlannedChange, update_record
+from imbue.mngr_vps_docker.ssh.pipeline import Pipeline
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
 from imbue.mngr_vps_docker.text import logger
 
 SNAPSHOT_REPOSITORY: Final = "mngr-snapshot"
-# For what Docker and the disk do at once.
-_STEPS_TIMEOUT_SECONDS: Final = 120.0
 
 
 def stop_host(context: ProviderContext, observed: ObservedHost, *, timeout_seconds: float) -> None:
@@ -52,29 +42,23 @@ def stop_host(context: ProviderContext, observed: ObservedHost, *, timeout_secon
     """
     address, config = require_usable(observed)
     context.container(address, observed.host_id).close()
-    stopped = {"stop_reason": HostState.STOPPED.value}
-    change = plan_change(context, observed, lambda data: data.model_copy(update=stopped), is_in_data_json=False)
-    purpose = f"stop container {config.container_name}"
-    ended, *outcomes = run_chain(
-        context.vps(address, observed.host_id),
-        [
-            ChainStep(stop_if_running(config.container_name, math.ceil(timeout_seconds)), purpose),
-            *(() if change is None else change.steps),
-        ],
-        purpose=purpose,
-        timeout_seconds=timeout_seconds + _STEPS_TIMEOUT_SECONDS,
-    )
-    if ended.exit_code == NOT_RUNNING:
-        # If it stopped by itself, it has said why.
-        return
+    container = config.container_name
+
+    def with_stop_reason(data: CertifiedHostData) -> CertifiedHostData:
+        return data.model_copy(update={"stop_reason": HostState.STOPPED.value})
+
+    change = PlannedChange(context, observed, with_stop_reason, is_in_data_json=False)
+    pipeline = Pipeline(context.vps(address, observed.host_id), f"stop container {container}")
+    stopped = pipeline.add(commands.stop_if_running(container, math.ceil(timeout_seconds)))
+    change.add_to(pipeline)
+    pipeline.run()
     try:
-        checked_docker(ended)
+        if not stopped.value:
+            # If it stopped by itself, it has said why.
+            return
     except NoSuchContainerError:
         return
-    if change is None:
-        update_certified_data(context, observed, **stopped)
-    else:
-        apply_change(context, observed, change, outcomes)
+    change.finish()
     context.local_store.update(observed.host_id, state=HostState.STOPPED)
 
 
@@ -110,30 +94,20 @@ def start_host(
 def _bring_up(context: ProviderContext, observed: ObservedHost, address: str, config: VpsHostConfig) -> ObservedHost:
     """Start the container if it does not run and set it up, by one remote command, and log in to it."""
     container, host_id = config.container_name, observed.host_id
-    change = plan_change(
-        context, observed, lambda data: data.model_copy(update={"stop_reason": None}), is_in_data_json=False
-    )
-    started, *outcomes = run_chain(
-        context.vps(address, host_id),
-        [
-            locked_step(host_id, ChainStep(start_script(container), f"start container {container}")),
-            setup_step(context, host_id=host_id, container=container),
-            docker_step(inspect_container_argv(container), f"inspect container {container}"),
-            *(() if change is None else change.steps),
-        ],
-        purpose=f"start container {container}",
-        timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS + _STEPS_TIMEOUT_SECONDS,
-        effect=Effect.IDEMPOTENT,
-    )
-    checked_docker(started)
-    set_up, *outcomes = outcomes
-    check_setup(set_up)
-    inspected, *outcomes = outcomes
-    found = parse_container(checked_docker(inspected).text)
-    if change is None:
-        record = update_certified_data(context, observed, stop_reason=None)
-    else:
-        record = apply_change(context, observed, change, outcomes)
+
+    def without_stop_reason(data: CertifiedHostData) -> CertifiedHostData:
+        return data.model_copy(update={"stop_reason": None})
+
+    change = PlannedChange(context, observed, without_stop_reason, is_in_data_json=False)
+    pipeline = Pipeline(context.vps(address, host_id), f"start container {container}")
+    started = pipeline.add(locked(host_id, commands.start_container(container)))
+    set_up = pipeline.add(setup_command(context, host_id=host_id, container=container))
+    inspected = pipeline.add(commands.inspect_container(container))
+    change.add_to(pipeline)
+    pipeline.run()
+    _ = started.value, set_up.value
+    found = inspected.value
+    record = change.finish()
     record = _with_container(context, observed.with_record(record), found)
     enter_container(context, address=address, host_id=host_id, container=container)
     context.local_store.update(host_id, state=HostState.RUNNING)
@@ -165,15 +139,9 @@ def repair_host(context: ProviderContext, observed: ObservedHost) -> None:
     address, config = require_usable(observed)
     if not observed.is_running:
         raise VpsConnectionError(f"Host {observed.name} is not running; start it first")
-    step = setup_step(context, host_id=observed.host_id, container=config.container_name)
-    (outcome,) = run_chain(
-        context.vps(address, observed.host_id),
-        [step],
-        purpose=step.purpose,
-        timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS + _STEPS_TIMEOUT_SECONDS,
-        effect=Effect.IDEMPOTENT,
+    context.vps(address, observed.host_id).call(
+        setup_command(context, host_id=observed.host_id, container=config.container_name)
     )
-    check_setup(outcome)
     enter_container(context, address=address, host_id=observed.host_id, container=config.container_name)
 
 
@@ -198,22 +166,20 @@ def _replace_container(
 
     record = update_record(context, observed, made_from)
     wanted = (record.config or config).image or context.config.default_image
-    request = ContainerRequest(
+    spec = host_container(
+        context,
         host_id=observed.host_id,
-        host_name=HostName(observed.name),
+        host_name=observed.name,
         container_name=config.container_name,
         image=wanted,
         start_args=start_args,
         tags=observed.certified_data.user_tags,
     )
-    step = replace_step(host_container(context, request), aside=f"{config.container_name}.replaced")
-    (outcome,) = run_chain(
-        docker.connection,
-        [step],
-        purpose=step.purpose,
-        timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS + _STEPS_TIMEOUT_SECONDS,
+    docker.connection.call(
+        replace_container(
+            spec, aside=f"{config.container_name}.replaced", timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS
+        )
     )
-    new_container_id(outcome)
     if config.image is not None and config.image != wanted and _is_deleted_snapshot(observed, config.image):
         remove_snapshot_image(docker, config.image)
     return observed.with_record(record)

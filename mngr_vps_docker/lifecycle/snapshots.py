@@ -6,29 +6,27 @@ not, because something ended in between, is removed by a later change to the hos
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Final
 from uuid import uuid4
 
 from imbue.mngr.errors import MngrError, SnapshotNotFoundError
 from imbue.mngr.interfaces.data_types import CertifiedHostData, SnapshotRecord
 from imbue.mngr.primitives import SnapshotId, SnapshotName
 from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
-from imbue.mngr_vps_docker.docker.commands import commit_argv
-from imbue.mngr_vps_docker.docker.errors import DockerError, checked_docker
-from imbue.mngr_vps_docker.docker.models import ImageInfo, parse_images
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh, docker_step, list_images_script
+from imbue.mngr_vps_docker.docker import commands
+from imbue.mngr_vps_docker.docker.errors import DockerError
+from imbue.mngr_vps_docker.docker.models import ImageInfo
+from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost, require_usable
-from imbue.mngr_vps_docker.lifecycle.container import locked_step
+from imbue.mngr_vps_docker.lifecycle.container import locked
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
-from imbue.mngr_vps_docker.lifecycle.metadata import apply_change, change_certified_data, plan_change
+from imbue.mngr_vps_docker.lifecycle.metadata import PlannedChange, change_certified_data
 from imbue.mngr_vps_docker.lifecycle.power import SNAPSHOT_REPOSITORY, remove_snapshot_image
-from imbue.mngr_vps_docker.ssh.remote_command import ChainStep, run_chain
+from imbue.mngr_vps_docker.ssh.pipeline import Pipeline
 from imbue.mngr_vps_docker.text import logger
 from imbue.mngr_vps_docker.user_text import excerpt
 
-_COMMIT_TIMEOUT_SECONDS: Final = 1800.0
 # What another machine may take to list an image that it has made, by far.
 LISTING_SECONDS = 3600.0
 
@@ -50,31 +48,20 @@ def create_snapshot(context: ProviderContext, observed: ObservedHost, name: Snap
         _check_name(observed, name, others)
         return data.model_copy(update={"snapshots": [*others, snapshot]})
 
-    change = plan_change(context, observed, with_snapshot)
+    change = PlannedChange(context, observed, with_snapshot)
     docker = context.docker(address, observed.host_id)
-    purpose = f"commit container {config.container_name}"
-    committed, *outcomes = run_chain(
-        docker.connection,
-        [
-            locked_step(observed.host_id, docker_step(commit_argv(config.container_name, image, {}), purpose)),
-            ChainStep(list_images_script(SNAPSHOT_REPOSITORY), "list the snapshots"),
-            *(() if change is None else change.steps),
-        ],
-        purpose=purpose,
-        timeout_seconds=_COMMIT_TIMEOUT_SECONDS,
-    )
-    checked_docker(committed)
-    listed, *outcomes = outcomes
-    images = parse_images(checked_docker(listed).text)
-    if change is None:
-        record = change_certified_data(context, observed, with_snapshot)
-    else:
-        record = apply_change(context, observed, change, outcomes)
+    pipeline = Pipeline(docker.connection, f"commit container {config.container_name}")
+    committed = pipeline.add(locked(observed.host_id, commands.commit(config.container_name, image)))
+    images = pipeline.add(commands.list_images(SNAPSHOT_REPOSITORY))
+    change.add_to(pipeline)
+    pipeline.run()
+    _ = committed.value, images.value
+    record = change.finish()
     if observed.container is not None:
         left_out = sorted(observed.container.volumes.keys() - {str(HOST_VOLUME_PATH)})
         if left_out:
             logger.warning("Snapshot {} leaves out what is on volumes of the container: {}", name, ", ".join(left_out))
-    _remove_unlisted_images(docker, observed.with_record(record), images)
+    _remove_unlisted_images(docker, observed.with_record(record), images.value)
     return SnapshotId(image)
 
 

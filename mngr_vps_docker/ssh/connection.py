@@ -17,6 +17,7 @@ from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, NotStarted
 from imbue.mngr_vps_docker.ssh.probe import PROBE_COMMAND, PROBE_PURPOSE, PROBE_TIMEOUT_SECONDS, probe_failure
 from imbue.mngr_vps_docker.ssh.process import OnChunk, ProcessRunner, StopReason, run_process
 from imbue.mngr_vps_docker.ssh.readiness import wait_until_ready
+from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
 from imbue.mngr_vps_docker.ssh.session import run_in_session
 from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN, join, redacted, secret_names, shell_argv
 from imbue.mngr_vps_docker.ssh.span import current_span
@@ -93,6 +94,31 @@ class SshConnection:
         """
         call = _Call(command, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect)
         return self._run(call, OutputReader(limit_bytes=limit_bytes))
+
+    def call[T](self, command: RemoteCommand[T], *, stdin: StandardInput = None, on_line: OnLine | None = None) -> T:
+        """Run a command and return what it reads of its outcome; see RemoteCommand.
+
+        With ``on_line`` each line is passed on as it comes, and the outcome that is read holds the last of them.
+        """
+        if on_line is None:
+            outcome = self.run(
+                command.script,
+                purpose=command.purpose,
+                timeout_seconds=command.timeout_seconds,
+                stdin=stdin,
+                effect=command.effect,
+                limit_bytes=command.limit_bytes,
+            )
+        else:
+            outcome = self.stream(
+                command.script,
+                on_line=on_line,
+                purpose=command.purpose,
+                timeout_seconds=command.timeout_seconds,
+                stdin=stdin,
+                effect=command.effect,
+            )
+        return command.read(outcome)
 
     def stream(
         self,

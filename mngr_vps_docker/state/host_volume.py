@@ -20,9 +20,9 @@ from imbue.mngr.interfaces.volume import BaseVolume
 from imbue.mngr_vps_docker.docker.errors import refusal
 from imbue.mngr_vps_docker.errors import RemoteCommandError, RemoteOutputError, VpsDockerError
 from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES, SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, OutcomeStatus
-from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
-from imbue.mngr_vps_docker.ssh.shell import Secret, join, quote
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, OutcomeStatus
+from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
+from imbue.mngr_vps_docker.ssh.shell import Secret, ShellScript, join, quote
 from imbue.mngr_vps_docker.state.volume_scripts import (
     ABSENT,
     CHANGED,
@@ -152,21 +152,25 @@ class HostVolumeOverSsh(BaseVolume):
             return False
         return True
 
-    def replace_step(self, path: str, content: bytes, *, expected_sha256: str) -> ChainStep:
-        """A step of a chain that does what ``replace_file`` does; ``is_changed_meanwhile`` tells if it did not."""
+    def replace_file_command(self, path: str, content: bytes, *, expected_sha256: str) -> RemoteCommand[bool]:
+        """What ``replace_file`` does, with the digest of what is expected; a pipeline stops where it is not that."""
+
+        def read(outcome: CommandOutcome) -> bool:
+            try:
+                _checked(outcome, path)
+            except _ChangedError:
+                return False
+            return True
+
         arrive = given(_NEW_CONTENT, '"$stage/0"') + f'chmod {_FILE_MODE:o} "$stage/0" && sync "$stage/0" || exit 1\n'
         script = _write_script(self.volume_name, [path], arrive, _unless_changed(path, expected_sha256))
-        purpose = f"write {path} of volume {self.volume_name}"
-        return ChainStep(script, purpose, {_NEW_CONTENT: Secret(content.decode())})
-
-    @staticmethod
-    def is_changed_meanwhile(outcome: CommandOutcome) -> bool:
-        """Whether the step of ``replace_step`` found another content than expected; raises if it failed otherwise."""
-        try:
-            _checked(outcome, outcome.purpose)
-        except _ChangedError:
-            return True
-        return False
+        return RemoteCommand(
+            ShellScript(script, {_NEW_CONTENT: Secret(content.decode())}),
+            f"write {path} of volume {self.volume_name}",
+            read,
+            _TIMEOUT_SECONDS,
+            Effect.IDEMPOTENT,
+        )
 
     def _run(self, script: str, purpose: str, path: str, limit_bytes: int = _LISTING_BYTES) -> CommandOutcome:
         outcome = self.connection.run(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from imbue.mngr_vps_docker.docker.commands import volume_mountpoint_argv
+from imbue.mngr_vps_docker.docker.commands import volume_mountpoint_script
 from imbue.mngr_vps_docker.ssh.file_scripts import CUT_OFF
 from imbue.mngr_vps_docker.ssh.shell import join
 from imbue.mngr_vps_docker.untrusted import check_count
@@ -36,7 +36,7 @@ _END_OF_FILES: Final = b"end"
 
 def enter_volume(volume: str) -> str:
     """Go to a volume's directory and set ``$root`` to it; ends the script with Docker's words if there is none."""
-    find = join(volume_mountpoint_argv(volume))
+    find = volume_mountpoint_script(volume)
     return f'export LC_ALL=C\nroot=$({find}) || exit 1\ncd -P "$root" && root=$(pwd -P) || exit 1\n'
 
 

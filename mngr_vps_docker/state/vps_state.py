@@ -9,14 +9,14 @@ from datetime import datetime
 from typing import Any, Final
 
 from imbue.mngr.primitives import HostId
-from imbue.mngr_vps_docker.docker.commands import list_volume_mountpoints_argv
-from imbue.mngr_vps_docker.docker.errors import refusal
-from imbue.mngr_vps_docker.docker.models import ContainerInfo, parse_containers
-from imbue.mngr_vps_docker.docker_over_ssh import is_only_vanished, list_containers_script
+from imbue.mngr_vps_docker.docker.commands import list_containers, volume_mountpoints_script
+from imbue.mngr_vps_docker.docker.errors import checked_docker
+from imbue.mngr_vps_docker.docker.models import ContainerInfo
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.remote_command import BatchFormatError, BatchResult, run_batch
-from imbue.mngr_vps_docker.ssh.shell import join, quote
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect
+from imbue.mngr_vps_docker.ssh.pipeline import Pipeline, UnreadableAnswerError
+from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
+from imbue.mngr_vps_docker.ssh.shell import quote
 from imbue.mngr_vps_docker.state.agent_data import AGENT_ID, decode_agent_data
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.state.stored_state import (
@@ -112,26 +112,21 @@ def read_vps_state(
     """
     purpose = "read the state of the VPS"
     read_at = time.monotonic()
+    pipeline = Pipeline(connection, purpose, stops_at_failure=False)
     # In this order: what a container says of its stop is on its volume before it is seen stopped.
-    commands = [list_containers_script({container_label: None}, known=container), _volumes_script(state_volume)]
-    containers, volumes = run_batch(
-        connection,
-        commands,
-        purpose=purpose,
-        timeout_seconds=timeout_seconds,
-        effect=Effect.READ_ONLY,
-        limit_bytes=STATE_OUTPUT_BYTES,
+    containers = pipeline.add(list_containers({container_label: None}, known=container))
+    volumes = pipeline.add(
+        RemoteCommand(
+            _volumes_script(state_volume), purpose, _lines, timeout_seconds, Effect.READ_ONLY, STATE_OUTPUT_BYTES
+        )
     )
+    pipeline.run(timeout_seconds=timeout_seconds)
     where = connection.target.name
-    if not volumes.is_success:
-        raise refusal(volumes.error_text, purpose=purpose, host=where)
-    if not containers.is_success and not is_only_vanished(containers.error_text):
-        raise refusal(containers.error_text, purpose=purpose, host=where)
-    state_line, volume_lines, needs_reboot = _lines(volumes)
+    state_line, volume_lines, needs_reboot = volumes.value
     stored = (
         NOTHING_STORED if state_line is None else parse_state(state_line, where=f"{where} (volume {state_volume})")
     )
-    container_by_host = _container_by_host(parse_containers(containers.text or "[]"), stored, container_label)
+    container_by_host = _container_by_host(containers.value, stored, container_label)
     host_ids = {**stored.records, **dict.fromkeys(stored.unreadable_host_ids), **container_by_host}
     readings = (_reading(host_id, stored, volume_lines, container_by_host.get(host_id), where) for host_id in host_ids)
     return VpsState(
@@ -185,15 +180,15 @@ def _list_volumes(state_volume: str) -> str:
     return f"""\
 if [ -d {_USUAL_VOLUMES}/{quote(state_volume)}/_data ]; then
   for path in {_USUAL_VOLUMES}/*/_data; do name=${{path%/_data}}; echo "${{name##*/}} $path"; done
-else {join(list_volume_mountpoints_argv())}; fi"""
+else {volume_mountpoints_script()}; fi"""
 
 
-def _lines(result: BatchResult) -> tuple[bytes | None, dict[str, bytes], bool]:
+def _lines(outcome: CommandOutcome) -> tuple[bytes | None, dict[str, bytes], bool]:
     """The line of the state volume, those of volumes by name, and whether there is one that asks for a reboot."""
     state_line: bytes | None = None
     needs_reboot = False
     volume_lines: dict[str, bytes] = {}
-    for line in result.stdout.splitlines():
+    for line in checked_docker(outcome).stdout.splitlines():
         kind, _, rest = line.partition(b" ")
         if kind == b"state":
             state_line = rest
@@ -203,7 +198,7 @@ def _lines(result: BatchResult) -> tuple[bytes | None, dict[str, bytes], bool]:
         elif line == b"reboot":
             needs_reboot = True
         else:
-            raise BatchFormatError("The VPS's description of its volumes cannot be read")
+            raise UnreadableAnswerError("The VPS's description of its volumes cannot be read")
     return state_line, volume_lines, needs_reboot
 
 

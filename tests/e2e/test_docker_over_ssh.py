@@ -16,6 +16,8 @@ import pytest
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId, HostId
 from imbue.mngr_local_vps.images import image_of_base
+from imbue.mngr_vps_docker.docker.commands import load_script, save_script
+from imbue.mngr_vps_docker.docker.containers import replace_container
 from imbue.mngr_vps_docker.docker.errors import (
     ContainerNotRunningError,
     DockerError,
@@ -27,12 +29,11 @@ from imbue.mngr_vps_docker.docker.errors import (
     PortInUseError,
     UnknownRuntimeError,
 )
-from imbue.mngr_vps_docker.docker_over_ssh import ContainerSpec, DockerOverSsh, new_container_id, replace_step
+from imbue.mngr_vps_docker.docker_over_ssh import ContainerSpec, DockerOverSsh
 from imbue.mngr_vps_docker.errors import HostRecordError, VpsConnectionError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord, VpsDockerHostStore
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
-from imbue.mngr_vps_docker.ssh.remote_command import run_chain
 from imbue.mngr_vps_docker.ssh.shell import join, shell_argv
 from imbue.mngr_vps_docker.state.host_volume import HostVolumeOverSsh
 from imbue.mngr_vps_docker.state.vps_state import read_vps_state
@@ -95,13 +96,7 @@ def running(real: Engine) -> str:
 
 
 def replaced(real: Engine, spec: ContainerSpec) -> str:
-    (outcome,) = run_chain(
-        real.docker.connection,
-        [replace_step(spec, aside=f"{spec.name}.replaced")],
-        purpose="replace a container",
-        timeout_seconds=120,
-    )
-    return new_container_id(outcome)
+    return real.docker.connection.call(replace_container(spec, aside=f"{spec.name}.replaced", timeout_seconds=120))
 
 
 def test_a_container_that_is_replaced_is_there_until_the_new_one_runs(real: Engine) -> None:
@@ -281,9 +276,7 @@ def test_images_are_committed_inspected_and_removed(real: Engine, running: str) 
     assert (info.id, info.tags, info.labels["k"]) == (image_id, (image,), 'v "x" $y')
     assert docker.list_images(real.prefix) == (info,)
     assert docker.list_images(f"{real.prefix}-none") == ()
-    copy = docker.connection.run(
-        f"{docker.save_command(image)} | {docker.load_command()}", purpose="copy", timeout_seconds=120
-    )
+    copy = docker.connection.run(f"{save_script(image)} | {load_script()}", purpose="copy", timeout_seconds=120)
     assert image in copy.checked().text
     docker.remove_image(image)
     assert docker.inspect_image(image) is None

@@ -8,16 +8,9 @@ import pytest
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.primitives import HostId, HostName, HostState, SnapshotName
 from imbue.mngr_local_vps.operating_systems import agent_image_of_os
-from imbue.mngr_vps_docker.docker_over_ssh import new_container_id, run_step
+from imbue.mngr_vps_docker.docker.containers import run_container
 from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.lifecycle.container import (
-    ContainerRequest,
-    check_setup,
-    enter_container,
-    host_container,
-    setup_step,
-)
-from imbue.mngr_vps_docker.ssh.remote_command import run_chain
+from imbue.mngr_vps_docker.lifecycle.container import enter_container, host_container, setup_command
 from imbue.mngr_vps_docker.text import logger
 from support.provider import ProviderLab, copy_machine
 
@@ -144,9 +137,10 @@ def make_another(lab: ProviderLab, host: Host, dockerfile: str) -> None:
     lab.on_vps(
         host.id, f"docker rm --force {OTHER} 2>/dev/null; docker build --tag {OTHER} - <<'END'\n{dockerfile}\nEND"
     )
-    request = ContainerRequest(host_id, HostName("h2"), OTHER, OTHER, (), {})
-    steps = [run_step(host_container(context, request)), setup_step(context, host_id=host_id, container=OTHER)]
-    outcomes = run_chain(context.vps(known.vps_ip, host_id), steps, purpose="test", timeout_seconds=120)
-    new_container_id(outcomes[0])
-    check_setup(outcomes[1])
+    vps = context.vps(known.vps_ip, host_id)
+    spec = host_container(
+        context, host_id=host_id, host_name="h2", container_name=OTHER, image=OTHER, start_args=(), tags={}
+    )
+    vps.call(run_container(spec, timeout_seconds=60))
+    vps.call(setup_command(context, host_id=host_id, container=OTHER))
     enter_container(context, address=known.vps_ip, host_id=host_id, container=OTHER)

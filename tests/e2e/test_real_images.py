@@ -11,18 +11,17 @@ from imbue.mngr_local_vps.clean import clean
 from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.builds.context import uploaded_build_context
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
-from imbue.mngr_vps_docker.docker.commands import ContainerSpec
+from imbue.mngr_vps_docker.docker.containers import explaining_end
 from imbue.mngr_vps_docker.docker.errors import (
     ContainerNotRunningError,
     DockerError,
     InvalidDockerArgumentError,
     WrongArchitectureError,
 )
-from imbue.mngr_vps_docker.docker.exec import exec_step, judged
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh, explaining_end
+from imbue.mngr_vps_docker.docker.exec import exec_with_secret_stdin
+from imbue.mngr_vps_docker.docker_over_ssh import BuildSpec, ContainerSpec, DockerOverSsh
 from imbue.mngr_vps_docker.errors import RemoteCommandError
 from imbue.mngr_vps_docker.setup.container_setup import STATE_CONTAINER_SCRIPT, ContainerSetup, setup_script
-from imbue.mngr_vps_docker.ssh.remote_command import run_chain
 from imbue.mngr_vps_docker.ssh.shell import Secret
 from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair
 from support.booted_vps import Vps
@@ -83,10 +82,8 @@ def set_up(vps: Vps, script: Secret, preparation: str, name: str = "") -> str:
 
 
 def set_up_container(vps: Vps, script: Secret, name: str) -> str:
-    step = exec_step(name, "sh -s", stdin=script, purpose="set up the container", timeout_seconds=300)
-    step = explaining_end(name, step)
-    (outcome,) = run_chain(vps.connection, [step], purpose="set up the container", timeout_seconds=320)
-    return judged(outcome, 300).checked().text
+    command = exec_with_secret_stdin(name, "sh -s", stdin=script, purpose="set up the container", timeout_seconds=300)
+    return vps.connection.call(explaining_end(name, command)).checked().text
 
 
 def test_packages_come_from_whatever_sources_work_and_the_image_keeps_its_files(vps: Vps, script: Secret) -> None:
@@ -159,7 +156,7 @@ def test_a_dockerfile_for_buildkit_is_built_by_it(vps: Vps) -> None:
     vps.run("docker buildx create --use --name another")
 
     def build(*args: str) -> None:
-        docker.build(tag="b:1", context_dir="/srv/c", build_args=args, on_line=lambda line, _: lines.append(line))
+        docker.build(BuildSpec("b:1", "/srv/c", build_args=args), on_line=lambda line, _: lines.append(line))
 
     if vps.run("DOCKER_BUILDKIT=1 docker build --help").is_success:
         build("--build-arg=WORD=two words")
@@ -194,9 +191,7 @@ def test_docker_builds_of_what_was_uploaded_into_memory_or_to_disk(
     with uploaded_build_context(vps.connection, build, timeout_seconds=60) as remote:
         folder = PurePosixPath(remote.context_dir).parent
         assert vps.run(f"test -L {folder}").is_success == (memory_share == 8)
-        DockerOverSsh(vps.connection).build(
-            tag="uploaded", context_dir=remote.context_dir, dockerfile=remote.dockerfile
-        )
+        DockerOverSsh(vps.connection).build(BuildSpec("uploaded", remote.context_dir, remote.dockerfile))
     assert not vps.run(f"test -e {folder} || test -L {folder}").is_success
 
 
@@ -206,9 +201,7 @@ def test_builds_stream_their_output_and_tell_why_they_failed(vps: Vps) -> None:
     vps.run(f"mkdir -p /srv/w && printf %s {shlex.quote(dockerfile)} >/srv/w/Dockerfile").checked()
 
     def build(*args: str) -> None:
-        docker.build(
-            tag="words", context_dir="/srv/w", build_args=args, on_line=lambda line, is_stdout: lines.append(line)
-        )
+        docker.build(BuildSpec("words", "/srv/w", build_args=args), on_line=lambda line, _: lines.append(line))
 
     containers = {container.id for container in docker.list_containers({})}
     build("--build-arg=WORD=good")

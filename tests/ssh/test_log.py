@@ -13,7 +13,8 @@ from imbue.mngr_vps_docker.replay import main
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog, LoggedCommand, read_log
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import Effect
-from imbue.mngr_vps_docker.ssh.remote_command import ChainStep, run_chain
+from imbue.mngr_vps_docker.ssh.pipeline import Pipeline
+from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
 from imbue.mngr_vps_docker.ssh.shell import Secret, ShellScript
 from support.loopback_sshd import LoopbackSshd
 from support.remote import run
@@ -80,13 +81,11 @@ def test_secrets_are_used_and_not_logged(
 ) -> None:
     script = ShellScript.with_environment("sh -c 'echo $TOKEN'", {"TOKEN": "canary 'x'\ny"})
     assert run(logged, script).text == "canary 'x' y\n"
-    (outcome,) = run_chain(
-        logged,
-        [ChainStep('printf %s "$key" | wc -c', "use it", {"key": Secret("canary key")})],
-        purpose="use it",
-        timeout_seconds=20,
-    )
-    assert outcome.text == "10\n"
+    pipeline = Pipeline(logged, "use it")
+    script = ShellScript('printf %s "$key" | wc -c', {"key": Secret("canary key")})
+    size = pipeline.add(RemoteCommand(script, "use it", lambda outcome: outcome.text, 20))
+    pipeline.run()
+    assert size.value == "10\n"
     assert "canary" not in log.path.read_text()
     entry, chain = read_log(log.path)
     assert (entry.secrets, chain.secrets) == (("TOKEN",), ("key",))

@@ -10,7 +10,7 @@ from imbue.mngr_local_vps.config import LocalVpsProviderConfig
 from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_local_vps.operating_systems import agent_image_of_os
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data, wait_for_ready_command
-from imbue.mngr_vps_docker.docker.commands import BuildSpec, build_script
+from imbue.mngr_vps_docker.docker.image_build import BuildSpec, build_script
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.target import SshTarget

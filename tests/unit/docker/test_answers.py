@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from imbue.mngr_vps_docker.docker import errors as errors
-from imbue.mngr_vps_docker.docker.commands import PublishedPort
-from imbue.mngr_vps_docker.docker.models import ImageInfo, parse_containers, parse_images, parse_info
+from imbue.mngr_vps_docker.docker.models import ImageInfo, PublishedPort, parse_containers, parse_images, parse_info
 
 VERSIONS = {path.stem: path for path in Path(__file__).with_name("answers").glob("*.json")}
 

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from imbue.mngr.primitives import DockerBuilder
-from imbue.mngr_vps_docker.docker.commands import BuildSpec
 from imbue.mngr_vps_docker.docker.errors import DiskFullError, DockerError, NoSuchImageError
-from imbue.mngr_vps_docker.docker.image_build import build_image
+from imbue.mngr_vps_docker.docker.image_build import BuildSpec, build_image
 from support.local_machine import LocalMachine
 
 SPEC = BuildSpec("t:1", "/c", build_args=("--build-arg=WORD=hunter2\n\nrest", "--build-arg=N=1"))

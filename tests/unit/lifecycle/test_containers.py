@@ -3,7 +3,7 @@
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,15 @@ from pyinfra.api.host import Host as PyinfraHost
 from imbue.mngr.interfaces.data_types import ActivityConfig
 from imbue.mngr.primitives import HostId, HostName, HostState, SnapshotId
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
-from imbue.mngr_vps_docker.docker.commands import run_argv
+from imbue.mngr_vps_docker.docker.containers import run_words
 from imbue.mngr_vps_docker.docker.errors import DockerError
 from imbue.mngr_vps_docker.errors import BuildArgumentError, VpsDockerError
 from imbue.mngr_vps_docker.hosts import outer_host
-from imbue.mngr_vps_docker.lifecycle import create, power, snapshots
-from imbue.mngr_vps_docker.lifecycle.container import setup_step, state_container
+from imbue.mngr_vps_docker.lifecycle import create
+from imbue.mngr_vps_docker.lifecycle.container import setup_command, state_container
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest, Creation
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from imbue.mngr_vps_docker.ssh.remote_command import ChainStep
+from imbue.mngr_vps_docker.ssh.pipeline import Pending, Pipeline
+from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
 from support.pair import Pair
 
 SNAPSHOT = "mngr-snapshot:1"
@@ -38,7 +37,7 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
 
 def test_the_state_container_can_do_nothing_but_look_at_the_records(pair: Pair) -> None:
     context = pair.process()._context
-    argv = run_argv(state_container(context, image="the-agents-own"))
+    argv = run_words(state_container(context, image="the-agents-own"))
     options = argv[: argv.index("the-agents-own")]
     assert f"{context.state_volume_name}:/mngr-state:ro" in options
     assert {
@@ -94,35 +93,41 @@ def test_a_container_that_cannot_be_set_up_is_reported_with_the_names_of_its_sta
 
 
 def test_a_set_up_has_its_script_with_it(pair: Pair) -> None:
-    step = setup_step(pair.process()._context, host_id=pair.corrupted, container="c")
-    (script,) = step.secrets.values()
+    command = setup_command(pair.process()._context, host_id=pair.corrupted, container="c")
+    (script,) = command.secrets.values()
     assert "sshd" in script.revealed
 
 
 def test_what_a_set_up_waits_for_lies_out_of_the_containers_reach(pair: Pair) -> None:
-    step = setup_step(pair.process()._context, host_id=pair.corrupted, container="c")
-    before, _, inside = step.command.partition("docker exec")
-    assert "flock" in before and f"9>/run/mngr-{pair.corrupted}.lock" in step.command
+    command = setup_command(pair.process()._context, host_id=pair.corrupted, container="c")
+    before, _, inside = command.script.partition("docker exec")
+    assert "flock" in before and f"9>/run/mngr-{pair.corrupted}.lock" in command.script
     assert "flock" not in inside and "flock" not in before.partition("printf")[2]
 
 
 def test_what_starts_or_enters_a_container_waits_while_a_snapshot_has_it_paused(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps: list[ChainStep] = []
+    added: list[RemoteCommand[Any]] = []
+    add, run = Pipeline.add, Pipeline.run
 
-    def noted(connection: SshConnection, chain: Sequence[ChainStep], **_options: object) -> list[CommandOutcome]:
-        steps.extend(chain)
-        raise VpsDockerError("no answer")
+    def noting(pipeline: Pipeline, command: RemoteCommand[Any]) -> Pending[Any]:
+        added.append(command)
+        return add(pipeline, command)
 
-    monkeypatch.setattr(power, "run_chain", noted)
-    monkeypatch.setattr(snapshots, "run_chain", noted)
+    def answering_questions(pipeline: Pipeline, **options: float) -> None:
+        if any("/run/mngr-" in command.script for command in added):
+            raise VpsDockerError("no answer")
+        run(pipeline, **options)
+
+    monkeypatch.setattr(Pipeline, "add", noting)
+    monkeypatch.setattr(Pipeline, "run", answering_questions)
     pair.start(pair.healthy)
     process = pair.process()
     for act in (process.create_snapshot, process.start_host):
         with pytest.raises(VpsDockerError, match="no answer"):
             act(pair.healthy)
-    locked = [step.purpose for step in steps if step.command.endswith(f"9>/run/mngr-{pair.healthy}.lock")]
+    locked = [command.purpose for command in added if command.script.endswith(f"9>/run/mngr-{pair.healthy}.lock")]
     assert [purpose.partition(" container")[0] for purpose in locked] == ["commit", "start", "set up the"]
 
 

@@ -19,13 +19,13 @@ from imbue.mngr.errors import MngrError
 from imbue.mngr.primitives import HostId, HostName
 from imbue.mngr_vps_docker.builds.options import parse_build_args
 from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
-from imbue.mngr_vps_docker.docker.commands import hidden
+from imbue.mngr_vps_docker.docker.containers import hidden
 from imbue.mngr_vps_docker.docker.run_options import checked_start_args
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.docker_over_ssh import BuildSpec, DockerOverSsh
 from imbue.mngr_vps_docker.errors import BuildArgumentError, VpsProvisioningError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.lifecycle import checks, create
-from imbue.mngr_vps_docker.lifecycle.container import ContainerRequest, host_container
+from imbue.mngr_vps_docker.lifecycle.container import host_container
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
 from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
 from support.local_machine import LocalMachine
@@ -130,7 +130,8 @@ class Desk:
     def given_to_docker(self, request: CreateRequest) -> tuple[Sequence[str], Sequence[str]]:
         """What of the request docker is given: to run the container, and to build its image."""
         docker, written = DockerOverSsh(self.machine), self.folder / "argv"
-        runs = ContainerRequest(
+        spec = host_container(
+            self.provider._context,
             host_id=request.host_id,
             host_name=request.name,
             container_name=self.provider._context.container_name(request.name),
@@ -138,9 +139,9 @@ class Desk:
             start_args=request.start_args,
             tags=request.tags,
         )
-        docker.run_container(host_container(self.provider._context, runs))
+        docker.run_container(spec)
         run = written.read_bytes().decode().split("\0")[:-1]
-        docker.build(tag="t", context_dir="/context", build_args=request.build.docker_build_args)
+        docker.build(BuildSpec("t", "/context", build_args=request.build.docker_build_args))
         build = written.read_bytes().decode().split("\0")[:-1]
         assert not CANARY.exists()
         return run, build

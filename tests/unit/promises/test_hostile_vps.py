@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 
 from imbue.mngr.errors import BaseMngrError
 from imbue.mngr.primitives import AgentId, HostId
-from imbue.mngr_vps_docker.docker.commands import ContainerSpec
+from imbue.mngr_vps_docker.docker import commands
 from imbue.mngr_vps_docker.docker.errors import DockerError
 from imbue.mngr_vps_docker.docker.models import parse_containers, parse_images, parse_info, server_errors
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.docker_over_ssh import ContainerSpec, DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.hosts.listing import read_resources
 from imbue.mngr_vps_docker.hosts.mngr_hosts import outer_host
 from imbue.mngr_vps_docker.lifecycle.vps_identity import generate_host_key
-from imbue.mngr_vps_docker.ssh.remote_command import ChainStep, run_chain
+from imbue.mngr_vps_docker.ssh.pipeline import Pipeline
 from imbue.mngr_vps_docker.state.host_volume import HostVolumeOverSsh
 from imbue.mngr_vps_docker.state.record import encode_record
 from imbue.mngr_vps_docker.state.vps_state import read_vps_state
@@ -169,6 +169,15 @@ def test_why_a_host_was_not_read_is_one_line_of_its_row(pair: Pair, hostile: Scr
 
 
 NAME = HostId.generate()
+
+
+def run_pipeline(vps: ScriptedMachine) -> object:
+    pipeline = Pipeline(vps, "test")
+    answer = pipeline.add(commands.info())
+    pipeline.run()
+    return answer.value
+
+
 READERS: dict[str, Callable[[ScriptedMachine], object]] = {
     "the daemon": lambda vps: DockerOverSsh(vps).info(),
     "a container": lambda vps: DockerOverSsh(vps).inspect_container("c"),
@@ -180,7 +189,7 @@ READERS: dict[str, Callable[[ScriptedMachine], object]] = {
     "a volume": lambda vps: DockerOverSsh(vps).volume_mountpoint("v"),
     "a removal": lambda vps: DockerOverSsh(vps).remove_container("c"),
     "a command in a container": lambda vps: DockerOverSsh(vps).exec("c", "true", purpose="test", timeout_seconds=1),
-    "a chain": lambda vps: run_chain(vps, [ChainStep("true", "test")], purpose="test", timeout_seconds=1),
+    "a pipeline": run_pipeline,
     "a record": lambda vps: VpsDockerHostStore(vps, "s").read_host_record(NAME),
     "records": lambda vps: VpsDockerHostStore(vps, "s").list_all_host_records_with_agents(),
     "agents": lambda vps: VpsDockerHostStore(vps, "s").list_persisted_agent_data_for_host(NAME),

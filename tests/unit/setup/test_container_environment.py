@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from imbue.mngr.api.connect import _build_ssh_activity_wrapper_script
-from imbue.mngr_vps_docker.docker.commands import HIDDEN_PREFIX, ContainerSpec, hidden, run_script
+from imbue.mngr_vps_docker.docker.containers import HIDDEN_PREFIX, ContainerSpec, hidden, run_script
 from imbue.mngr_vps_docker.setup import container_environment
 from imbue.mngr_vps_docker.ssh.framing import Framing
 from imbue.mngr_vps_docker.ssh.shell import as_stdin, quote

@@ -18,7 +18,6 @@ from imbue.mngr.primitives import AgentId, HostId
 from imbue.mngr_vps_docker.docker.errors import DaemonNotRunningError
 from imbue.mngr_vps_docker.errors import HostRecordError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord, VpsDockerHostStore
-from imbue.mngr_vps_docker.ssh.remote_command import run_chain
 from imbue.mngr_vps_docker.state import volume_scripts
 from support.local_machine import LocalMachine
 from support.records import NASTY, PIECES, any_records, assert_same, new_record
@@ -254,22 +253,21 @@ def test_an_update_loses_no_others_change(store: VpsDockerHostStore) -> None:
     assert _other(store).read_host_record(record.host_id) == updated
 
 
-def test_a_step_changes_a_record_only_while_it_is_what_was_seen(store: VpsDockerHostStore) -> None:
+def test_a_command_replaces_a_record_only_while_it_is_what_was_seen(store: VpsDockerHostStore) -> None:
     seen = new_record()
     store.write_host_record(seen)
     changed, another = _with_tag(seen, "a"), _with_tag(seen, "b")
 
-    def run_step(seen: VpsDockerHostRecord, changed: VpsDockerHostRecord) -> bool:
-        step = store.change_step(seen, changed)
-        return store.is_changed_meanwhile(*run_chain(store.connection, [step], purpose="test", timeout_seconds=30))
+    def replace(seen: VpsDockerHostRecord, changed: VpsDockerHostRecord) -> bool:
+        return store.connection.call(store.replace_record_command(seen, changed))
 
-    assert not run_step(seen, seen)
-    assert not run_step(seen, changed)
-    assert run_step(seen, another)
-    assert run_step(seen, seen)
+    assert replace(seen, seen)
+    assert replace(seen, changed)
+    assert not replace(seen, another)
+    assert not replace(seen, seen)
     assert _other(store).read_host_record(seen.host_id) == changed
     store.delete_host_record(seen.host_id)
-    assert run_step(changed, another)
+    assert not replace(changed, another)
     assert store.read_host_record(seen.host_id) is None
 
 
@@ -364,7 +362,7 @@ def test_records_and_agents_of_any_size(store: VpsDockerHostStore, size_bytes: i
     assert _other(store).list_all_host_records_with_agents() == ([record], {record.host_id: [agent]})
     assert _other(store).read_host_record(record.host_id) == record
     changed = _with_tag(record, text[:9])
-    run_chain(store.connection, [store.change_step(record, changed)], purpose="change it", timeout_seconds=30)
+    assert store.connection.call(store.replace_record_command(record, changed))
     assert _other(store).read_host_record(record.host_id) == changed
 
 

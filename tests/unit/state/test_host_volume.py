@@ -10,7 +10,6 @@ import pytest
 from imbue.mngr.interfaces.data_types import VolumeFileType
 from imbue.mngr_vps_docker.docker.errors import NoSuchVolumeError
 from imbue.mngr_vps_docker.errors import RemoteCommandError, RemoteOutputError
-from imbue.mngr_vps_docker.ssh.remote_command import run_chain
 from imbue.mngr_vps_docker.state.host_volume import HostVolumeOverSsh, UnsafeVolumePathError, write_volume_files
 from support.local_machine import LocalMachine
 
@@ -121,13 +120,12 @@ def test_no_link_that_is_planted_meanwhile_leads_a_write_out_of_the_volume(
         for number in range(10):
             volume.write_files({"f": b"%d" % number})
             digest = hashlib.sha256(b"%d" % number).hexdigest()
-            step = volume.replace_step("f", b"stepped", expected_sha256=digest)
-            (outcome,) = run_chain(volume.connection, [step], purpose="test", timeout_seconds=30)
-            assert not volume.is_changed_meanwhile(outcome)
+            command = volume.replace_file_command("f", b"replaced", expected_sha256=digest)
+            assert volume.connection.call(command)
         is_over.set()
         planting.result()
     assert victim.read_text() == "untouched"
-    assert (files / "f").read_text() == "stepped"
+    assert (files / "f").read_text() == "replaced"
     assert {path.name for path in files.iterdir()} == {"f"}
     assert not list(files.parent.rglob(".mngr-new*"))
 
@@ -192,14 +190,13 @@ def test_a_file_is_replaced_only_while_it_is_what_was_expected(volume: HostVolum
     assert sorted(path.name for path in files.rglob("*")) == ["d", "f"]
 
 
-def test_a_step_replaces_a_file_only_while_it_is_what_was_expected(volume: HostVolumeOverSsh, files: Path) -> None:
-    def run_step(content: bytes, expected: bytes) -> bool:
-        step = volume.replace_step("d/f", content, expected_sha256=hashlib.sha256(expected).hexdigest())
-        (outcome,) = run_chain(volume.connection, [step], purpose="test", timeout_seconds=30)
-        return volume.is_changed_meanwhile(outcome)
+def test_a_command_replaces_a_file_only_while_it_is_what_was_expected(volume: HostVolumeOverSsh, files: Path) -> None:
+    def replace(content: bytes, expected: bytes) -> bool:
+        digest = hashlib.sha256(expected).hexdigest()
+        return volume.connection.call(volume.replace_file_command("d/f", content, expected_sha256=digest))
 
-    assert not run_step("it's $HOME\n é".encode(), b"")
-    assert run_step(b"second", b"first")
+    assert replace("it's $HOME\n é".encode(), b"")
+    assert not replace(b"second", b"first")
     assert (files / "d" / "f").read_text() == "it's $HOME\n é"
     assert list(files.parent.rglob(".mngr-new*")) == []
 

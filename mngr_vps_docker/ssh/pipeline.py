@@ -56,9 +56,10 @@ class Pending[T]:
 
     @property
     def value(self) -> T:
-        """What the command reads of its outcome, or what that of an earlier command is that kept it from running.
+        """What the command reads of its outcome.
 
-        Raises what the command's ``read`` raises, and RemoteCommandError for a command that was not run.
+        Raises what reading it raises. For a command that was not run, because one before it failed, that is what
+        reading that one raises, or RemoteCommandError.
         """
         if self._outcome is not None:
             return self._command.read(self._outcome)
@@ -71,8 +72,8 @@ class Pipeline:
     """Commands that run one after the other in one round trip; with ``stops_at_failure`` until one of them fails.
 
     ``purpose`` reads after "Could not", for errors that concern all of them. Each command runs in a subshell of its
-    own with an empty stdin. One that fails, exits or cannot be parsed does not end the script around it. Messages are in
-    English (LC_ALL=C), so that they can be classified.
+    own with an empty stdin. One that fails, exits or cannot be parsed does not end the script around it. Messages are
+    in English (LC_ALL=C), so that they can be classified.
     """
 
     def __init__(self, connection: SshConnection, purpose: str, *, stops_at_failure: bool = True) -> None:

@@ -80,20 +80,8 @@ class FaultyClient(VpsClientInterface):
     def max_user_data_bytes(self) -> int:
         return self.real.max_user_data_bytes
 
-    def create_instance(
-        self,
-        label: str,
-        region: str,
-        plan: str,
-        os_id: int | str,
-        user_data: str,
-        ssh_key_ids: Sequence[str],
-        tags: Sequence[str],
-    ) -> VpsInstanceId:
-        return self._call(
-            "create_instance",
-            lambda: self.real.create_instance(label, region, plan, os_id, user_data, ssh_key_ids, tags),
-        )
+    def create_instance(self, *arguments: Any, **order: Any) -> VpsInstanceId:
+        return self._call("create_instance", lambda: self.real.create_instance(*arguments, **order))
 
     def destroy_instance(self, instance_id: VpsInstanceId) -> None:
         self._call("destroy_instance", lambda: self.real.destroy_instance(instance_id))

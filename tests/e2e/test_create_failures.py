@@ -4,9 +4,10 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -174,20 +175,11 @@ def test_a_key_that_the_cloud_does_not_take_back_costs_no_host(mngr: MngrCli, ti
 class NoDockerClient(LocalVpsClient):
     """A cloud whose image has no Docker, and no way to get one."""
 
-    def create_instance(
-        self,
-        label: str,
-        region: str,
-        plan: str,
-        os_id: int | str,
-        user_data: str,
-        ssh_key_ids: Sequence[str],
-        tags: Sequence[str],
-    ) -> VpsInstanceId:
+    def create_instance(self, *arguments: Any, **order: Any) -> VpsInstanceId:
         removal = "systemctl mask --now docker docker.socket; rm -f /usr/bin/apt-get /usr/sbin/dockerd"
-        config = yaml.safe_load(user_data) | {"bootcmd": [["sh", "-c", removal]]}
-        broken = f"#cloud-config\n{yaml.safe_dump(config)}"
-        return super().create_instance(label, region, plan, os_id, broken, ssh_key_ids, tags)
+        config = yaml.safe_load(order["user_data"]) | {"bootcmd": [["sh", "-c", removal]]}
+        order["user_data"] = f"#cloud-config\n{yaml.safe_dump(config)}"
+        return super().create_instance(*arguments, **order)
 
 
 def test_a_vps_on_which_docker_cannot_be_had_is_explained_by_its_log_and_removed(mngr: MngrCli) -> None:

@@ -1,7 +1,8 @@
 """A cloud that lags and lies: its listing is late, its answers are slow or wrong, and nothing is lost or leaked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,18 +69,9 @@ def test_a_lie_while_a_host_is_made_fails_it_and_leaves_nothing(lab: ProviderLab
 class TwiceClient(FaultyClient):
     """A client that asks again where an answer was lost on the way, so that the cloud does it twice."""
 
-    def create_instance(
-        self,
-        label: str,
-        region: str,
-        plan: str,
-        os_id: int | str,
-        user_data: str,
-        ssh_key_ids: Sequence[str],
-        tags: Sequence[str],
-    ) -> VpsInstanceId:
-        super().create_instance(label, region, plan, os_id, user_data, ssh_key_ids, tags)
-        return super().create_instance(label, region, plan, os_id, user_data, ssh_key_ids, tags)
+    def create_instance(self, *arguments: Any, **order: Any) -> VpsInstanceId:
+        super().create_instance(*arguments, **order)
+        return super().create_instance(*arguments, **order)
 
     def upload_ssh_key(self, name: str, public_key: str) -> str:
         super().upload_ssh_key(name, public_key)

@@ -1,6 +1,7 @@
 """A local cloud that hands out one VPS again and again, so that tests of many hosts wait for one to boot only."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
 from pydantic import PrivateAttr
@@ -26,23 +27,14 @@ class KeptVpsClient(LocalVpsClient):
     # Those of the host that is on it; None while the cloud has, as far as it says, no VPS.
     _tags: Mapping[str, str] | None = PrivateAttr(default=None)
 
-    def create_instance(
-        self,
-        label: str,
-        region: str,
-        plan: str,
-        os_id: int | str,
-        user_data: str,
-        ssh_key_ids: Sequence[str],
-        tags: Sequence[str],
-    ) -> VpsInstanceId:
+    def create_instance(self, *arguments: Any, **order: Any) -> VpsInstanceId:
         assert self._tags is None, "the VPS is in use"
         if self._instance_id is None:
-            self._instance_id = super().create_instance(label, region, plan, os_id, user_data, ssh_key_ids, tags)
+            self._instance_id = super().create_instance(*arguments, **order)
         else:
-            key = yaml.safe_load(user_data)["ssh_keys"]["ed25519_private"]
+            key = yaml.safe_load(order["user_data"])["ssh_keys"]["ed25519_private"]
             self._run(_TAKE_INJECTED_KEY, key)
-        self._tags = dict(tag.split("=", 1) for tag in tags)
+        self._tags = dict(tag.split("=", 1) for tag in order["tags"])
         return self._instance_id
 
     def destroy_instance(self, instance_id: VpsInstanceId) -> None:

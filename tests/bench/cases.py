@@ -23,7 +23,7 @@ from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.known_hosts import KnownHostsFile
 from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.state.record import encode_record
-from support.memory_provider import record_of
+from support.builders import record_of
 
 DISTANCES_MS: Final = (0, 100)
 AGENT: Final = ("--new-host", "--type", "command", "--no-connect", "--", "sleep", "100000")

@@ -18,11 +18,12 @@ from imbue.mngr.primitives import HostId
 from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.state.record import encode_record
+from support.builders import container_of, record_of
 from support.delaying_proxy import DelayingProxy, Route
 from support.local_machine import LocalMachine
 from support.local_provider import local_provider
 from support.loopback_sshd import LoopbackSshd
-from support.memory_provider import MemoryCloud, record_of, stopped_container
+from support.memory_provider import MemoryCloud
 
 _HOSTS: Final = 50
 _SILENT: Final = 5
@@ -69,7 +70,7 @@ def _provider(folder: Path) -> LocalVpsProvider:
     """The provider of the fleet, by what is in ``folder``."""
     cloud = MemoryCloud()
     for number, host_id in enumerate(json.loads((folder / "hosts.json").read_text())):
-        cloud.order(HostId(host_id), _address(number), datetime.now(UTC))
+        cloud.add_vps(HostId(host_id), _address(number), datetime.now(UTC))
     return local_provider(
         folder / "profile",
         "fifty",
@@ -119,7 +120,7 @@ def _vps(folder: Path, host_id: HostId, state_volume: str, number: int) -> Loopb
     is_corrupt = number < _SILENT + _CORRUPT
     (host_state / f"{host_id}.json").write_bytes(b"{" if is_corrupt else encode_record(record_of(host_id)))
     (machine.volumes / ".container-ids").write_text("c1\n")
-    (machine.volumes / ".containers").write_text(stopped_container(host_id))
+    (machine.volumes / ".containers").write_text(json.dumps([container_of(host_id, "exited")]))
     client_key = folder.parent / "profile" / "providers" / "local-vps" / "local-vps" / "keys" / "vps_ssh_key.pub"
     path = machine.environment["PATH"]
     return LoopbackSshd(folder, (f"AuthorizedKeysFile {client_key}", f"SetEnv HOME={folder} PATH={path}"))

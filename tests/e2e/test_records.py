@@ -17,8 +17,8 @@ from imbue.mngr_vps_docker.errors import HostRecordError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord, VpsDockerHostStore
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.state.record import encode_agent_data, encode_record
+from support.builders import any_records, assert_same, record_of
 from support.loopback_sshd import LoopbackSshd
-from support.records import any_records, assert_same, new_record
 from support.remote import wait_for
 
 IMAGE = image_of_base("bookworm")
@@ -87,7 +87,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_record(connection: SshConnectio
     )
     try:
         store = VpsDockerHostStore(connection, volume)
-        record = new_record(build_log="small")
+        record = record_of(build_log="small")
         store.write_host_record(record)
         for write in (store.write_host_record, lambda new: store.update_host_record(new.host_id, lambda _old: new)):
             with pytest.raises(HostRecordError, match=r"disk is full, and the old record is kept.*No space left"):
@@ -110,7 +110,7 @@ def test_a_killed_writer_leaves_a_whole_record_and_no_lock(
 ) -> None:
     run_docker("volume", "create", volume)
     store = VpsDockerHostStore(connection, volume)
-    record = new_record(build_log="0 " * 50_000)
+    record = record_of(build_log="0 " * 50_000)
     store.write_host_record(record)
     target = sshd.target()
     arguments = (target.port, target.identity_file, target.known_hosts_file, target.user, volume, record.host_id)

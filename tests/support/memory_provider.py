@@ -1,7 +1,6 @@
 """The provider on a cloud that is a list in memory, and on VPSes that do not answer, refuse, or are this machine."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -9,25 +8,23 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr
 
-from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import HostId
 from imbue.mngr_local_vps.backend import LocalVpsProvider
-from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.hosts.cloud_resources import key_name
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.host_cache import HostCache
 from imbue.mngr_vps_docker.hosts.timings import Patience, Timings
-from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus, VpsSnapshotId
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.process import ProcessResult
-from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
-from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo, VpsSshKeyInfo
+from imbue.mngr_vps_docker.vps_client import VpsClientInterface, VpsInstanceInfo, VpsSnapshotInfo, VpsSshKeyInfo
 
 SILENT = "ssh: connect to host vps port 22: Connection timed out"
 REFUSING = "root@vps: Permission denied (publickey)."
 
 
-class MemoryCloud(LocalVpsClient):
+class MemoryCloud(VpsClientInterface):
     """A cloud that has what a test writes down; of ``unlisted`` VPSes it knows only when asked for them."""
 
     instances: dict[str, VpsInstanceInfo] = Field(default_factory=dict)
@@ -35,8 +32,8 @@ class MemoryCloud(LocalVpsClient):
     keys: dict[str, str] = Field(default_factory=dict)
     is_listing: bool = True
 
-    def order(self, host_id: HostId, address: str, created_at: datetime, provider: str = "local-vps") -> None:
-        """Have a VPS of a host, whose id is its address."""
+    def add_vps(self, host_id: HostId, address: str, created_at: datetime, provider: str = "local-vps") -> None:
+        """Let the cloud have a VPS of a host; its id is its address."""
         tags = {"mngr-host-id": host_id, "mngr-provider": provider, "mngr-host-name": "h1"}
         self.instances[address] = VpsInstanceInfo(
             id=VpsInstanceId(address),
@@ -47,30 +44,21 @@ class MemoryCloud(LocalVpsClient):
         )
 
     def change(self, vps: str, **changes: object) -> None:
-        """Have the cloud say something else of a VPS."""
+        """Let the cloud report something else of a VPS."""
         self.instances[vps] = self.instances[vps].model_copy(update=changes)
 
-    def take_key(self, host_id: HostId, created_at: datetime, longest_create_seconds: float = 3600.0) -> None:
-        """Have the key of a host whose creation began then."""
+    def add_key(self, host_id: HostId, created_at: datetime, longest_create_seconds: float = 3600.0) -> None:
+        """Let the cloud have the key of a host whose creation began then."""
         self.keys[f"key of {host_id}"] = key_name(host_id, created_at, longest_create_seconds)
 
     def find_instances(self, tags: Mapping[str, str]) -> Sequence[VpsInstanceInfo] | None:
         found = [info for info in self.instances.values() if tags.items() <= info.tags.items()]
         return [info for info in found if info.id not in self.unlisted] if self.is_listing else None
 
-    def create_instance(
-        self,
-        label: str,
-        region: str,
-        plan: str,
-        os_id: int | str,
-        user_data: str,
-        ssh_key_ids: Sequence[str],
-        tags: Sequence[str],
-    ) -> VpsInstanceId:
+    def create_instance(self, *_arguments: Any, **order: Any) -> VpsInstanceId:
         address = f"198.51.100.{len(self.instances)}"
-        self.order(HostId.generate(), address, datetime.now(UTC))
-        self.change(address, tags=dict(tag.split("=", 1) for tag in tags))
+        self.add_vps(HostId.generate(), address, datetime.now(UTC))
+        self.change(address, tags=dict(tag.split("=", 1) for tag in order["tags"]))
         return VpsInstanceId(address)
 
     def get_instance_status(self, instance_id: VpsInstanceId) -> VpsInstanceStatus:
@@ -81,6 +69,9 @@ class MemoryCloud(LocalVpsClient):
     def get_instance_ip(self, instance_id: VpsInstanceId) -> str:
         self.get_instance_status(instance_id)
         return self.instances[instance_id].address or ""
+
+    def wait_for_instance_active(self, instance_id: VpsInstanceId, timeout_seconds: float = 300.0) -> str:
+        return self.get_instance_ip(instance_id)
 
     def destroy_instance(self, instance_id: VpsInstanceId) -> None:
         self.get_instance_status(instance_id)
@@ -96,6 +87,15 @@ class MemoryCloud(LocalVpsClient):
     def delete_ssh_key(self, key_id: str) -> None:
         if self.keys.pop(key_id, None) is None:
             raise VpsApiError(404, "no such key")
+
+    def create_snapshot(self, instance_id: VpsInstanceId, description: str) -> VpsSnapshotId:
+        raise VpsApiError(501, "no snapshots")
+
+    def delete_snapshot(self, snapshot_id: VpsSnapshotId) -> None:
+        raise VpsApiError(501, "no snapshots")
+
+    def list_snapshots(self) -> list[VpsSnapshotInfo]:
+        raise VpsApiError(501, "no snapshots")
 
 
 # Machines that run here take their time on a busy machine. How long a login may take stays as it is.
@@ -149,9 +149,19 @@ class MemoryContext(ProviderContext):
 
 
 class MemoryProvider(LocalVpsProvider):
-    """The whole provider, but for its ways to the machines."""
+    """The whole provider, except that its machines are on a ``Network``."""
 
     _network: Network = PrivateAttr(default_factory=Network)
+
+    @property
+    def context(self) -> ProviderContext:
+        """What its operations are given."""
+        return self._context
+
+    @property
+    def hosts(self) -> HostCache:
+        """What it has seen of its hosts."""
+        return self._hosts
 
     def connect(self, network: Network) -> "MemoryProvider":
         """The same on ``network``, which it must be put on before its first use."""
@@ -160,60 +170,8 @@ class MemoryProvider(LocalVpsProvider):
 
     @cached_property
     def _context(self) -> ProviderContext:
-        usual = LocalVpsProvider._context.__get__(self)  # type: ignore[attr-defined]
+        usual = super()._context
         values = {part.name: getattr(usual, part.name) for part in dataclasses.fields(usual) if part.init}
         network = self._network
         values |= {"runner": network.run_ssh, "timings": network.timings, "network": network}
         return MemoryContext(**values)
-
-
-def record_of(host_id: HostId, **certified: object) -> VpsDockerHostRecord:
-    """The record of a host that nobody has changed for years."""
-    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
-    data = CertifiedHostData(host_id=host_id, host_name="h1", created_at=long_ago, updated_at=long_ago)
-    return VpsDockerHostRecord(
-        certified_host_data=data.model_copy(update=certified),
-        config=VpsHostConfig(
-            vps_instance_id=VpsInstanceId("i"),
-            region="r",
-            plan="p",
-            os_id=1,
-            container_name="c",
-            volume_name=f"mngr-host-vol-{host_id.get_uuid().hex}",
-        ),
-        container_id="c1",
-        schema_version=1,
-    )
-
-
-def stopped_container(host_id: HostId) -> str:
-    """What docker says of the container of a host that stopped years ago."""
-    return container_of(host_id, "exited")
-
-
-def running_container(host_id: HostId) -> str:
-    """What docker says of the container of a host that has run for years."""
-    return container_of(host_id, "running")
-
-
-def container_of(host_id: HostId, status: str) -> str:
-    """What docker says of the container of a host that was made years ago."""
-    return json.dumps(
-        [
-            {
-                "Id": "c1",
-                "Name": "/c1",
-                "Created": "2020-01-01T00:00:00Z",
-                "Image": "sha256:1",
-                "State": {
-                    "Status": status,
-                    "ExitCode": 0,
-                    "StartedAt": "2020-01-01T00:00:00Z",
-                    "FinishedAt": "2020-01-02T00:00:00Z",
-                },
-                "Config": {"Image": "debian", "Labels": {"com.imbue.mngr.host-id": host_id}},
-                "HostConfig": {"PortBindings": {}, "Memory": 0},
-                "Mounts": [],
-            }
-        ]
-    )

@@ -13,7 +13,7 @@ class TestMemoryCloud(VpsClientConformance):
 
     @pytest.fixture
     def client(self) -> MemoryCloud:
-        return MemoryCloud(account="test")
+        return MemoryCloud()
 
 
 class TestCloudWhoseListingsLag(VpsClientConformance):
@@ -22,4 +22,4 @@ class TestCloudWhoseListingsLag(VpsClientConformance):
 
     @pytest.fixture
     def client(self) -> FaultyClient:
-        return FaultyClient(real=MemoryCloud(account="test"), listing_lag_calls=1)
+        return FaultyClient(real=MemoryCloud(), listing_lag_calls=1)

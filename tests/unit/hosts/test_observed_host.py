@@ -5,46 +5,29 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import HostId, HostState
 from imbue.mngr_vps_docker.docker.models import ContainerInfo
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError, VpsConnectionError
 from imbue.mngr_vps_docker.hosts.details import host_details
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
-from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.state.vps_state import HostReading
-from support.fleet import Fleet
+from support.builders import LONG_AGO, local_record_of, record_of
+from support.world import World
 
 HOST_ID = HostId()
-LONG_AGO = datetime.now(UTC) - timedelta(days=400)
 AGENT = {"id": f"agent-{'1' * 32}", "name": "a1"}
 UNREACHABLE = VpsConnectionError("no answer")
 REFUSED = VpsAuthenticationError("our key was refused")
 
 
 def record(stop_reason: str | None = None, failure_reason: str | None = None) -> VpsDockerHostRecord:
-    return VpsDockerHostRecord(
-        certified_host_data=CertifiedHostData(
-            host_id=HOST_ID,
-            host_name="h1",
-            created_at=LONG_AGO,
-            updated_at=LONG_AGO,
-            stop_reason=stop_reason,
-            failure_reason=failure_reason,
-        ),
-        config=VpsHostConfig(
-            vps_instance_id=VpsInstanceId("i"), region="r", plan="p", os_id=1, container_name="c", volume_name="v"
-        ),
-    )
+    return record_of(HOST_ID, stop_reason=stop_reason, failure_reason=failure_reason)
 
 
-def entry(phase: HostPhase = HostPhase.READY, *, has_record: bool = True, **changes: object) -> LocalHostRecord:
-    made = LocalHostRecord(
-        host_id=HOST_ID, host_name="h1", phase=phase, created_at=LONG_AGO, record=record() if has_record else None
-    )
-    return made.model_copy(update=changes)
+def entry(phase: HostPhase = HostPhase.READY, **changes: object) -> LocalHostRecord:
+    return local_record_of(HOST_ID, phase, **{"record": record(), **changes})
 
 
 def container(status: str) -> ContainerInfo:
@@ -118,26 +101,26 @@ CASES = {
         is_garbage=True,
     ),
     "has an unreadable record": Case(
-        ObservedHost(entry(has_record=False), reading("running", record=None, is_record_unreadable=True)),
+        ObservedHost(entry(record=None), reading("running", record=None, is_record_unreadable=True)),
         HostState.FAILED,
         agents=("h1",),
     ),
     "is another machine's and does not answer": Case(
-        ObservedHost(entry(has_record=False), problem=UNREACHABLE), HostState.FAILED, agents=("h1",)
+        ObservedHost(entry(record=None), problem=UNREACHABLE), HostState.FAILED, agents=("h1",)
     ),
     "is another machine's and refuses us": Case(
-        ObservedHost(entry(has_record=False), problem=REFUSED), HostState.UNAUTHENTICATED, agents=("h1",)
+        ObservedHost(entry(record=None), problem=REFUSED), HostState.UNAUTHENTICATED, agents=("h1",)
     ),
-    "is another machine's and unknown": Case(ObservedHost(entry(has_record=False)), HostState.FAILED, agents=("h1",)),
+    "is another machine's and unknown": Case(ObservedHost(entry(record=None)), HostState.FAILED, agents=("h1",)),
     "is being made": Case(
-        ObservedHost(entry(HostPhase.CREATING, has_record=False), is_being_made=True), HostState.BUILDING
+        ObservedHost(entry(HostPhase.CREATING, record=None), is_being_made=True), HostState.BUILDING
     ),
     "is being destroyed": Case(ObservedHost(entry(HostPhase.DESTROYING), is_being_made=True), HostState.BUILDING),
     "was never finished": Case(
-        ObservedHost(entry(HostPhase.CREATING, has_record=False)), HostState.FAILED, is_garbage=True, agents=("h1",)
+        ObservedHost(entry(HostPhase.CREATING, record=None)), HostState.FAILED, is_garbage=True, agents=("h1",)
     ),
     "failed": Case(
-        ObservedHost(entry(HostPhase.FAILED, has_record=False, failure_reason="no more room")),
+        ObservedHost(entry(HostPhase.FAILED, record=None, failure_reason="no more room")),
         HostState.FAILED,
         is_garbage=True,
         agents=("h1",),
@@ -187,8 +170,8 @@ def test_a_host_that(name: str) -> None:
     assert observed.name == data.host_name == "h1"
 
 
-def test_a_vps_that_needs_a_reboot_says_so_and_is_used_as_before(fleet: Fleet) -> None:
+def test_a_vps_that_needs_a_reboot_says_so_and_is_used_as_before(world: World) -> None:
     observed = ObservedHost(entry(), reading("running", needs_reboot=True))
-    row = host_details(fleet.process()._context, observed, None)
+    row = host_details(world.context, observed, None)
     assert "`mngr exec <agent> --outer reboot`" in str(row.failure_reason)
     assert (row.state, observed.is_online, observed.certified_data.failure_reason) == (HostState.RUNNING, True, None)

@@ -1,8 +1,6 @@
 """What goes on beside an operation ends with it."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -13,9 +11,9 @@ from imbue.mngr_vps_docker.lifecycle import background
 from imbue.mngr_vps_docker.lifecycle.background import BackgroundWork, Milestone, NeverReachedError
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest, Creation
 from imbue.mngr_vps_docker.ssh.span import current_span
-from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
-from support.local_provider import local_provider
-from support.memory_provider import MemoryCloud, MemoryProvider
+from imbue.mngr_vps_docker.state.local_store import HostPhase
+from support.builders import local_record_of
+from support.world import ADDRESS, World
 
 
 def test_work_waits_for_its_milestone_and_is_part_of_its_step() -> None:
@@ -53,23 +51,21 @@ class InterruptedPool(ThreadPoolExecutor):
         raise KeyboardInterrupt
 
 
-def test_an_interruption_at_its_very_beginning_ends_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    host_id, name, now = HostId.generate(), HostName("h1"), datetime.now(UTC)
-    provider = local_provider(tmp_path, "test", MemoryCloud(account="test"), provider_class=MemoryProvider)
+def test_an_interruption_at_its_very_beginning_ends_it_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    host_id, provider = HostId.generate(), world.process()
     creation = Creation(
-        provider._context,
+        provider.context,
         CreateRequest(
-            *(host_id, name, provider._parse_build_args([]), "i", None, (), {}),
+            *(host_id, HostName("h1"), provider._parse_build_args([]), "i", None, (), {}),
             activity=HostLifecycleOptions().to_activity_config(60, IdleMode.IO, ()),
             others=(),
         ),
-        LocalHostRecord(host_id=host_id, host_name=name, phase=HostPhase.CREATING, created_at=now, vps_ip="192.0.2.1"),
+        local_record_of(host_id, HostPhase.CREATING, vps_ip=ADDRESS),
     )
     monkeypatch.setattr(background, "ThreadPoolExecutor", InterruptedPool)
-    with provider.mngr_ctx.concurrency_group:
-        with pytest.raises(KeyboardInterrupt):
-            creation.begin_image_work("Preparing the image", lambda: str(creation.is_docker_ready.wait()))
-        creation.stop_image_work()
+    with pytest.raises(KeyboardInterrupt):
+        creation.begin_image_work("Preparing the image", lambda: str(creation.is_docker_ready.wait()))
+    creation.stop_image_work()
     (begun,) = InterruptedPool.submitted
     assert isinstance(begun.exception(timeout=30), NeverReachedError)
 

@@ -2,10 +2,6 @@
 
 import json
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,20 +19,13 @@ from imbue.mngr_vps_docker.lifecycle.container import setup_command, state_conta
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest, Creation
 from imbue.mngr_vps_docker.ssh.pipeline import Pending, Pipeline
 from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
-from support.pair import Pair
+from support.world import World
 
 SNAPSHOT = "mngr-snapshot:1"
 
 
-@pytest.fixture
-def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    with ExitStack() as groups:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", groups.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))
-        yield Pair(tmp_path, groups)
-
-
-def test_the_state_container_can_do_nothing_but_look_at_the_records(pair: Pair) -> None:
-    context = pair.process()._context
+def test_the_state_container_can_do_nothing_but_look_at_the_records(world: World) -> None:
+    context = world.context
     argv = run_words(state_container(context, image="the-agents-own"))
     options = argv[: argv.index("the-agents-own")]
     assert f"{context.state_volume_name}:/mngr-state:ro" in options
@@ -53,23 +42,25 @@ def test_the_state_container_can_do_nothing_but_look_at_the_records(pair: Pair) 
     } < set(options)
 
 
-def test_start_arguments_of_a_record_are_checked_before_a_container_is_made_of_them(pair: Pair) -> None:
-    path = pair.record_path(pair.corrupted)
+def test_start_arguments_of_a_record_are_checked_before_a_container_is_made_of_them(
+    world: World, corrupted: HostId
+) -> None:
+    path = world.record_path(corrupted)
     record = json.loads(path.read_text())
     record["config"]["start_args"] = ["--memory=1g", "--privileged"]
     record["certified_host_data"]["snapshots"] = [{"id": SNAPSHOT, "name": "s1", "created_at": "2026-01-02T03:04:05Z"}]
     path.write_text(json.dumps(record))
     asked: list[str] = []
-    pair.machine(pair.corrupted).before_command = asked.append
+    world.vps(corrupted).before_command = asked.append
     with pytest.raises(BuildArgumentError, match="'--privileged' is refused"):
-        pair.process().start_host(pair.corrupted, SnapshotId(SNAPSHOT))
+        world.process().start_host(corrupted, SnapshotId(SNAPSHOT))
     assert set(asked) == {"read the state of the VPS", f"inspect image {SNAPSHOT}"}
     with pytest.raises(DockerError, match=r"unexpected command line: docker (rename|run|inspect|container)"):
-        pair.process(allowed_start_args=("--privileged",)).start_host(pair.corrupted, SnapshotId(SNAPSHOT))
+        world.process(allowed_start_args=("--privileged",)).start_host(corrupted, SnapshotId(SNAPSHOT))
 
 
-def test_a_container_that_cannot_be_set_up_is_reported_with_the_names_of_its_start_arguments(pair: Pair) -> None:
-    context = pair.process()._context
+def test_a_container_that_cannot_be_set_up_is_reported_with_the_names_of_its_start_arguments(world: World) -> None:
+    context = world.context
     request = CreateRequest(
         host_id=HostId.generate(),
         name=HostName("new"),
@@ -92,21 +83,21 @@ def test_a_container_that_cannot_be_set_up_is_reported_with_the_names_of_its_sta
         )
 
 
-def test_a_set_up_has_its_script_with_it(pair: Pair) -> None:
-    command = setup_command(pair.process()._context, host_id=pair.corrupted, container="c")
+def test_a_set_up_has_its_script_with_it(world: World, corrupted: HostId) -> None:
+    command = setup_command(world.context, host_id=corrupted, container="c")
     (script,) = command.secrets.values()
     assert "sshd" in script.revealed
 
 
-def test_what_a_set_up_waits_for_lies_out_of_the_containers_reach(pair: Pair) -> None:
-    command = setup_command(pair.process()._context, host_id=pair.corrupted, container="c")
+def test_what_a_set_up_waits_for_lies_out_of_the_containers_reach(world: World, corrupted: HostId) -> None:
+    command = setup_command(world.context, host_id=corrupted, container="c")
     before, _, inside = command.script.partition("docker exec")
-    assert "flock" in before and f"9>/run/mngr-{pair.corrupted}.lock" in command.script
+    assert "flock" in before and f"9>/run/mngr-{corrupted}.lock" in command.script
     assert "flock" not in inside and "flock" not in before.partition("printf")[2]
 
 
 def test_what_starts_or_enters_a_container_waits_while_a_snapshot_has_it_paused(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
+    world: World, healthy: HostId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     added: list[RemoteCommand[Any]] = []
     add, run = Pipeline.add, Pipeline.run
@@ -122,17 +113,17 @@ def test_what_starts_or_enters_a_container_waits_while_a_snapshot_has_it_paused(
 
     monkeypatch.setattr(Pipeline, "add", noting)
     monkeypatch.setattr(Pipeline, "run", answering_questions)
-    pair.start(pair.healthy)
-    process = pair.process()
+    world.start(healthy)
+    process = world.process()
     for act in (process.create_snapshot, process.start_host):
         with pytest.raises(VpsDockerError, match="no answer"):
-            act(pair.healthy)
-    locked = [command.purpose for command in added if command.script.endswith(f"9>/run/mngr-{pair.healthy}.lock")]
+            act(healthy)
+    locked = [command.purpose for command in added if command.script.endswith(f"9>/run/mngr-{healthy}.lock")]
     assert [purpose.partition(" container")[0] for purpose in locked] == ["commit", "start", "set up the"]
 
 
 def test_only_who_wants_to_know_how_to_log_in_asks_pyinfra_and_the_users_ssh_configuration(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
+    world: World, healthy: HostId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, names = outer_host.create_pyinfra_host, list[str]()
     asked: list[str] = []
@@ -143,10 +134,10 @@ def test_only_who_wants_to_know_how_to_log_in_asks_pyinfra_and_the_users_ssh_con
 
     monkeypatch.setattr(outer_host, "create_pyinfra_host", noted)
     monkeypatch.setattr(outer_host, "refuse_forwarding", lambda _user, host, *_rest: asked.append(host))
-    pair.start(pair.healthy)
-    assert pair.rows()[pair.healthy][0].state is HostState.RUNNING
-    process = pair.process()
+    world.start(healthy)
+    assert world.rows()[healthy][0].state is HostState.RUNNING
+    process = world.process()
     assert not names and not asked
-    connector = process.get_connector(pair.healthy)
+    connector = process.get_connector(healthy)
     assert (connector.name, names, asked) == ("localhost", ["localhost"], ["localhost"])
     assert connector.data.get("ssh_strict_host_key_checking") == "yes"

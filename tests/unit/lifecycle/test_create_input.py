@@ -28,9 +28,11 @@ from imbue.mngr_vps_docker.lifecycle import checks, create
 from imbue.mngr_vps_docker.lifecycle.container import host_container
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
 from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
+from support.builders import record_of
 from support.local_machine import LocalMachine
 from support.local_provider import local_provider
-from support.memory_provider import MemoryCloud, MemoryProvider, Network, record_of
+from support.memory_provider import MemoryCloud, MemoryProvider, Network
+from support.world import World
 
 NAME = HostName("h1")
 # Its name is short enough to be a part of everything.
@@ -131,10 +133,10 @@ class Desk:
         """What of the request docker is given: to run the container, and to build its image."""
         docker, written = DockerOverSsh(self.machine), self.folder / "argv"
         spec = host_container(
-            self.provider._context,
+            self.provider.context,
             host_id=request.host_id,
             host_name=request.name,
-            container_name=self.provider._context.container_name(request.name),
+            container_name=self.provider.context.container_name(request.name),
             image=request.image,
             start_args=request.start_args,
             tags=request.tags,
@@ -150,7 +152,7 @@ class Desk:
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     folder = tmp_path_factory.mktemp("desk")
-    client = FaultyClient(real=MemoryCloud(account="test"))
+    client = FaultyClient(real=MemoryCloud())
     provider = local_provider(folder, "test", client, provider_class=MemoryProvider)
     assert isinstance(provider, MemoryProvider)
     machine = LocalMachine(folder)
@@ -251,9 +253,9 @@ def test_what_cannot_travel_is_refused(desk: Desk, wishes: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("prefix", ["-x-", "mngr prefix-", "a/b-", "é-", "m\n", "x" * 250])
-def test_a_prefix_with_which_docker_can_name_nothing_is_refused(tmp_path: Path, prefix: str) -> None:
-    client = FaultyClient(real=MemoryCloud(account="test"))
-    provider = local_provider(tmp_path, "test", client, provider_class=MemoryProvider)
+def test_a_prefix_with_which_docker_can_name_nothing_is_refused(world: World, prefix: str) -> None:
+    client = FaultyClient(real=world.cloud)
+    provider = world.process(client)
     config = provider.mngr_ctx.config.model_copy(update={"prefix": prefix})
     context = provider.mngr_ctx.model_copy(update={"config": config})
     with pytest.raises(MngrError, match="MNGR_PREFIX") as raised:
@@ -277,13 +279,13 @@ class SmallCloud(MemoryCloud):
         return 4096
 
 
-def test_a_cloud_that_takes_too_little_user_data_is_asked_for_nothing(tmp_path: Path) -> None:
-    client = FaultyClient(real=SmallCloud(account="test"))
-    provider = local_provider(tmp_path, "test", client, provider_class=MemoryProvider)
+def test_a_cloud_that_takes_too_little_user_data_is_asked_for_nothing(world: World) -> None:
+    client = FaultyClient(real=SmallCloud())
+    provider = world.process(client)
     with pytest.raises(VpsProvisioningError, match=r"needs \d+ bytes of user data, but this cloud takes 4096"):
         provider.create_host(NAME)
     assert client.calls == ()
-    assert MemoryCloud(account="test").max_user_data_bytes == MAX_USER_DATA_BYTES
+    assert MemoryCloud().max_user_data_bytes == MAX_USER_DATA_BYTES
 
 
 def words_after(argv: Sequence[str], word: str) -> list[str]:

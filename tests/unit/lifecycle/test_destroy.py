@@ -1,15 +1,15 @@
 """Nothing that costs money is left or forgotten, whatever is known of it, and whatever fails on the way."""
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from imbue.mngr.errors import MngrError
 from imbue.mngr.primitives import HostId, HostName, HostState
 from imbue.mngr_vps_docker.errors import VpsApiError, VpsDockerError, VpsProvisioningError
-from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.hosts import cloud_resources
 from imbue.mngr_vps_docker.hosts.cloud_resources import key_name
 from imbue.mngr_vps_docker.lifecycle.destroy import destroy_host
@@ -19,9 +19,10 @@ from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.state import local_store as journals
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
-from support.fleet import ADDRESS, CASES, LONG_AGO, Fleet
-from support.memory_provider import MemoryCloud, record_of
+from support.builders import LONG_AGO, local_record_of, record_of
+from support.memory_provider import MemoryCloud
 from support.provider import collect_garbage, states
+from support.world import ADDRESS, CASES, World
 
 
 @pytest.fixture(autouse=True)
@@ -35,47 +36,40 @@ def host_id() -> HostId:
     return HostId.generate()
 
 
-def ordered(fleet: Fleet, host_id: HostId, **changes: object) -> LocalHostRecord:
+def ordered(world: World, host_id: HostId, **changes: object) -> LocalHostRecord:
     """Note of a host, as a create that was killed leaves it, that its VPS was ordered just now; its key is there."""
-    context, now = fleet.process()._context, datetime.now(UTC)
+    context, now = world.context, datetime.now(UTC)
     context.keys.create_vps_host_key(host_id)
-    fleet.cloud.take_key(host_id, now)
-    entry = LocalHostRecord(
-        host_id=host_id,
-        host_name="h1",
-        phase=HostPhase.CREATING,
-        created_at=now,
-        ssh_key_name=key_name(host_id, now, 3600.0),
-        is_vps_ordered=True,
-        vps_ordered_at=now,
-    )
-    return context.local_store.write(entry.model_copy(update=changes))
+    world.cloud.add_key(host_id, now)
+    values = {"created_at": now, "is_vps_ordered": True, "vps_ordered_at": now, **changes}
+    key = key_name(host_id, now, 3600.0)
+    return context.local_store.write(local_record_of(host_id, HostPhase.CREATING, ssh_key_name=key, **values))
 
 
-def check_that_nothing_is_left(fleet: Fleet) -> None:
-    context = fleet.process()._context
-    assert (fleet.cloud.instances, fleet.cloud.keys, states(fleet.process(), include_destroyed=True)) == ({}, {}, {})
+def check_that_nothing_is_left(world: World) -> None:
+    context = world.context
+    assert (world.cloud.instances, world.cloud.keys, states(world.process(), include_destroyed=True)) == ({}, {}, {})
     assert list(context.keys.hosts_folder.glob("host-*")) == []
 
 
 # --- what others do to the host meanwhile
 
 
-def test_what_was_learned_of_the_host_while_destroy_waited_for_its_owner_counts(fleet: Fleet, host_id: HostId) -> None:
-    fleet.cloud.is_listing = False
-    context = fleet.process()._context
-    seen = ordered(fleet, host_id, is_vps_ordered=False)
-    fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
+def test_what_was_learned_of_the_host_while_destroy_waited_for_its_owner_counts(world: World, host_id: HostId) -> None:
+    world.cloud.is_listing = False
+    context = world.context
+    seen = ordered(world, host_id, is_vps_ordered=False)
+    world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
     context.local_store.update(host_id, is_vps_ordered=True, vps_instance_id=VpsInstanceId(ADDRESS), vps_ip=ADDRESS)
     destroy_host(context, seen)
-    check_that_nothing_is_left(fleet)
+    check_that_nothing_is_left(world)
 
 
 def test_a_host_that_was_removed_while_destroy_waited_for_its_owner_is_not_noted_again(
-    fleet: Fleet, host_id: HostId, monkeypatch: pytest.MonkeyPatch
+    world: World, host_id: HostId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fleet.note(host_id)
-    context = fleet.process()._context
+    world.remember(host_id)
+    context = world.context
     entry = context.local_store.read(host_id)
     assert entry is not None
     owned = journals.LocalHostStore.owned
@@ -85,16 +79,16 @@ def test_a_host_that_was_removed_while_destroy_waited_for_its_owner_is_not_noted
         return owned(local_store, host_id)
 
     monkeypatch.setattr(journals.LocalHostStore, "owned", owned_after_its_end)
-    client = FaultyClient(real=fleet.cloud)
-    fleet.process(client).destroy_host(host_id)
+    client = FaultyClient(real=world.cloud)
+    world.process(client).destroy_host(host_id)
     assert client.calls == ()
     assert list(context.keys.hosts_folder.glob("host-*")) == []
 
 
-def test_a_host_that_is_being_destroyed_has_an_owner(fleet: Fleet, host_id: HostId) -> None:
-    fleet.note(host_id)
-    fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
-    local_store = fleet.process()._context.local_store
+def test_a_host_that_is_being_destroyed_has_an_owner(world: World, host_id: HostId) -> None:
+    world.remember(host_id)
+    world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
+    local_store = world.local_store
     owners: list[bool] = []
 
     class WatchedClient(FaultyClient):
@@ -102,136 +96,127 @@ def test_a_host_that_is_being_destroyed_has_an_owner(fleet: Fleet, host_id: Host
             owners.append(local_store.is_owned(host_id))
             super().destroy_instance(instance_id)
 
-    fleet.process(WatchedClient(real=fleet.cloud)).destroy_host(host_id)
+    world.process(WatchedClient(real=world.cloud)).destroy_host(host_id)
     assert owners == [True]
 
 
 # --- a cloud that shows late what it was asked to make
 
 
-def test_a_vps_that_the_listing_shows_late_is_removed_once_it_does(fleet: Fleet, host_id: HostId) -> None:
-    client = FaultyClient(real=fleet.cloud, listing_lag_calls=100)
+def test_a_vps_that_the_listing_shows_late_is_removed_once_it_does(world: World, host_id: HostId) -> None:
+    client = FaultyClient(real=world.cloud, listing_lag_calls=100)
     client.find_instances({})
-    ordered(fleet, host_id)
-    fleet.cloud.order(host_id, ADDRESS, datetime.now(UTC))
+    ordered(world, host_id)
+    world.cloud.add_vps(host_id, ADDRESS, datetime.now(UTC))
     for _ in range(2):
         with pytest.raises(MngrError, match="may still appear"):
-            collect_garbage(fleet.process(client))
-        assert states(fleet.process(client)) == {host_id: HostState.FAILED}
-        assert (len(fleet.cloud.instances), len(fleet.cloud.keys)) == (1, 1)
+            collect_garbage(world.process(client))
+        assert states(world.process(client)) == {host_id: HostState.FAILED}
+        assert (len(world.cloud.instances), len(world.cloud.keys)) == (1, 1)
     client.listing_lag_calls = 0
-    collect_garbage(fleet.process(client))
-    check_that_nothing_is_left(fleet)
+    collect_garbage(world.process(client))
+    check_that_nothing_is_left(world)
 
 
 def test_a_vps_that_never_appears_is_waited_for_no_longer_than_it_may_take(
-    fleet: Fleet, host_id: HostId, monkeypatch: pytest.MonkeyPatch
+    world: World, host_id: HostId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ordered(fleet, host_id)
+    ordered(world, host_id)
     with pytest.raises(MngrError, match="may still appear"):
-        fleet.process().destroy_host(host_id)
+        world.process().destroy_host(host_id)
     monkeypatch.setattr(journals, "APPEARING_SECONDS", 0.0)
-    collect_garbage(fleet.process())
-    check_that_nothing_is_left(fleet)
+    collect_garbage(world.process())
+    check_that_nothing_is_left(world)
 
 
-def test_a_vps_whose_id_the_cloud_does_not_know_yet_may_still_appear(fleet: Fleet, host_id: HostId) -> None:
-    ordered(fleet, host_id, vps_instance_id=VpsInstanceId(ADDRESS))
+def test_a_vps_whose_id_the_cloud_does_not_know_yet_may_still_appear(world: World, host_id: HostId) -> None:
+    ordered(world, host_id, vps_instance_id=VpsInstanceId(ADDRESS))
     with pytest.raises(MngrError, match="may still appear"):
-        fleet.process().destroy_host(host_id)
-    assert states(fleet.process()) == {host_id: HostState.FAILED}
-    fleet.cloud.order(host_id, ADDRESS, datetime.now(UTC))
-    fleet.process().destroy_host(host_id)
-    check_that_nothing_is_left(fleet)
+        world.process().destroy_host(host_id)
+    assert states(world.process()) == {host_id: HostState.FAILED}
+    world.cloud.add_vps(host_id, ADDRESS, datetime.now(UTC))
+    world.process().destroy_host(host_id)
+    check_that_nothing_is_left(world)
 
 
 @pytest.mark.parametrize("code", [404, 410])
 def test_a_vps_that_the_cloud_has_shown_once_and_knows_no_more_is_gone(
-    fleet: Fleet, host_id: HostId, code: int
+    world: World, host_id: HostId, code: int
 ) -> None:
-    ordered(fleet, host_id, vps_instance_id=VpsInstanceId(ADDRESS), vps_ip=ADDRESS)
+    ordered(world, host_id, vps_instance_id=VpsInstanceId(ADDRESS), vps_ip=ADDRESS)
     gone = VpsApiError(code, "gone")
     client = FaultyClient(
-        real=fleet.cloud, faults=tuple(Fault(call, gone) for call in ("destroy_instance", "delete_ssh_key"))
+        real=world.cloud, faults=tuple(Fault(call, gone) for call in ("destroy_instance", "delete_ssh_key"))
     )
-    fleet.process(client).destroy_host(host_id)
+    world.process(client).destroy_host(host_id)
     client.check_that_all_happened()
-    fleet.cloud.keys.clear()
-    check_that_nothing_is_left(fleet)
+    world.cloud.keys.clear()
+    check_that_nothing_is_left(world)
 
 
-def test_an_order_whose_answer_was_lost_keeps_its_host_and_its_key_until_its_vps_appears(fleet: Fleet) -> None:
+def test_an_order_whose_answer_was_lost_keeps_its_host_and_its_key_until_its_vps_appears(world: World) -> None:
     class LateCloud(MemoryCloud):
-        def create_instance(
-            self,
-            label: str,
-            region: str,
-            plan: str,
-            os_id: int | str,
-            user_data: str,
-            ssh_key_ids: Sequence[str],
-            tags: Sequence[str],
-        ) -> VpsInstanceId:
-            by_name = dict(tag.split("=", 1) for tag in tags)
-            self.order(HostId(by_name["mngr-host-id"]), ADDRESS, datetime.now(UTC))
+        def create_instance(self, *_arguments: Any, **order: Any) -> VpsInstanceId:
+            by_name = dict(tag.split("=", 1) for tag in order["tags"])
+            self.add_vps(HostId(by_name["mngr-host-id"]), ADDRESS, datetime.now(UTC))
             self.unlisted = {ADDRESS}
             raise TimeoutError("the answer was lost")
 
-    fleet.cloud = LateCloud(account="test")
+    world.cloud = LateCloud()
     with pytest.raises(VpsProvisioningError, match=r"the answer was lost.*may still appear.*mngr gc"):
-        fleet.process().create_host(HostName("h1"))
-    assert list(states(fleet.process()).values()) == [HostState.FAILED]
-    assert len(fleet.cloud.keys) == 1
-    fleet.cloud.unlisted = set()
-    collect_garbage(fleet.process())
-    check_that_nothing_is_left(fleet)
+        world.process().create_host(HostName("h1"))
+    assert list(states(world.process()).values()) == [HostState.FAILED]
+    assert len(world.cloud.keys) == 1
+    world.cloud.unlisted = set()
+    collect_garbage(world.process())
+    check_that_nothing_is_left(world)
 
 
 # --- what fails on the way
 
 
-def test_every_vps_is_tried_and_the_key_stays_as_long_as_one_remains(fleet: Fleet, host_id: HostId) -> None:
+def test_every_vps_is_tried_and_the_key_stays_as_long_as_one_remains(world: World, host_id: HostId) -> None:
     twin = "192.0.2.2"
-    ordered(fleet, host_id, vps_instance_id=VpsInstanceId(ADDRESS), vps_ip=ADDRESS)
+    ordered(world, host_id, vps_instance_id=VpsInstanceId(ADDRESS), vps_ip=ADDRESS)
     for address in (ADDRESS, twin):
-        fleet.cloud.order(host_id, address, LONG_AGO)
+        world.cloud.add_vps(host_id, address, LONG_AGO)
     busy = Fault("destroy_instance", VpsApiError(503, "busy"), times=1)
     with pytest.raises(VpsDockerError, match=f"h1 is not fully destroyed.*{ADDRESS}.*may still exist.*busy"):
-        fleet.process(FaultyClient(real=fleet.cloud, faults=(busy,))).destroy_host(host_id)
+        world.process(FaultyClient(real=world.cloud, faults=(busy,))).destroy_host(host_id)
     # It says to other machines that what remains is of a host that was never finished.
-    assert (list(fleet.cloud.instances), len(fleet.cloud.keys)) == ([ADDRESS], 1)
-    assert states(fleet.process()) == {host_id: HostState.FAILED}
-    fleet.process().destroy_host(host_id)
-    check_that_nothing_is_left(fleet)
+    assert (list(world.cloud.instances), len(world.cloud.keys)) == ([ADDRESS], 1)
+    assert states(world.process()) == {host_id: HostState.FAILED}
+    world.process().destroy_host(host_id)
+    check_that_nothing_is_left(world)
 
 
-def test_a_listing_that_fails_keeps_no_vps_that_is_known_from_being_destroyed(fleet: Fleet, host_id: HostId) -> None:
-    fleet.note(host_id)
-    fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
-    down = FaultyClient(real=fleet.cloud, faults=(Fault("find_instances", ConnectionError("no route")),))
+def test_a_listing_that_fails_keeps_no_vps_that_is_known_from_being_destroyed(world: World, host_id: HostId) -> None:
+    world.remember(host_id)
+    world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
+    down = FaultyClient(real=world.cloud, faults=(Fault("find_instances", ConnectionError("no route")),))
     with pytest.raises(VpsDockerError, match="no route"):
-        fleet.process(down).destroy_host(host_id)
-    assert fleet.cloud.instances == {}
-    fleet.process().destroy_host(host_id)
-    check_that_nothing_is_left(fleet)
+        world.process(down).destroy_host(host_id)
+    assert world.cloud.instances == {}
+    world.process().destroy_host(host_id)
+    check_that_nothing_is_left(world)
 
 
-def test_every_key_is_tried(fleet: Fleet, host_id: HostId) -> None:
-    ordered(fleet, host_id, ssh_key_id=f"key of {host_id}", is_vps_ordered=False)
-    fleet.cloud.keys["twin"] = fleet.cloud.keys[f"key of {host_id}"]
+def test_every_key_is_tried(world: World, host_id: HostId) -> None:
+    ordered(world, host_id, ssh_key_id=f"key of {host_id}", is_vps_ordered=False)
+    world.cloud.keys["twin"] = world.cloud.keys[f"key of {host_id}"]
     busy = Fault("delete_ssh_key", VpsApiError(503, "busy"), times=1)
     with pytest.raises(VpsDockerError, match=f"key of {host_id} of host h1 may still be there.*busy"):
-        fleet.process(FaultyClient(real=fleet.cloud, faults=(busy,))).destroy_host(host_id)
-    assert list(fleet.cloud.keys) == [f"key of {host_id}"]
-    fleet.process().destroy_host(host_id)
-    check_that_nothing_is_left(fleet)
+        world.process(FaultyClient(real=world.cloud, faults=(busy,))).destroy_host(host_id)
+    assert list(world.cloud.keys) == [f"key of {host_id}"]
+    world.process().destroy_host(host_id)
+    check_that_nothing_is_left(world)
 
 
-def spoil_key_of_vps(fleet: Fleet, _monkeypatch: pytest.MonkeyPatch) -> None:
-    fleet.process()._context.keys.vps_client_key().private_key_path.write_text("garbage")
+def spoil_key_of_vps(world: World, _monkeypatch: pytest.MonkeyPatch) -> None:
+    world.context.keys.vps_client_key().private_key_path.write_text("garbage")
 
 
-def fill_disk(_fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def fill_disk(_fleet: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_args: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -241,47 +226,47 @@ def fill_disk(_fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("spoil", "what_remains"), [(spoil_key_of_vps, None), (fill_disk, "No space left")])
 def test_no_trouble_on_this_machine_keeps_a_vps_from_being_destroyed(
-    fleet: Fleet,
+    world: World,
     host_id: HostId,
     monkeypatch: pytest.MonkeyPatch,
-    spoil: Callable[[Fleet, pytest.MonkeyPatch], None],
+    spoil: Callable[[World, pytest.MonkeyPatch], None],
     what_remains: str | None,
 ) -> None:
-    fleet.note(host_id)
-    fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
-    fleet.process()._context.pin_vps(host_id, ADDRESS, "ssh-ed25519 AAAA")
+    world.remember(host_id)
+    world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
+    world.context.pin_vps(host_id, ADDRESS, "ssh-ed25519 AAAA")
     with monkeypatch.context() as patches:
-        spoil(fleet, patches)
+        spoil(world, patches)
         if what_remains is None:
-            fleet.process().destroy_host(host_id)
+            world.process().destroy_host(host_id)
         else:
             with pytest.raises(VpsDockerError, match=what_remains):
-                fleet.process().destroy_host(host_id)
-        assert fleet.cloud.instances == {}
-    fleet.process().destroy_host(host_id)
-    check_that_nothing_is_left(fleet)
-    assert fleet.process()._context.vps_known_hosts.path.read_text() == ""
+                world.process().destroy_host(host_id)
+        assert world.cloud.instances == {}
+    world.process().destroy_host(host_id)
+    check_that_nothing_is_left(world)
+    assert world.context.vps_known_hosts.path.read_text() == ""
 
 
 def test_a_host_is_known_until_the_cloud_says_that_its_vps_is_gone(
-    fleet: Fleet, host_id: HostId, monkeypatch: pytest.MonkeyPatch
+    world: World, host_id: HostId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cloud_resources, "GONE_TIMEOUT_SECONDS", 0.1)
-    fleet.note(host_id)
-    fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
+    world.remember(host_id)
+    world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
     lingering = Fault("get_instance_status", lie=lambda _status: VpsInstanceStatus.ACTIVE)
-    client = FaultyClient(real=fleet.cloud, faults=(lingering,))
+    client = FaultyClient(real=world.cloud, faults=(lingering,))
     monkeypatch.setattr(MemoryCloud, "destroy_instance", lambda *_: None)
     with pytest.raises(VpsDockerError, match="still reports it as ACTIVE"):
-        fleet.process(client).destroy_host(host_id)
-    assert states(fleet.process()) == {host_id: HostState.FAILED}
+        world.process(client).destroy_host(host_id)
+    assert states(world.process()) == {host_id: HostState.FAILED}
 
 
-def test_a_key_whose_vps_is_gone_is_shown_as_what_it_is_left_of(fleet: Fleet, host_id: HostId) -> None:
-    ordered(fleet, host_id, vps_instance_id=VpsInstanceId(ADDRESS), vps_ip=ADDRESS)
-    assert states(fleet.process()) == {host_id: HostState.FAILED}
-    collect_garbage(fleet.process())
-    check_that_nothing_is_left(fleet)
+def test_a_key_whose_vps_is_gone_is_shown_as_what_it_is_left_of(world: World, host_id: HostId) -> None:
+    ordered(world, host_id, vps_instance_id=VpsInstanceId(ADDRESS), vps_ip=ADDRESS)
+    assert states(world.process()) == {host_id: HostState.FAILED}
+    collect_garbage(world.process())
+    check_that_nothing_is_left(world)
 
 
 # --- what else is of a host
@@ -290,40 +275,35 @@ def test_a_key_whose_vps_is_gone_is_shown_as_what_it_is_left_of(fleet: Fleet, ho
 @pytest.mark.parametrize("case", ["of another machine that shares its keys", "stopped"])
 @pytest.mark.parametrize(("name", "what_remains"), [("mngr-h1", {}), ("laptop", {"key": "laptop"})])
 def test_the_key_that_version_0_1_0_left_at_the_cloud_goes_with_its_host_and_no_other(
-    fleet: Fleet, host_id: HostId, case: str, name: str, what_remains: dict[str, str]
+    world: World, host_id: HostId, case: str, name: str, what_remains: dict[str, str]
 ) -> None:
     """The record says which it is, and the VPS can write any of the account there."""
-    fleet.set_up(host_id, CASES[case])
-    record = record_of(host_id)
-    assert record.config is not None
-    config = record.config.model_copy(update={"vps_ssh_key_id": "key"})
-    machine = fleet.network.machines[ADDRESS]
-    store = VpsDockerHostStore(machine, fleet.process()._context.state_volume_name)
-    store.write_host_record(record.model_copy(update={"config": config}))
-    fleet.cloud.keys["key"] = name
-    states(fleet.process())
-    fleet.process().destroy_host(host_id)
-    assert fleet.cloud.keys == what_remains
-    fleet.cloud.keys.clear()
-    check_that_nothing_is_left(fleet)
+    world.arrange(host_id, CASES[case])
+    world.write_record(record_of(host_id, config={"vps_ssh_key_id": "key"}))
+    world.cloud.keys["key"] = name
+    states(world.process())
+    world.process().destroy_host(host_id)
+    assert world.cloud.keys == what_remains
+    world.cloud.keys.clear()
+    check_that_nothing_is_left(world)
 
 
-def test_forgetting_a_host_leaves_its_old_address_to_who_has_it_now(fleet: Fleet, host_id: HostId) -> None:
+def test_forgetting_a_host_leaves_its_old_address_to_who_has_it_now(world: World, host_id: HostId) -> None:
     other = HostId.generate()
-    fleet.note(host_id)
-    fleet.note(other)
-    context = fleet.process()._context
+    world.remember(host_id)
+    world.remember(other)
+    context = world.context
     context.pin_vps(host_id, ADDRESS, "ssh-ed25519 AAAA")
     context.pin_vps(other, ADDRESS, "ssh-ed25519 BBBB")
-    fleet.process().destroy_host(host_id)
+    world.process().destroy_host(host_id)
     assert f"{ADDRESS} ssh-ed25519 BBBB" in context.vps_known_hosts.path.read_text()
 
 
 def test_the_shared_connections_of_a_host_are_closed(
-    fleet: Fleet, host_id: HostId, monkeypatch: pytest.MonkeyPatch
+    world: World, host_id: HostId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fleet.note(host_id)
+    world.remember(host_id)
     closed: list[str] = []
     monkeypatch.setattr(SshConnection, "close", lambda connection: closed.append(connection.target.label))
-    fleet.process().destroy_host(host_id)
+    world.process().destroy_host(host_id)
     assert closed == [f"VPS {ADDRESS}", f"container {ADDRESS}:2222"]

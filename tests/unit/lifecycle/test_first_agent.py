@@ -10,10 +10,9 @@ import pytest
 
 from imbue.mngr.errors import MngrError
 from imbue.mngr.primitives import AgentId, HostId, HostState
-from imbue.mngr_vps_docker.state.local_store import LocalHostStore
-from support.fleet import ADDRESS, Fleet
 from support.provider import states
 from support.remote import wait_for
+from support.world import ADDRESS, World
 
 AWAITING = """\
 import sys, time
@@ -28,82 +27,77 @@ time.sleep(300)
 
 
 @pytest.fixture
-def made(fleet: Fleet) -> HostId:
+def made(world: World) -> HostId:
     """A host as it is when mngr has just been handed it."""
     host_id = HostId.generate()
-    fleet.cloud.order(host_id, ADDRESS, datetime.now(UTC))
-    fleet.note(host_id, awaits_agent=True)
-    fleet.machine(host_id)
+    world.cloud.add_vps(host_id, ADDRESS, datetime.now(UTC))
+    world.remember(host_id, awaits_agent=True)
+    world.boot(host_id)
     return host_id
 
 
-def local_store(fleet: Fleet) -> LocalHostStore:
-    return fleet.process()._context.local_store
+def reason(world: World, host_id: HostId) -> str | None:
+    return world.process().get_host(host_id).get_failure_reason()
 
 
-def reason(fleet: Fleet, host_id: HostId) -> str | None:
-    return fleet.process().get_host(host_id).get_failure_reason()
-
-
-def test_it_is_finished_while_the_process_that_made_it_lives(fleet: Fleet, made: HostId) -> None:
-    local_store(fleet).await_agent(made)
+def test_it_is_finished_while_the_process_that_made_it_lives(world: World, made: HostId) -> None:
+    world.local_store.await_agent(made)
     # Whatever object of that process held it.
     gc.collect()
-    assert states(fleet.process()) == {made: HostState.STOPPED}
-    local_store(fleet).forget(made)
+    assert states(world.process()) == {made: HostState.STOPPED}
+    world.local_store.forget(made)
 
 
-def test_it_is_failed_once_that_process_is_killed_and_can_be_found_by_its_name(fleet: Fleet, made: HostId) -> None:
-    hosts_folder = fleet.note_path(made).parents[1]
+def test_it_is_failed_once_that_process_is_killed_and_can_be_found_by_its_name(world: World, made: HostId) -> None:
+    hosts_folder = world.local_record_path(made).parents[1]
     with subprocess.Popen([sys.executable, "-c", AWAITING, hosts_folder, made], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.read(len("awaiting")) == b"awaiting"
-            assert states(fleet.process()) == {made: HostState.STOPPED}
+            assert states(world.process()) == {made: HostState.STOPPED}
         finally:
             process.kill()
-    wait_for(lambda: not local_store(fleet).is_attended(made))
-    ((host, agents),) = fleet.listed().items()
+    wait_for(lambda: not world.local_store.is_attended(made))
+    ((host, agents),) = world.discovered().items()
     assert (host.host_state, [agent.agent_name for agent in agents]) == (HostState.FAILED, ["h1"])
-    assert "before there was an agent on it" in (reason(fleet, made) or "")
+    assert "before there was an agent on it" in (reason(world, made) or "")
     with pytest.raises(MngrError, match="before there was an agent on it"):
-        fleet.process().start_host(made)
+        world.process().start_host(made)
 
 
-def test_its_first_agent_makes_it_one_like_any_other_for_good(fleet: Fleet, made: HostId) -> None:
-    local_store(fleet).await_agent(made)
+def test_its_first_agent_makes_it_one_like_any_other_for_good(world: World, made: HostId) -> None:
+    world.local_store.await_agent(made)
     agent_id = AgentId.generate()
-    fleet.process().persist_agent_data(made, {"id": agent_id, "name": "a1"})
-    assert not local_store(fleet).is_attended(made)
-    fleet.process().remove_persisted_agent_data(made, agent_id)
-    assert states(fleet.process()) == {made: HostState.STOPPED}
-    assert list(fleet.listed().values()) == [[]]
+    world.process().persist_agent_data(made, {"id": agent_id, "name": "a1"})
+    assert not world.local_store.is_attended(made)
+    world.process().remove_persisted_agent_data(made, agent_id)
+    assert states(world.process()) == {made: HostState.STOPPED}
+    assert list(world.discovered().values()) == [[]]
 
 
-def test_an_agent_that_is_seen_on_it_does_so_too(fleet: Fleet, made: HostId) -> None:
+def test_an_agent_that_is_seen_on_it_does_so_too(world: World, made: HostId) -> None:
     """Of a process that was killed between making it and noting it."""
-    store = fleet.process()._context.store(fleet.network.machines[ADDRESS])
-    agent_id = AgentId.generate()
-    store.persist_agent_data(made, {"id": agent_id, "name": "a1"})
-    assert states(fleet.process()) == {made: HostState.STOPPED}
+    store = world.context.store(world.vps(made))
+    agent_id = world.add_agent(made)
+    assert states(world.process()) == {made: HostState.STOPPED}
     store.remove_persisted_agent_data(made, agent_id)
-    assert states(fleet.process()) == {made: HostState.STOPPED}
+    assert states(world.process()) == {made: HostState.STOPPED}
 
 
-def test_what_failed_first_on_it_is_told(fleet: Fleet, made: HostId) -> None:
-    local_store(fleet).await_agent(made)
-    local_store(fleet).note_failure(made, "The connection was lost during: git push")
-    local_store(fleet).note_failure(made, "The lock could not be removed")
-    local_store(fleet)._stop_awaiting(made)
-    assert "The connection was lost during: git push" in (reason(fleet, made) or "")
+def test_what_failed_first_on_it_is_told(world: World, made: HostId) -> None:
+    world.local_store.await_agent(made)
+    world.local_store.note_failure(made, "The connection was lost during: git push")
+    world.local_store.note_failure(made, "The lock could not be removed")
+    world.local_store._stop_awaiting(made)
+    assert "The connection was lost during: git push" in (reason(world, made) or "")
     # That process has ended, so this is of another one.
-    local_store(fleet).note_failure(made, "something else")
-    assert "git push" in (reason(fleet, made) or "")
+    world.local_store.note_failure(made, "something else")
+    assert "git push" in (reason(world, made) or "")
 
 
-def test_hosts_of_earlier_versions_await_nothing(fleet: Fleet, made: HostId) -> None:
-    path = fleet.note_path(made)
+def test_hosts_of_earlier_versions_await_nothing(world: World, made: HostId) -> None:
+    path = world.local_record_path(made)
     note = json.loads(path.read_text())
     del note["awaits_agent"]
     path.write_text(json.dumps(note))
-    assert states(fleet.process()) == {made: HostState.STOPPED}
+    assert states(world.process()) == {made: HostState.STOPPED}

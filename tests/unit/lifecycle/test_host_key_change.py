@@ -1,12 +1,6 @@
 """A VPS shows the host key that it has made only once that is pinned on this machine."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from imbue.mngr.interfaces.data_types import ActivityConfig
 from imbue.mngr.primitives import HostId, HostName
@@ -14,21 +8,16 @@ from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
 from imbue.mngr_vps_docker.lifecycle import create
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest, Creation
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
-from support.pair import Pair, ScriptedMachine
+from support.world import ScriptedMachine, World
 
 ADDRESS = "192.0.2.9"
 OWN = "ssh-ed25519 " + "A" * 68
 
 
-@pytest.fixture
-def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    with ExitStack() as groups:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", groups.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))
-        yield Pair(tmp_path, groups)
-
-
-def test_the_key_that_a_vps_has_made_is_pinned_beside_the_first_before_it_is_shown(pair: Pair) -> None:
-    context, host_id = pair.process()._context, HostId.generate()
+def test_the_key_that_a_vps_has_made_is_pinned_beside_the_first_before_it_is_shown(
+    world: World, healthy: HostId
+) -> None:
+    context, host_id = world.context, HostId.generate()
     first = context.keys.create_vps_host_key(host_id).public_key
     context.pin_vps(host_id, ADDRESS, first)
     pinned: list[set[str]] = []
@@ -44,7 +33,7 @@ def test_the_key_that_a_vps_has_made_is_pinned_beside_the_first_before_it_is_sho
             note_pinned()
             return super().run(command, **options)
 
-    pair.network.machines[ADDRESS] = Vps(pair.machine(pair.healthy).target)
+    world.network.machines[ADDRESS] = Vps(world.vps(healthy).target)
     request = CreateRequest(
         host_id=host_id,
         name=HostName("new"),

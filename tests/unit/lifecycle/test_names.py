@@ -10,23 +10,22 @@ from imbue.mngr.primitives import HostId, HostName
 from imbue.mngr_vps_docker.errors import VpsApiError, VpsProvisioningError
 from imbue.mngr_vps_docker.state.local_store import LocalHostRecord, LocalHostStore
 from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
-from support.fleet import ADDRESS, CASES, Fleet
-from support.local_machine import LocalMachine
 from support.provider import states
+from support.world import CASES, World
 
 NEW = HostName("new")
 FULL = Fault("upload_ssh_key", VpsApiError(403, "no more keys"))
 SECONDS = 0.3
 
 
-def create(fleet: Fleet) -> type[Exception]:
+def create(world: World) -> type[Exception]:
     """How a create of a host of that name ends where the cloud takes no key."""
     with pytest.raises((HostNameConflictError, VpsProvisioningError)) as raised:
-        fleet.process(FaultyClient(real=fleet.cloud, faults=(FULL,))).create_host(NEW)
+        world.process(FaultyClient(real=world.cloud, faults=(FULL,))).create_host(NEW)
     return raised.type
 
 
-def test_of_creates_at_once_one_gets_the_name(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_creates_at_once_one_gets_the_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     write = LocalHostStore.write
 
     def write_late(local_store: LocalHostStore, entry: LocalHostRecord) -> LocalHostRecord:
@@ -45,7 +44,7 @@ def test_of_creates_at_once_one_gets_the_name(fleet: Fleet, monkeypatch: pytest.
             return super().upload_ssh_key(name, public_key)
 
     def create_too() -> type[Exception]:
-        process = fleet.process(BusyClient(real=fleet.cloud, faults=(FULL,)))
+        process = world.process(BusyClient(real=world.cloud, faults=(FULL,)))
         all_have_begun.wait()
         with pytest.raises((HostNameConflictError, VpsProvisioningError)) as raised:
             process.create_host(NEW)
@@ -58,33 +57,32 @@ def test_of_creates_at_once_one_gets_the_name(fleet: Fleet, monkeypatch: pytest.
     assert sorted(end.__name__ for end in ends) == ["HostNameConflictError"] * 3 + ["VpsProvisioningError"]
 
 
-def test_a_name_that_a_host_is_just_being_given_is_taken(fleet: Fleet) -> None:
+def test_a_name_that_a_host_is_just_being_given_is_taken(world: World) -> None:
     host_id = HostId.generate()
-    fleet.set_up(host_id, CASES["stopped with an agent"])
-    process = fleet.process()
+    world.arrange(host_id, CASES["stopped with an agent"])
+    process = world.process()
     states(process)
-    machine = fleet.network.machines[ADDRESS]
-    assert isinstance(machine, LocalMachine)
+    machine = world.vps(host_id)
     with ThreadPoolExecutor() as pool:
         begun = []
 
         def create_at_once(purpose: str) -> None:
             if purpose.startswith("write the record") and not begun:
-                begun.append(pool.submit(create, fleet))
+                begun.append(pool.submit(create, world))
                 # It waits until the host has its name, or else has an end by then.
                 threading.Event().wait(SECONDS)
 
         machine.before_command = create_at_once
         process.rename_host(host_id, NEW)
         assert [end.result() for end in begun] == [HostNameConflictError]
-    assert fleet.process().get_host(NEW).id == host_id
+    assert world.process().get_host(NEW).id == host_id
 
 
-def test_a_name_that_is_given_up_elsewhere_is_free(fleet: Fleet) -> None:
+def test_a_name_that_is_given_up_elsewhere_is_free(world: World) -> None:
     host_id = HostId.generate()
-    fleet.set_up(host_id, CASES["stopped with an agent"])
-    local_store = fleet.process()._context.local_store
-    states(fleet.process())
+    world.arrange(host_id, CASES["stopped with an agent"])
+    local_store = world.local_store
+    states(world.process())
     entry = local_store.update(host_id, host_name=NEW)
     assert entry is not None and entry.record is not None
-    assert create(fleet) is VpsProvisioningError
+    assert create(world) is VpsProvisioningError

@@ -1,8 +1,5 @@
 """Which snapshot `mngr create --snapshot` means."""
 
-from datetime import UTC, datetime
-from pathlib import Path
-
 import pytest
 
 from imbue.mngr.interfaces.data_types import SnapshotRecord
@@ -11,29 +8,23 @@ from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.snapshots import find_snapshot
-from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
-from support.local_provider import local_provider
-from support.memory_provider import MemoryCloud, MemoryProvider, Network, record_of
+from support.builders import LONG_AGO, local_record_of, record_of
+from support.world import World
 
 NAME = SnapshotName("s1")
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> ProviderContext:
-    provider = local_provider(tmp_path, "test", MemoryCloud(account="test"), provider_class=MemoryProvider)
-    assert isinstance(provider, MemoryProvider)
-    return provider.connect(Network())._context
+def context(world: World) -> ProviderContext:
+    return world.context
 
 
 def observed(address: str, image: str, *, is_gone: bool = False) -> ObservedHost:
     """A host that has, or had, a snapshot."""
-    host_id, now = HostId.generate(), datetime.now(UTC)
-    snapshot = SnapshotRecord(id=image, name=NAME, created_at=now.isoformat())
+    host_id = HostId.generate()
+    snapshot = SnapshotRecord(id=image, name=NAME, created_at=LONG_AGO.isoformat())
     record = record_of(host_id, snapshots=[snapshot])
-    entry = LocalHostRecord(
-        host_id=host_id, host_name="h", phase=HostPhase.READY, created_at=now, vps_ip=address, record=record
-    )
-    return ObservedHost(entry=entry, is_gone=is_gone)
+    return ObservedHost(entry=local_record_of(host_id, vps_ip=address, record=record), is_gone=is_gone)
 
 
 def test_snapshots_of_hosts_that_are_gone_count_for_nothing(context: ProviderContext) -> None:

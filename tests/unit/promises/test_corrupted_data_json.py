@@ -4,23 +4,16 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.primitives import HostName
+from imbue.mngr.primitives import HostId, HostName
 from imbue.mngr_vps_docker.state.host_volume import HostVolumeOverSsh
-from support.pair import Pair
-
-
-@pytest.fixture
-def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    with ExitStack() as groups:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", groups.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))
-        yield Pair(tmp_path, groups)
+from support.world import World
 
 
 def make_sparse(path: Path) -> None:
@@ -56,25 +49,25 @@ with tempfile.TemporaryDirectory() as folder, suppress(PermissionError):
 
 
 @pytest.mark.parametrize("what", SPOILED)
-def test_a_data_json_that_is(pair: Pair, what: str) -> None:
-    SPOILED[what](pair.volume(pair.corrupted) / "data.json")
+def test_a_data_json_that_is(world: World, corrupted: HostId, what: str) -> None:
+    SPOILED[what](world.volume(corrupted) / "data.json")
     began = time.monotonic()
-    pair.process().add_tags_to_host(pair.corrupted, {"k": "v"})
-    pair.process().rename_host(pair.corrupted, HostName("other"))
-    host = pair.process().get_host(pair.corrupted)
+    world.process().add_tags_to_host(corrupted, {"k": "v"})
+    world.process().rename_host(corrupted, HostName("other"))
+    host = world.process().get_host(corrupted)
     host.set_certified_data(host.get_certified_data().model_copy(update={"idle_timeout_seconds": 7}))
     assert time.monotonic() - began < 20
-    record = json.loads(pair.record_path(pair.corrupted).read_text())["certified_host_data"]
+    record = json.loads(world.record_path(corrupted).read_text())["certified_host_data"]
     assert (record["user_tags"], record["host_name"], record["idle_timeout_seconds"]) == ({"k": "v"}, "other", 7)
-    path = pair.volume(pair.corrupted) / "data.json"
+    path = world.volume(corrupted) / "data.json"
     assert path.is_file() and not path.is_symlink()
     assert CertifiedHostData.model_validate_json(path.read_bytes()).idle_timeout_seconds == 7
-    assert not list(pair.volume(pair.corrupted).parent.rglob(".mngr-*"))
+    assert not list(world.volume(corrupted).parent.rglob(".mngr-*"))
 
 
-def test_a_folder_that_is_put_there_again_and_again_is_no_more_than_a_change(pair: Pair) -> None:
-    path = pair.volume(pair.corrupted) / "data.json"
-    machine = pair.machine(pair.corrupted)
+def test_a_folder_that_is_put_there_again_and_again_is_no_more_than_a_change(world: World, corrupted: HostId) -> None:
+    path = world.volume(corrupted) / "data.json"
+    machine = world.vps(corrupted)
     wins = iter(range(3))
     (machine.volumes.parent / "bin" / "mv").write_text(
         f'#!/bin/sh\nif [ -e {path}.win ]; then rm {path}.win; mkdir {path}; fi\nexec /usr/bin/mv "$@"\n'
@@ -83,10 +76,10 @@ def test_a_folder_that_is_put_there_again_and_again_is_no_more_than_a_change(pai
     machine.before_command = lambda purpose: (
         Path(f"{path}.win").touch() if purpose.startswith("write data.json") and next(wins, None) is not None else None
     )
-    volume = HostVolumeOverSsh(connection=machine, volume_name=pair.volume(pair.corrupted).name)
+    volume = HostVolumeOverSsh(connection=machine, volume_name=world.volume(corrupted).name)
     assert not volume.replace_file("data.json", b"1", expected=b"")
     path.rmdir()
-    host = pair.process().get_host(pair.corrupted)
+    host = world.process().get_host(corrupted)
     host.set_certified_data(host.get_certified_data().model_copy(update={"idle_timeout_seconds": 7}))
     assert CertifiedHostData.model_validate_json(path.read_bytes()).idle_timeout_seconds == 7
     assert next(wins, None) is None

@@ -2,11 +2,10 @@
 
 import copy
 import json
-import tempfile
 import tracemalloc
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ from imbue.mngr_vps_docker.state.host_volume import HostVolumeOverSsh
 from imbue.mngr_vps_docker.state.record import encode_record
 from imbue.mngr_vps_docker.state.vps_state import read_vps_state
 from imbue.mngr_vps_docker.text import printable_data
-from support.memory_provider import record_of, stopped_container
-from support.pair import Pair, ScriptedMachine
+from support.builders import container_of, record_of
+from support.world import ScriptedMachine, World, agent_names, discovered, rows
 
 MIB = 1 << 20
 AGENT = {"id": f"agent-{'a' * 32}", "name": "a1", "labels": {"k": "v"}, "create_time": "2026-01-02T03:04:05+00:00"}
@@ -45,17 +44,10 @@ LIES = st.sampled_from(
 
 
 @pytest.fixture
-def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    with ExitStack() as groups:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", groups.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))
-        yield Pair(tmp_path, groups)
-
-
-@pytest.fixture
-def hostile(pair: Pair) -> ScriptedMachine:
+def hostile(world: World, corrupted: HostId) -> ScriptedMachine:
     """In the place of the VPS of the host that is spoiled."""
-    hostile = ScriptedMachine(pair.machine(pair.corrupted).target)
-    pair.network.machines[pair.address(pair.corrupted)] = hostile
+    hostile = ScriptedMachine(world.vps(corrupted).target)
+    world.network.machines[world.address(corrupted)] = hostile
     return hostile
 
 
@@ -98,8 +90,8 @@ def answer(host_id: HostId, state_path: str, said: Callable[[Any], bytes]) -> by
     """What a VPS says of its one host, each document as it is ``said``; of the record, at ``state_path``."""
     record = json.loads(encode_record(record_of(host_id, plugin={"p": {"x": 1}})))
     record["certified_host_data"]["snapshots"] = [{"id": "i", "name": "s", "created_at": "2026-01-02T03:04:05Z"}]
-    container = json.loads(stopped_container(host_id))
-    container[0]["HostConfig"] |= {"PortBindings": {"22/tcp": [{"HostPort": "2222"}]}, "NanoCpus": 10**9}
+    container = [container_of(host_id, "exited")]
+    container[0]["HostConfig"] |= {"NanoCpus": 10**9}
     state = {state_path: said(record), f"host_state/{host_id}/{AGENT['id']}.json": said(AGENT)}
     own = {"data.json": said(record["certified_host_data"]), f"agents/{AGENT['id']}/data.json": said(AGENT)}
     volumes = b"state " + files(state) + b"volume mngr-host-vol-%s " % host_id.get_uuid().hex.encode() + files(own)
@@ -114,57 +106,63 @@ def answers(draw: st.DrawFn, host_id: HostId) -> bytes:
     return answer(host_id, state_path, lambda document: draw(corrupted(document)))
 
 
-def check(pair: Pair, hostile: ScriptedMachine) -> None:
+def check(world: World, corrupted: HostId, healthy: HostId, hostile: ScriptedMachine) -> None:
     tracemalloc.start()
     try:
         with suppress(BaseMngrError):
             read_vps_state(hostile, state_volume="s")
-        listed, rows = pair.listed_and_rows()
+        process = world.process()
+        found = discovered(process)
+        listed, shown = agent_names(found), rows(process, found)
         assert tracemalloc.get_traced_memory()[1] < 32 * MIB
     finally:
         tracemalloc.stop()
-    assert listed[pair.healthy] == ["kept"]
-    assert pair.corrupted in listed
-    assert [agent.name for agent in rows[pair.healthy][1]] == ["kept"]
-    for host, agents in rows.values():
+    assert listed[healthy] == ["kept"]
+    assert corrupted in listed
+    assert [agent.name for agent in shown[healthy][1]] == ["kept"]
+    for host, agents in shown.values():
         for row in (host, *agents):
             row.model_dump_json()
-            shown = row.model_dump(mode="json")
-            assert printable_data(shown) == shown
+            data = row.model_dump(mode="json")
+            assert printable_data(data) == data
 
 
-def test_what_is_no_lie_is_believed(pair: Pair, hostile: ScriptedMachine) -> None:
-    hostile.stdout = answer(pair.corrupted, f"host_state/{pair.corrupted}.json", as_json)
-    reading = read_vps_state(hostile, state_volume="s").hosts[pair.corrupted]
+def test_what_is_no_lie_is_believed(world: World, corrupted: HostId, hostile: ScriptedMachine) -> None:
+    hostile.stdout = answer(corrupted, f"host_state/{corrupted}.json", as_json)
+    reading = read_vps_state(hostile, state_volume="s").hosts[corrupted]
     assert reading.record and reading.container and reading.data_json
     assert [agent["id"] for agent in (*reading.persisted_agents, *reading.live_agents)] == [AGENT["id"]] * 2
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_lies_about_a_host_cost_no_other(pair: Pair, hostile: ScriptedMachine, data: st.DataObject) -> None:
-    hostile.stdout = data.draw(answers(pair.corrupted))
-    check(pair, hostile)
+def test_lies_about_a_host_cost_no_other(
+    world: World, corrupted: HostId, healthy: HostId, hostile: ScriptedMachine, data: st.DataObject
+) -> None:
+    hostile.stdout = data.draw(answers(corrupted))
+    check(world, corrupted, healthy, hostile)
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_noise_in_the_place_of_an_answer_costs_no_other_host(
-    pair: Pair, hostile: ScriptedMachine, data: st.DataObject
+    world: World, corrupted: HostId, healthy: HostId, hostile: ScriptedMachine, data: st.DataObject
 ) -> None:
-    answer = bytearray(data.draw(answers(pair.corrupted)))
+    answer = bytearray(data.draw(answers(corrupted)))
     for position, value in data.draw(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=5)):
         answer[position % len(answer)] = value
     hostile.stdout = data.draw(
         st.binary() | st.just(bytes(answer)) | st.integers(0, len(answer)).map(lambda n: answer[:n])
     )
     hostile.exit_code = data.draw(st.sampled_from([0, 1, 255]))
-    check(pair, hostile)
+    check(world, corrupted, healthy, hostile)
 
 
-def test_why_a_host_was_not_read_is_one_line_of_its_row(pair: Pair, hostile: ScriptedMachine) -> None:
+def test_why_a_host_was_not_read_is_one_line_of_its_row(
+    world: World, corrupted: HostId, hostile: ScriptedMachine
+) -> None:
     hostile.stderr, hostile.exit_code = b"a\tb", 1
-    host, _ = pair.rows()[pair.corrupted]
+    host, _ = world.rows()[corrupted]
     assert host.failure_reason is not None and host.failure_reason.isprintable()
 
 
@@ -219,7 +217,7 @@ READERS: dict[str, Callable[[ScriptedMachine], object]] = {
     exit_code=st.sampled_from([0, 1, *range(80, 90), 124, 125, 137, 255]),
 )
 def test_of_what_a_vps_says_only_errors_of_ours_come(
-    pair: Pair, hostile: ScriptedMachine, what: str, stdout: bytes, stderr: bytes, exit_code: int
+    world: World, hostile: ScriptedMachine, what: str, stdout: bytes, stderr: bytes, exit_code: int
 ) -> None:
     hostile.stdout, hostile.stderr, hostile.exit_code = stdout, stderr, exit_code
     with suppress(BaseMngrError, FileNotFoundError):
@@ -247,8 +245,10 @@ def test_a_host_key_that_is_none_is_not_pinned(hostile: ScriptedMachine, said: s
 
 @given(st.binary() | st.just(b"9" * 5000) | st.just(b"9" * 18) | st.just(b"1_0"))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_time_that_is_none_is_an_error_of_ours(pair: Pair, hostile: ScriptedMachine, stdout: bytes) -> None:
+def test_a_time_that_is_none_is_an_error_of_ours(
+    world: World, corrupted: HostId, hostile: ScriptedMachine, stdout: bytes
+) -> None:
     hostile.stdout = stdout
-    outer = outer_host(pair.process()._context, pair.address(pair.corrupted), pair.corrupted)
+    outer = outer_host(world.context, world.address(corrupted), corrupted)
     with suppress(BaseMngrError):
         outer.get_file_mtime(Path("/f"))

@@ -2,21 +2,18 @@
 
 import json
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from imbue.mngr.agents.base_agent import BaseAgent
-from imbue.mngr.config.agent_class_registry import reset_agent_class_registry, set_default_agent_class
-from imbue.mngr.primitives import AgentId
+from imbue.mngr.primitives import AgentId, HostId
 from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.state.agent_data import believed, checked_agent_data
 from imbue.mngr_vps_docker.state.record import encode_agent_data
-from support.pair import Pair, ScriptedMachine
+from support.world import ScriptedMachine, World, discovered
+
+pytestmark = pytest.mark.usefixtures("agent_types")
 
 ID = AgentId.generate()
 TRUE = {
@@ -39,41 +36,32 @@ LIES = {
 }
 
 
-@pytest.fixture
-def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    with ExitStack() as groups:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", groups.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))
-        set_default_agent_class(BaseAgent)
-        groups.callback(reset_agent_class_registry)
-        yield Pair(tmp_path, groups)
-
-
-def keep(pair: Pair, **changes: object) -> None:
+def keep(world: World, corrupted: HostId, **changes: object) -> None:
     """Put an agent into the record of the host, as mngr on some machine left it there."""
-    path = pair.record_path(pair.corrupted).with_suffix("") / f"{ID}.json"
+    path = world.record_path(corrupted).with_suffix("") / f"{ID}.json"
     path.write_bytes(encode_agent_data(TRUE | changes))
 
 
-def lie(pair: Pair, **lies: object) -> None:
+def lie(world: World, corrupted: HostId, **lies: object) -> None:
     """Let the agent write something else on the volume and in its container."""
     content = json.dumps(TRUE | lies)
-    pair.write_agent(pair.corrupted, ID, content.encode())
-    container = pair.start(pair.corrupted)
+    world.write_agent(corrupted, ID, content.encode())
+    container = world.start(corrupted)
     container.stdout = (
         f"---MNGR_AGENT_START:0---\n---MNGR_AGENT_DATA_START---\n{content}\n---MNGR_AGENT_DATA_END---\n"
         "---MNGR_AGENT_END---\n"
     ).encode()
 
 
-def every_way(pair: Pair) -> list[dict[str, Any]]:
+def every_way(world: World, corrupted: HostId) -> list[dict[str, Any]]:
     """The agent's data as each way of mngr's to it has it: listed, shown, as an object, and read in the container."""
-    process = pair.process()
-    found = process.discover_hosts_and_agents(process.mngr_ctx.concurrency_group)
-    (host_ref,) = (host for host in found if host.host_id == pair.corrupted)
+    process = world.process()
+    found = discovered(process)
+    (host_ref,) = (host for host in found if host.host_id == corrupted)
     (listed,) = (agent for agent in found[host_ref] if agent.agent_id == ID)
     (shown,) = process.get_host_and_agent_details(host_ref, [listed])[1]
-    (kept,) = (agent for agent in process.list_persisted_agent_data_for_host(pair.corrupted) if agent["id"] == ID)
-    host = pair.process().get_host(pair.corrupted)
+    (kept,) = (agent for agent in process.list_persisted_agent_data_for_host(corrupted) if agent["id"] == ID)
+    host = world.process().get_host(corrupted)
     assert isinstance(host, VpsDockerHost)
     (loaded,) = (agent for agent in host.get_agents() if agent.id == ID)
     row = shown.model_dump(mode="json") | {"created_branch_name": shown.initial_branch, "id": str(shown.id)}
@@ -85,61 +73,59 @@ def every_way(pair: Pair) -> list[dict[str, Any]]:
         "work_dir": str(loaded.work_dir),
         "create_time": loaded.create_time.isoformat(),
     }
-    container = pair.network.containers[pair.address(pair.corrupted)]
+    container = world.network.containers[world.address(corrupted)]
     assert isinstance(container, ScriptedMachine)
-    container.stdout = (pair.volume(pair.corrupted) / f"agents/{ID}/data.json").read_bytes()
+    container.stdout = (world.volume(corrupted) / f"agents/{ID}/data.json").read_bytes()
     read = json.loads(host.read_text_file(host.host_dir / f"agents/{ID}/data.json"))
     return [dict(listed.certified_data), row, kept, object_data, read]
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_no_agent_changes_what_mngr_decided(pair: Pair, name: str) -> None:
-    keep(pair)
-    lie(pair, **{name: LIES[name]})
-    for way, data in enumerate(every_way(pair)):
+def test_no_agent_changes_what_mngr_decided(world: World, corrupted: HostId, name: str) -> None:
+    keep(world, corrupted)
+    lie(world, corrupted, **{name: LIES[name]})
+    for way, data in enumerate(every_way(world, corrupted)):
         assert data.get(name, TRUE[name]) == TRUE[name], way
     # It is noted as it is, for when the VPS does not answer.
-    pair.network.machines.pop(pair.address(pair.corrupted))
-    (noted,) = (
-        agent for agent in pair.process().list_persisted_agent_data_for_host(pair.corrupted) if agent["id"] == ID
-    )
+    world.network.machines.pop(world.address(corrupted))
+    (noted,) = (agent for agent in world.process().list_persisted_agent_data_for_host(corrupted) if agent["id"] == ID)
     assert noted[name] == TRUE[name]
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_what_mngr_changes_from_another_machine_is_seen_at_once(pair: Pair, name: str) -> None:
-    keep(pair)
-    lie(pair)
-    every_way(pair)
-    keep(pair, **{name: LIES[name]})
-    lie(pair, **{name: LIES[name]})
-    for way, data in enumerate(every_way(pair)):
+def test_what_mngr_changes_from_another_machine_is_seen_at_once(world: World, corrupted: HostId, name: str) -> None:
+    keep(world, corrupted)
+    lie(world, corrupted)
+    every_way(world, corrupted)
+    keep(world, corrupted, **{name: LIES[name]})
+    lie(world, corrupted, **{name: LIES[name]})
+    for way, data in enumerate(every_way(world, corrupted)):
         assert data.get(name, LIES[name]) == LIES[name], way
 
 
-def test_what_changes_while_an_agent_runs_is_as_its_container_has_it(pair: Pair) -> None:
-    keep(pair)
-    lie(pair, labels={"is": "new"}, start_on_boot=True)
-    for way, data in enumerate(every_way(pair)):
+def test_what_changes_while_an_agent_runs_is_as_its_container_has_it(world: World, corrupted: HostId) -> None:
+    keep(world, corrupted)
+    lie(world, corrupted, labels={"is": "new"}, start_on_boot=True)
+    for way, data in enumerate(every_way(world, corrupted)):
         assert data.get("labels", {"is": "new"}) == {"is": "new"}, way
 
 
-def test_what_this_process_kept_just_now_is_believed(pair: Pair) -> None:
-    keep(pair)
-    lie(pair)
-    process = pair.process()
-    container = pair.start(pair.corrupted)
-    host = process.get_host(pair.corrupted)
+def test_what_this_process_kept_just_now_is_believed(world: World, corrupted: HostId) -> None:
+    keep(world, corrupted)
+    lie(world, corrupted)
+    process = world.process()
+    container = world.start(corrupted)
+    host = process.get_host(corrupted)
     assert isinstance(host, VpsDockerHost)
     renamed = TRUE | {"name": "renamed"}
-    process.persist_agent_data(pair.corrupted, renamed)
+    process.persist_agent_data(corrupted, renamed)
     container.stdout = json.dumps(renamed).encode()
     assert json.loads(host.read_text_file(host.host_dir / f"agents/{ID}/data.json"))["name"] == "renamed"
 
 
-def test_an_agent_that_mngr_did_not_make_has_made_no_branch(pair: Pair) -> None:
-    lie(pair)
-    for way, data in enumerate(every_way(pair)):
+def test_an_agent_that_mngr_did_not_make_has_made_no_branch(world: World, corrupted: HostId) -> None:
+    lie(world, corrupted)
+    for way, data in enumerate(every_way(world, corrupted)):
         assert data.get("created_branch_name") is None, way
         assert data.get("work_dir", "/true") == "/true", way
 
@@ -150,12 +136,14 @@ def test_a_branch_is_not_believed_without_the_work_directory_it_belongs_to() -> 
     assert believed(LIES | {"id": ID}, TRUE)["created_branch_name"] == "mngr/true"
 
 
-def test_no_branch_of_this_machine_is_that_of_an_agent_elsewhere(pair: Pair, tmp_path: Path) -> None:
+def test_no_branch_of_this_machine_is_that_of_an_agent_elsewhere(
+    world: World, corrupted: HostId, tmp_path: Path
+) -> None:
     """Whatever the VPS itself says: mngr deletes the branch in the repository of a worktree at that path here."""
     (tmp_path / ".git").write_text("gitdir: /repository/.git/worktrees/x\n")
-    keep(pair, work_dir=str(tmp_path))
-    lie(pair, work_dir=str(tmp_path))
-    assert every_way(pair)[-1].get("created_branch_name") is None
+    keep(world, corrupted, work_dir=str(tmp_path))
+    lie(world, corrupted, work_dir=str(tmp_path))
+    assert every_way(world, corrupted)[-1].get("created_branch_name") is None
 
 
 BRANCHES = ["main", "mngr/a1", "a-b", "é", "a.b", "@a", "a@", "v1.lock.x", "-D", "--all", "", "/a", "a/", "a//b"]

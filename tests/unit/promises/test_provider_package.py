@@ -1,8 +1,8 @@
 """A provider package that was written against version 0.1.0 runs on this one as it is."""
 
 import inspect
+import json
 from abc import ABC
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Barrier
@@ -21,10 +21,10 @@ from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord, VpsDockerHostStore, VpsHostConfig
 from imbue.mngr_vps_docker.instance import VpsDockerProvider
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface, VpsSnapshotInfo, VpsSshKeyInfo
-from support.fleet import ADDRESS, LONG_AGO, Fleet
-from support.local_machine import LocalMachine
-from support.memory_provider import SILENT, MemoryProvider, record_of, stopped_container
+from support.builders import LONG_AGO, container_of, record_of
+from support.memory_provider import SILENT, MemoryProvider
 from support.provider import states
+from support.world import ADDRESS, World, agent_names, discovered
 
 Found = tuple[list[VpsDockerHostRecord], dict[HostId, list[dict[str, Any]]]]
 
@@ -93,33 +93,22 @@ class PackageProvider(MemoryProvider):
 
 def record_at(address: str, host_id: HostId) -> VpsDockerHostRecord:
     """The record of a stopped host, as its VPS has it."""
-    record = record_of(host_id, stop_reason="STOPPED")
-    assert record.config is not None
-    config = record.config.model_copy(update={"vps_instance_id": address})
-    return record.model_copy(update={"vps_ip": address, "config": config})
+    return record_of(host_id, vps_ip=address, config={"vps_instance_id": address}, stop_reason="STOPPED")
 
 
 @pytest.fixture
-def host_id(fleet: Fleet) -> Iterator[HostId]:
+def host_id(world: World) -> HostId:
     """A host that the client cannot list, with its agent; this machine knows nothing of it."""
     host_id = HostId.generate()
-    fleet.cloud.is_listing = False
-    fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
-    store = fleet.machine(host_id)
-    store.persist_agent_data(host_id, {"id": AgentId.generate(), "name": "a1"})
-    store.write_host_record(record_at(ADDRESS, host_id))
-    process = fleet.process()
-    process._context.keys.create_vps_host_key(host_id)
-    machine = fleet.network.machines[ADDRESS]
-    assert isinstance(machine, LocalMachine)
-    state_container = stopped_container(HostId.generate())
-    (machine.volumes / f".container-{process._context.state_volume_name}").write_text(state_container)
-    yield host_id
-
-
-def agents_listed(provider: MemoryProvider) -> dict[HostId, list[str]]:
-    found = provider.discover_hosts_and_agents(provider.mngr_ctx.concurrency_group)
-    return {host.host_id: [agent.agent_name for agent in agents] for host, agents in found.items()}
+    world.cloud.is_listing = False
+    world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
+    vps = world.boot(host_id)
+    world.add_agent(host_id)
+    world.write_record(record_at(ADDRESS, host_id))
+    world.context.keys.create_vps_host_key(host_id)
+    state_container = [container_of(HostId.generate(), "exited")]
+    (vps.volumes / f".container-{world.state_volume}").write_text(json.dumps(state_container))
+    return host_id
 
 
 def test_a_client_has_to_have_what_it_had_to_have() -> None:
@@ -161,17 +150,17 @@ def test_values_errors_and_functions_are_where_they_were() -> None:
     assert [name for name in HOOKS.split() if not hasattr(VpsDockerProvider, name)] == []
 
 
-def test_it_lists_what_only_it_finds(fleet: Fleet, host_id: HostId) -> None:
-    process = fleet.process(provider_class=PackageProvider)
-    assert agents_listed(process) == {host_id: ["a1"]}
+def test_it_lists_what_only_it_finds(world: World, host_id: HostId) -> None:
+    process = world.process(provider_class=PackageProvider)
+    assert agent_names(discovered(process)) == {host_id: ["a1"]}
     assert process._host_record_cache.keys() == {host_id}
     record = process._find_host_record(HostName("h1"))
     assert record is not None
     assert record.host_id == host_id
 
 
-def test_32_threads_may_ask_for_a_vps_at_once(fleet: Fleet, host_id: HostId) -> None:
-    process, together = fleet.process(), Barrier(32, timeout=60)
+def test_32_threads_may_ask_for_a_vps_at_once(world: World, host_id: HostId) -> None:
+    process, together = world.process(), Barrier(32, timeout=60)
 
     def read(_number: int) -> int:
         with process._make_outer_for_vps_ip(ADDRESS) as outer:
@@ -184,89 +173,86 @@ def test_32_threads_may_ask_for_a_vps_at_once(fleet: Fleet, host_id: HostId) -> 
         assert list(pool.map(read, range(32))) == [1] * 32
 
 
-def test_there_is_no_store_before_there_is_a_state_container(fleet: Fleet, host_id: HostId) -> None:
-    machine, process = fleet.network.machines[ADDRESS], fleet.process()
-    assert isinstance(machine, LocalMachine)
-    (machine.volumes / f".container-{process._context.state_volume_name}").unlink()
+def test_there_is_no_store_before_there_is_a_state_container(world: World, host_id: HostId) -> None:
+    process = world.process()
+    (world.vps(host_id).volumes / f".container-{world.state_volume}").unlink()
     with process._make_outer_for_vps_ip(ADDRESS) as outer:
         assert process._get_existing_host_store(outer) is None
 
 
 def test_a_vps_that_it_did_not_get_here_is_refused_by_an_error_that_it_expects(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OuterHostInterface, "__abstractmethods__", frozenset())
     with pytest.raises(MngrError, match="_make_outer_for_vps_ip"):
-        fleet.process()._get_existing_host_store(OuterHostInterface.model_construct())
+        world.process()._get_existing_host_store(OuterHostInterface.model_construct())
 
 
-def test_the_agents_that_it_found_are_listed_though_nobody_reaches_the_host(fleet: Fleet) -> None:
+def test_the_agents_that_it_found_are_listed_though_nobody_reaches_the_host(world: World) -> None:
     host_id, agent = HostId.generate(), {"id": AgentId.generate(), "name": "a1"}
-    fleet.network.refusals[ADDRESS] = SILENT
+    world.network.refusals[ADDRESS] = SILENT
 
     class Mirror(MemoryProvider):
         def _discover_host_records_with_agents(self) -> Found:
             return [record_at(ADDRESS, host_id)], {host_id: [agent]}
 
-    fleet.cloud.is_listing = False
-    assert agents_listed(fleet.process(provider_class=Mirror)) == {host_id: ["a1"]}
+    world.cloud.is_listing = False
+    assert agent_names(discovered(world.process(provider_class=Mirror))) == {host_id: ["a1"]}
 
 
-def test_a_record_names_the_vps_to_destroy_only_where_the_cloud_cannot_list(fleet: Fleet) -> None:
+def test_a_record_names_the_vps_to_destroy_only_where_the_cloud_cannot_list(world: World) -> None:
     host_id = HostId.generate()
-    fleet.cloud.order(HostId.generate(), ADDRESS, LONG_AGO, provider="another")
+    world.cloud.add_vps(HostId.generate(), ADDRESS, LONG_AGO, provider="another")
 
     class Misled(MemoryProvider):
         def _discover_host_records(self) -> list[VpsDockerHostRecord]:
             return [record_at(ADDRESS, host_id)]
 
-    process = fleet.process(provider_class=Misled)
+    process = world.process(provider_class=Misled)
     assert states(process) == {host_id: HostState.STOPPED}
     process.destroy_host(host_id)
-    assert fleet.cloud.instances.keys() == {ADDRESS}
-    assert fleet.network.logins == []
+    assert world.cloud.instances.keys() == {ADDRESS}
+    assert world.network.logins == []
 
 
-def test_a_vps_that_both_find_is_read_once(fleet: Fleet, host_id: HostId) -> None:
-    fleet.cloud.is_listing = True
+def test_a_vps_that_both_find_is_read_once(world: World, host_id: HostId) -> None:
+    world.cloud.is_listing = True
 
     class Own(MemoryProvider):
         def _discover_host_records(self) -> list[VpsDockerHostRecord]:
             return [record_at(ADDRESS, host_id)]
 
-    machine = fleet.network.machines[ADDRESS]
-    assert isinstance(machine, LocalMachine)
-    machine.commands.clear()
-    assert agents_listed(fleet.process(provider_class=Own)) == {host_id: ["a1"]}
-    assert len(machine.commands) == 1
+    vps = world.vps(host_id)
+    vps.commands.clear()
+    assert agent_names(discovered(world.process(provider_class=Own))) == {host_id: ["a1"]}
+    assert len(vps.commands) == 1
 
 
-def test_it_may_add_to_what_is_found_without_it(fleet: Fleet, host_id: HostId) -> None:
-    fleet.cloud.is_listing = True
+def test_it_may_add_to_what_is_found_without_it(world: World, host_id: HostId) -> None:
+    world.cloud.is_listing = True
 
     class Adding(MemoryProvider):
         def _discover_host_records_with_agents(self) -> Found:
             assert super()._discover_host_records() == super()._discover_host_records_with_agents()[0]
             return super()._discover_host_records_with_agents()
 
-    machine = fleet.network.machines[ADDRESS]
-    assert isinstance(machine, LocalMachine)
-    machine.commands.clear()
-    process = fleet.process(provider_class=Adding)
-    assert agents_listed(process) == {host_id: ["a1"]}
+    vps = world.vps(host_id)
+    vps.commands.clear()
+    process = world.process(provider_class=Adding)
+    assert agent_names(discovered(process)) == {host_id: ["a1"]}
     assert [record.host_id for record in process._discover_host_records()] == [host_id]
-    assert len(machine.commands) == 1
+    assert len(vps.commands) == 1
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
-def test_a_host_that_no_listing_has_is_found_by_its_own_way(fleet: Fleet, host_id: HostId, is_cached: bool) -> None:
+def test_a_host_that_no_listing_has_is_found_by_its_own_way(world: World, host_id: HostId, is_cached: bool) -> None:
     record = record_at(ADDRESS, host_id)
 
     class Finding(MemoryProvider):
         def _find_host_record(self, host: HostId | HostName) -> VpsDockerHostRecord | None:
             return super()._find_host_record(host) or (record if host in (host_id, "h1") else None)
 
-    process = fleet.process(provider_class=MemoryProvider if is_cached else Finding)
+    process = world.process(provider_class=MemoryProvider if is_cached else Finding)
     if is_cached:
         process._host_record_cache[host_id] = record
     assert process.get_host(HostName("h1")).id == host_id
@@ -275,46 +261,46 @@ def test_a_host_that_no_listing_has_is_found_by_its_own_way(fleet: Fleet, host_i
         process.get_host(HostId.generate())
 
 
-def test_it_may_begin_a_new_cache(fleet: Fleet, host_id: HostId) -> None:
+def test_it_may_begin_a_new_cache(world: World, host_id: HostId) -> None:
     class Renewing(PackageProvider):
         def reset_caches(self) -> None:
             self._host_record_cache = {}
 
-    process = fleet.process(provider_class=Renewing)
+    process = world.process(provider_class=Renewing)
     states(process)
     process.reset_caches()
-    fleet.network.machines.clear()
+    world.network.machines.clear()
     assert process.get_host(host_id).get_state() is HostState.STOPPED
-    assert fleet.network.logins == [ADDRESS]
+    assert world.network.logins == [ADDRESS]
     assert process._host_record_cache.keys() == {host_id}
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no route to the API"), errors.VpsApiError(500, "oops")])
-def test_what_its_cloud_does_not_tell_is_no_empty_list(fleet: Fleet, error: Exception) -> None:
+def test_what_its_cloud_does_not_tell_is_no_empty_list(world: World, error: Exception) -> None:
     class Failing(MemoryProvider):
         def _discover_host_records(self) -> list[VpsDockerHostRecord]:
             raise error
 
     with pytest.raises(ProviderUnavailableError, match=str(error)):
-        states(fleet.process(provider_class=Failing))
+        states(world.process(provider_class=Failing))
 
 
-def test_one_vps_that_it_cannot_read_hides_no_other(fleet: Fleet, host_id: HostId) -> None:
-    fleet.cloud.is_listing = True
+def test_one_vps_that_it_cannot_read_hides_no_other(world: World, host_id: HostId) -> None:
+    world.cloud.is_listing = True
 
     class Failing(MemoryProvider):
         def _discover_host_records(self) -> list[VpsDockerHostRecord]:
             raise HostConnectionError("one VPS is down")
 
-    assert states(fleet.process(provider_class=Failing)) == {host_id: HostState.STOPPED}
+    assert states(world.process(provider_class=Failing)) == {host_id: HostState.STOPPED}
 
 
-def test_a_host_that_was_pinned_by_its_address_is_reached(fleet: Fleet) -> None:
+def test_a_host_that_was_pinned_by_its_address_is_reached(world: World) -> None:
     host_id = HostId.generate()
-    fleet.note(host_id)
-    fleet.cloud.order(host_id, ADDRESS, LONG_AGO)
-    process = fleet.process()
-    keys = process._context.keys
+    world.remember(host_id)
+    world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
+    process = world.process()
+    keys = process.context.keys
     keys.vps_client_key()
     keys.vps_known_hosts_path.write_text(f"{ADDRESS} ssh-ed25519 VPS\n")
     keys.container_known_hosts_path.write_text(f"[{ADDRESS}]:2222 ssh-ed25519 CONTAINER\n")
@@ -323,8 +309,8 @@ def test_a_host_that_was_pinned_by_its_address_is_reached(fleet: Fleet) -> None:
     assert f"{host_id} ssh-ed25519 CONTAINER" in keys.container_known_hosts_path.read_text().splitlines()
 
 
-def test_build_arguments_are_read_as_before(fleet: Fleet) -> None:
-    process = fleet.process()
+def test_build_arguments_are_read_as_before(world: World) -> None:
+    process = world.process()
     assert process._parse_build_args(None) == process._parse_build_args(())
     assert process._parse_build_args(["--vps-region=r"]).region == "r"
     path, public_key = process._get_vps_ssh_keypair()
@@ -332,10 +318,10 @@ def test_build_arguments_are_read_as_before(fleet: Fleet) -> None:
     assert process._vps_known_hosts_path() == path.with_name("vps_known_hosts")
 
 
-def test_build_arguments_in_a_form_of_its_own_are_refused_before_anything_is_made(fleet: Fleet) -> None:
+def test_build_arguments_in_a_form_of_its_own_are_refused_before_anything_is_made(world: World) -> None:
     class Own(MemoryProvider):
         def _parse_build_args(self, build_args: Any) -> Any:
             return "ewr", "plan", 7
 
     with pytest.raises(MngrError, match=r"Own\._parse_build_args must return what its super\(\) returns"):
-        fleet.process(provider_class=Own).create_host(HostName("h1"))
+        world.process(provider_class=Own).create_host(HostName("h1"))

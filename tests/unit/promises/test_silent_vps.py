@@ -14,137 +14,133 @@ from imbue.mngr.primitives import AgentId, HostId, HostState
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.hosts.timings import Patience, Timings
-from support.fleet import ADDRESS, CASES, LONG_AGO, Fleet, Vps
-from support.local_machine import LocalMachine
+from support.builders import LONG_AGO
 from support.memory_provider import MemoryProvider
 from support.provider import states
+from support.world import ADDRESS, CASES, Vps, World, discovered
 
 OTHER = "192.0.2.2"
 
 
 @pytest.fixture
-def silent(fleet: Fleet) -> Iterator[HostId]:
+def silent(world: World) -> Iterator[HostId]:
     """A host that ran when it was last seen, and whose VPS does not answer; another host answers."""
     host_id, other = HostId.generate(), HostId.generate()
-    fleet.set_up(host_id, CASES["silent"])
-    fleet.note(other, address=OTHER)
-    fleet.cloud.order(other, OTHER, LONG_AGO)
-    fleet.machine(other, OTHER)
+    world.arrange(host_id, CASES["silent"])
+    world.remember(other, address=OTHER)
+    world.cloud.add_vps(other, OTHER, LONG_AGO)
+    world.boot(other, OTHER)
     yield host_id
-    fleet.network.before_login = lambda: None
+    world.network.before_login = lambda: None
 
 
 def listed(process: MemoryProvider) -> dict[HostId, HostState | None]:
-    """What `mngr exec` and `mngr list` begin with."""
-    found = process.discover_hosts_and_agents(process.mngr_ctx.concurrency_group)
-    return {host.host_id: host.host_state for host in found}
+    return {host.host_id: host.host_state for host in discovered(process)}
 
 
 def row(process: MemoryProvider, host_id: HostId) -> HostDetails:
     """What `mngr list` shows of a host."""
-    found = process.discover_hosts_and_agents(process.mngr_ctx.concurrency_group)
-    (host,) = (host for host in found if host.host_id == host_id)
+    (host,) = (host for host in discovered(process) if host.host_id == host_id)
     return process.get_host_and_agent_details(host, [])[0]
 
 
-def test_a_listing_waits_briefly_and_for_less_once_it_knows(fleet: Fleet, silent: HostId) -> None:
+def test_a_listing_waits_briefly_and_for_less_once_it_knows(world: World, silent: HostId) -> None:
     for timeout in (3, 2, 2):
-        row(fleet.process(), silent)
-        assert fleet.network.connect_timeouts.pop() == timeout
-        assert fleet.network.connect_timeouts == []
+        row(world.process(), silent)
+        assert world.network.connect_timeouts.pop() == timeout
+        assert world.network.connect_timeouts == []
 
 
-def test_its_row_shows_the_state_last_seen_and_since_when_it_is_unreachable(fleet: Fleet, silent: HostId) -> None:
-    first, second = row(fleet.process(), silent), row(fleet.process(), silent)
+def test_its_row_shows_the_state_last_seen_and_since_when_it_is_unreachable(world: World, silent: HostId) -> None:
+    first, second = row(world.process(), silent), row(world.process(), silent)
     assert (first.state, second.state) == (HostState.RUNNING, HostState.RUNNING)
     since = (first.failure_reason or "").partition(" UTC: ")[0]
     assert since.startswith("unreachable since 2")
     assert (second.failure_reason or "").startswith(since)
-    assert fleet.process().get_host(silent).get_state() is HostState.RUNNING
+    assert world.process().get_host(silent).get_state() is HostState.RUNNING
 
 
 @pytest.mark.parametrize(("vps", "state"), [(Vps.CRASHED, HostState.CRASHED), (Vps.STOPPED, HostState.STOPPED)])
-def test_a_host_that_was_last_seen_down_is_not_said_to_run(fleet: Fleet, vps: Vps, state: HostState) -> None:
+def test_a_host_that_was_last_seen_down_is_not_said_to_run(world: World, vps: Vps, state: HostState) -> None:
     host_id = HostId.generate()
-    fleet.set_up(host_id, replace(CASES["crashed with an agent"], vps=vps))
-    assert listed(fleet.process()) == {host_id: state}
-    fleet.network.machines.clear()
-    assert listed(fleet.process()) == {host_id: state}
+    world.arrange(host_id, replace(CASES["crashed with an agent"], vps=vps))
+    assert listed(world.process()) == {host_id: state}
+    world.network.machines.clear()
+    assert listed(world.process()) == {host_id: state}
 
 
-def test_a_command_for_another_host_does_not_wait_for_it(fleet: Fleet, silent: HostId) -> None:
-    row(fleet.process(), silent)
+def test_a_command_for_another_host_does_not_wait_for_it(world: World, silent: HostId) -> None:
+    row(world.process(), silent)
     is_over = threading.Event()
-    fleet.network.before_login = lambda: is_over.wait(60)
-    process = fleet.process()
+    world.network.before_login = lambda: is_over.wait(60)
+    process = world.process()
     assert listed(process)[silent] is HostState.RUNNING
     # Nor does a command that destroys it.
     assert process.get_host(silent).get_state() is HostState.RUNNING
     process.destroy_host(silent)
     is_over.set()
-    assert ADDRESS not in fleet.cloud.instances
+    assert ADDRESS not in world.cloud.instances
 
 
-def test_a_listing_ends_though_its_login_does_not(fleet: Fleet, silent: HostId) -> None:
+def test_a_listing_ends_though_its_login_does_not(world: World, silent: HostId) -> None:
     is_over = threading.Event()
-    fleet.network.before_login = lambda: is_over.wait(60)
+    world.network.before_login = lambda: is_over.wait(60)
     brief = Patience(connect_seconds=0.1, answer_seconds=0.1)
-    fleet.network.timings = Timings(listing=brief, listing_of_silent=brief)
+    world.network.timings = Timings(listing=brief, listing_of_silent=brief)
     for _ in range(2):
-        assert "unreachable since" in (row(fleet.process(), silent).failure_reason or "")
+        assert "unreachable since" in (row(world.process(), silent).failure_reason or "")
     assert not is_over.is_set()
     is_over.set()
 
 
-def test_once_it_answers_again_the_first_list_shows_it(fleet: Fleet, silent: HostId) -> None:
-    row(fleet.process(), silent)
-    fleet.machine(silent)
-    shown = row(fleet.process(), silent)
+def test_once_it_answers_again_the_first_list_shows_it(world: World, silent: HostId) -> None:
+    row(world.process(), silent)
+    world.boot(silent)
+    shown = row(world.process(), silent)
     assert (shown.state, shown.failure_reason) == (HostState.STOPPED, None)
-    entry = fleet.process()._context.local_store.read(silent)
+    entry = world.local_store.read(silent)
     assert entry is not None
     assert entry.unreachable is None
 
 
 def test_a_command_on_its_host_waits_for_it_once_and_no_longer_than_the_settings_say(
-    fleet: Fleet, silent: HostId
+    world: World, silent: HostId
 ) -> None:
-    process = fleet.process(ssh_connect_timeout=20.0)
+    process = world.process(ssh_connect_timeout=20.0)
     listed(process)
-    assert fleet.network.connect_timeouts == [3]
+    assert world.network.connect_timeouts == [3]
     for act in (process.start_host, process.stop_host, process.create_snapshot):
         with pytest.raises(VpsConnectionError):
             act(silent)
-    assert fleet.network.connect_timeouts == [3, 20]
-    fleet.network.connect_timeouts.clear()
+    assert world.network.connect_timeouts == [3, 20]
+    world.network.connect_timeouts.clear()
     with pytest.raises(VpsConnectionError):
-        fleet.process(ssh_connect_timeout=20.0).start_host(silent)
-    assert fleet.network.connect_timeouts == [20]
+        world.process(ssh_connect_timeout=20.0).start_host(silent)
+    assert world.network.connect_timeouts == [20]
 
 
-def test_what_a_listing_has_waited_counts_for_the_command_that_follows(fleet: Fleet, silent: HostId) -> None:
-    process = fleet.process(ssh_connect_timeout=20.0)
+def test_what_a_listing_has_waited_counts_for_the_command_that_follows(world: World, silent: HostId) -> None:
+    process = world.process(ssh_connect_timeout=20.0)
     listed(process)
-    process._context.waited_seconds[silent] = 3.0
+    process.context.waited_seconds[silent] = 3.0
     with process.outer_host_for(silent) as outer:
         assert outer is not None
         with pytest.raises(VpsConnectionError):
             outer.execute_idempotent_command("true")
     with pytest.raises(VpsConnectionError):
         process.start_host(silent)
-    assert fleet.network.connect_timeouts == [3, 17, 17]
+    assert world.network.connect_timeouts == [3, 17, 17]
 
 
-def test_a_vps_that_does_not_come_to_an_end_is_waited_for_like_a_silent_one(fleet: Fleet) -> None:
+def test_a_vps_that_does_not_come_to_an_end_is_waited_for_like_a_silent_one(world: World) -> None:
     host_id = HostId.generate()
-    fleet.network.timings = Timings(listing=Patience(3.0, 0.5), listing_of_silent=Patience(2.0, 0.2))
-    fleet.set_up(host_id, CASES["stopped with an agent"])
-    vps = fleet.network.machines[ADDRESS]
-    assert isinstance(vps, LocalMachine)
+    world.network.timings = Timings(listing=Patience(3.0, 0.5), listing_of_silent=Patience(2.0, 0.2))
+    world.arrange(host_id, CASES["stopped with an agent"])
+    vps = world.vps(host_id)
     docker = next(vps.volumes.parent.glob("bin/docker"))
     docker.write_text("#!/bin/sh\nsleep 3\n")
-    listed(fleet.process())
-    entry = fleet.process()._context.local_store.read(host_id)
+    listed(world.process())
+    entry = world.local_store.read(host_id)
     assert entry is not None
     assert entry.is_silent
 
@@ -169,24 +165,21 @@ class PackageProvider(MemoryProvider):
 
 
 @pytest.mark.parametrize("is_listing", [True, False])
-def test_a_package_that_lists_by_itself_waits_no_longer(fleet: Fleet, silent: HostId, is_listing: bool) -> None:
-    fleet.cloud.is_listing = is_listing
-    assert listed(fleet.process(provider_class=PackageProvider))[silent] is HostState.RUNNING
+def test_a_package_that_lists_by_itself_waits_no_longer(world: World, silent: HostId, is_listing: bool) -> None:
+    world.cloud.is_listing = is_listing
+    assert listed(world.process(provider_class=PackageProvider))[silent] is HostState.RUNNING
     # Once by the package; the second time in the background, where nobody waits for it.
-    assert fleet.network.connect_timeouts[0] == 3
-    assert set(fleet.network.connect_timeouts[1:]) <= {2}
+    assert world.network.connect_timeouts[0] == 3
+    assert set(world.network.connect_timeouts[1:]) <= {2}
     is_over = threading.Event()
-    fleet.network.before_login = lambda: is_over.wait(60)
-    assert listed(fleet.process(provider_class=PackageProvider))[silent] is HostState.RUNNING
+    world.network.before_login = lambda: is_over.wait(60)
+    assert listed(world.process(provider_class=PackageProvider))[silent] is HostState.RUNNING
     is_over.set()
 
 
-def test_agents_of_a_silent_host_stay_known(fleet: Fleet, silent: HostId) -> None:
+def test_agents_of_a_silent_host_stay_known(world: World, silent: HostId) -> None:
     agent = {"id": AgentId.generate(), "name": "a1"}
-    fleet.process()._context.local_store.update(silent, agents=(agent,))
+    world.local_store.update(silent, agents=(agent,))
     for _ in range(2):
-        process = fleet.process()
-        found = process.discover_hosts_and_agents(process.mngr_ctx.concurrency_group)
-        (agents,) = (agents for host, agents in found.items() if host.host_id == silent)
-        assert [agent.agent_name for agent in agents] == ["a1"]
-    assert states(fleet.process())[silent] is HostState.RUNNING
+        assert world.listed()[silent] == ["a1"]
+    assert states(world.process())[silent] is HostState.RUNNING

@@ -6,9 +6,9 @@ import pytest
 
 from imbue.mngr.errors import HostNotFoundError
 from imbue.mngr.primitives import AgentId, HostId, HostName
-from support.fleet import CASES, Fleet
 from support.memory_provider import MemoryProvider
 from support.provider import states
+from support.world import CASES, World
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,14 @@ from support.provider import states
     ids=["start", "stop", "snapshot", "tag", "rename"],
 )
 def test_what_it_does_to_the_host_says_that_it_is_gone_and_leaves_nothing(
-    fleet: Fleet, act: Callable[[MemoryProvider, HostId], object]
+    world: World, act: Callable[[MemoryProvider, HostId], object]
 ) -> None:
     host_id = HostId.generate()
-    fleet.set_up(host_id, CASES["stopped with an agent"])
-    process = fleet.process()
+    world.arrange(host_id, CASES["stopped with an agent"])
+    process = world.process()
     assert host_id in states(process)
-    fleet.process().destroy_host(host_id)
+    world.process().destroy_host(host_id)
     with pytest.raises(HostNotFoundError):
         act(process, host_id)
     process.remove_persisted_agent_data(host_id, AgentId.generate())
-    assert list(process._context.keys.hosts_folder.glob("host-*")) == []
+    assert list(process.context.keys.hosts_folder.glob("host-*")) == []

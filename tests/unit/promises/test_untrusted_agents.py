@@ -1,9 +1,6 @@
 """Whatever an agent writes and its container says, every other agent and host is listed, and nothing hangs."""
 
 import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
@@ -13,19 +10,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imbue.mngr.agents.base_agent import BaseAgent
-from imbue.mngr.config.agent_class_registry import reset_agent_class_registry, set_default_agent_class
 from imbue.mngr.errors import AgentNotFoundOnHostError, MngrError
 from imbue.mngr.interfaces.agent import AgentInterface
 from imbue.mngr.interfaces.host import OnlineHostInterface
-from imbue.mngr.primitives import AgentId, AgentLifecycleState, HostState
+from imbue.mngr.primitives import AgentId, AgentLifecycleState, HostId, HostState
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.hosts.listing import Listing, parse_listing
 from imbue.mngr_vps_docker.hosts.observed_host import NO_COMMAND
 from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.state.local_store import HostPhase
 from imbue.mngr_vps_docker.text import printable_data
-from support.pair import Pair
+from support.world import World, agent_names, discovered, rows
+
+pytestmark = pytest.mark.usefixtures("agent_types")
 
 ID = AgentId(f"agent-{'a' * 32}")
 NOW = datetime.now(UTC).isoformat()
@@ -77,72 +74,71 @@ BAD = {
 }
 
 
-@pytest.fixture
-def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    with ExitStack() as groups:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", groups.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))
-        set_default_agent_class(BaseAgent)
-        groups.callback(reset_agent_class_registry)
-        yield Pair(tmp_path, groups)
-
-
-def check_others_are_shown(pair: Pair) -> list[str]:
+def check_others_are_shown(world: World, corrupted: HostId, healthy: HostId) -> list[str]:
     """That nothing is missing, and the names of the agents that are listed of the host that is spoiled."""
-    listed, rows = pair.listed_and_rows()
-    assert listed[pair.healthy] == ["kept"]
-    assert "kept" in listed[pair.corrupted]
-    assert [agent.name for agent in rows[pair.healthy][1]] == ["kept"]
-    for host, agents in rows.values():
+    process = world.process()
+    found = discovered(process)
+    listed, shown = agent_names(found), rows(process, found)
+    assert listed[healthy] == ["kept"]
+    assert "kept" in listed[corrupted]
+    assert [agent.name for agent in shown[healthy][1]] == ["kept"]
+    for host, agents in shown.values():
         for row in (host, *agents):
             row.model_dump_json()
-    return listed[pair.corrupted]
+    return listed[corrupted]
 
 
-def test_agents_that_are_none_cost_only_themselves(pair: Pair) -> None:
+def test_agents_that_are_none_cost_only_themselves(world: World, corrupted: HostId, healthy: HostId) -> None:
     for bad in BAD.values():
         agent_id = AgentId.generate()
         own = {"id": agent_id} if isinstance(bad, dict) and bad["id"] == ID else {}
-        pair.write_agent(pair.corrupted, agent_id, json.dumps(bad | own if own else bad).encode())
-    assert check_others_are_shown(pair) == ["kept"]
+        world.write_agent(corrupted, agent_id, json.dumps(bad | own if own else bad).encode())
+    assert check_others_are_shown(world, corrupted, healthy) == ["kept"]
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     AGENTS.map(lambda data: json.dumps(data).encode()) | JSON.map(lambda data: json.dumps(data).encode()) | st.binary()
 )
-def test_whatever_an_agent_writes_all_others_are_shown(pair: Pair, content: bytes) -> None:
-    pair.write_agent(pair.corrupted, ID, content)
-    check_others_are_shown(pair)
+def test_whatever_an_agent_writes_all_others_are_shown(
+    world: World, corrupted: HostId, healthy: HostId, content: bytes
+) -> None:
+    world.write_agent(corrupted, ID, content)
+    check_others_are_shown(world, corrupted, healthy)
 
 
-def test_an_agent_without_a_name_is_shown_under_the_one_that_mngr_kept(pair: Pair) -> None:
+def test_an_agent_without_a_name_is_shown_under_the_one_that_mngr_kept(world: World, corrupted: HostId) -> None:
     """Or it would hide itself, and with it its host, from every command that looks for agents."""
-    (kept,) = pair.record_path(pair.corrupted).with_suffix("").iterdir()
+    (kept,) = world.record_path(corrupted).with_suffix("").iterdir()
     agent_id = AgentId(kept.stem)
     for name in ({}, {"name": None}):
-        pair.write_agent(pair.corrupted, agent_id, json.dumps({"id": agent_id} | name).encode())
-        assert pair.listed()[pair.corrupted] == ["kept"]
+        world.write_agent(corrupted, agent_id, json.dumps({"id": agent_id} | name).encode())
+        assert world.listed()[corrupted] == ["kept"]
 
 
-def test_what_earlier_versions_noted_of_an_agent_is_looked_at_too(pair: Pair) -> None:
-    local_store = pair.process()._context.local_store
-    local_store.update(pair.corrupted, agents=({"id": ID, "name": "kept"}, {"id": ID, "name": 5}))
-    pair.network.machines.pop(pair.address(pair.corrupted))
-    assert pair.listed() == {pair.corrupted: ["kept"], pair.healthy: ["kept"]}
-    pair.rows()
+def test_what_earlier_versions_noted_of_an_agent_is_looked_at_too(
+    world: World, corrupted: HostId, healthy: HostId
+) -> None:
+    local_store = world.local_store
+    local_store.update(corrupted, agents=({"id": ID, "name": "kept"}, {"id": ID, "name": 5}))
+    world.network.machines.pop(world.address(corrupted))
+    assert world.listed() == {corrupted: ["kept"], healthy: ["kept"]}
+    world.rows()
 
 
-def test_half_a_character_costs_that_character_only(pair: Pair) -> None:
-    pair.write_agent(pair.corrupted, ID, json.dumps(GOOD | {"initial_message": "a\ud800"}).encode())
-    assert sorted(pair.listed()[pair.corrupted]) == ["a1", "kept"]
+def test_half_a_character_costs_that_character_only(world: World, corrupted: HostId) -> None:
+    world.write_agent(corrupted, ID, json.dumps(GOOD | {"initial_message": "a\ud800"}).encode())
+    assert sorted(world.listed()[corrupted]) == ["a1", "kept"]
 
 
 @pytest.mark.parametrize("host_name", ["h1", "h.1", "a b\x1b[2J", " ", "é", "-"])
-def test_a_host_that_was_never_finished_is_shown_by_an_agent_of_its_name(pair: Pair, host_name: str) -> None:
-    local_store = pair.process()._context.local_store
-    local_store.update(pair.corrupted, phase=HostPhase.FAILED, failure_reason="\x1b[2Jno room", agents=(), record=None)
-    local_store.update(pair.corrupted, host_name=host_name)
-    host, (agent,) = pair.rows()[pair.corrupted]
+def test_a_host_that_was_never_finished_is_shown_by_an_agent_of_its_name(
+    world: World, corrupted: HostId, host_name: str
+) -> None:
+    local_store = world.local_store
+    local_store.update(corrupted, phase=HostPhase.FAILED, failure_reason="\x1b[2Jno room", agents=(), record=None)
+    local_store.update(corrupted, host_name=host_name)
+    host, (agent,) = world.rows()[corrupted]
     assert (host.state, agent.command, agent.type) == (HostState.FAILED, NO_COMMAND, "unfinished-host")
     assert (host.name.isprintable(), host.failure_reason) == (True, r"\x1b[2Jno room")
     if host_name == "h1":
@@ -153,10 +149,12 @@ NASTY = "\x1b]0;owned\x07\n"
 
 
 @pytest.mark.parametrize("failure_reason", [None, NASTY])
-def test_no_field_of_a_row_can_act_upon_a_terminal(pair: Pair, failure_reason: str | None) -> None:
+def test_no_field_of_a_row_can_act_upon_a_terminal(
+    world: World, corrupted: HostId, failure_reason: str | None
+) -> None:
     agent = GOOD | {"command": NASTY, "labels": {NASTY: NASTY}, "work_dir": NASTY, "created_branch_name": NASTY}
-    pair.write_agent(pair.corrupted, ID, json.dumps(agent).encode())
-    record = json.loads(pair.record_path(pair.corrupted).read_text())
+    world.write_agent(corrupted, ID, json.dumps(agent).encode())
+    record = json.loads(world.record_path(corrupted).read_text())
     record["certified_host_data"] |= {
         "host_name": NASTY,
         "failure_reason": failure_reason,
@@ -165,12 +163,12 @@ def test_no_field_of_a_row_can_act_upon_a_terminal(pair: Pair, failure_reason: s
         "plugin": {NASTY: {NASTY: [NASTY]}},
         "snapshots": [{"id": "i", "name": NASTY, "created_at": NOW}],
     }
-    pair.record_path(pair.corrupted).write_text(json.dumps(record))
-    pair.start(pair.corrupted).stdout = listing(agents=[json.dumps(agent)], url=NASTY, plugin={NASTY: NASTY})
+    world.record_path(corrupted).write_text(json.dumps(record))
+    world.start(corrupted).stdout = listing(agents=[json.dumps(agent)], url=NASTY, plugin={NASTY: NASTY})
     for on_vps in (False, True):
         if on_vps:
-            pair.network.containers.clear()
-        host, agents = pair.rows()[pair.corrupted]
+            world.network.containers.clear()
+        host, agents = world.rows()[corrupted]
         if not on_vps and failure_reason is None:
             assert [agent.url for agent in agents if agent.id == ID] == [r"\x1b]0;owned\x07"]
         for row in (host, *agents):
@@ -244,14 +242,16 @@ LISTINGS = {
 
 # How it ends decides nothing: every other one ends as if it had failed.
 @pytest.mark.parametrize(("what", "exit_code"), [*zip(LISTINGS, cycle((0, 3)), strict=False)])
-def test_a_running_container_that_says(pair: Pair, what: str, exit_code: int) -> None:
+def test_a_running_container_that_says(
+    world: World, corrupted: HostId, healthy: HostId, what: str, exit_code: int
+) -> None:
     said, unknown = LISTINGS[what]
-    pair.write_agent(pair.corrupted, ID, GOOD_JSON.encode())
-    container = pair.start(pair.corrupted)
+    world.write_agent(corrupted, ID, GOOD_JSON.encode())
+    container = world.start(corrupted)
     container.stdout, container.exit_code = said, exit_code
-    rows = pair.rows()
-    assert [agent.name for agent in rows[pair.healthy][1]] == ["kept"]
-    host, agents = rows[pair.corrupted]
+    shown = world.rows()
+    assert [agent.name for agent in shown[healthy][1]] == ["kept"]
+    host, agents = shown[corrupted]
     (agent,) = (agent for agent in agents if agent.id == ID)
     known = {"resource": host.resource, "boot_time": host.boot_time, "idle_mode": agent.idle_mode}
     known["start_time"] = agent.start_time
@@ -273,9 +273,9 @@ def test_whatever_a_container_says_is_read(text: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["data.json", f"agents/{ID}/data.json"])
-def test_of_what_mngr_notes_in_a_container_no_gigabytes_are_read(pair: Pair, path: str) -> None:
-    container = pair.start(pair.corrupted)
-    host = pair.process().get_host(pair.corrupted)
+def test_of_what_mngr_notes_in_a_container_no_gigabytes_are_read(world: World, corrupted: HostId, path: str) -> None:
+    container = world.start(corrupted)
+    host = world.process().get_host(corrupted)
     assert isinstance(host, VpsDockerHost)
     host.read_file(host.host_dir / path)
     host.read_file(Path("/elsewhere/data.json"))
@@ -286,34 +286,32 @@ def shout(_agent: AgentInterface[Any], _host: OnlineHostInterface) -> str:
     raise MngrError("the plugin is confused")
 
 
-def test_what_a_plugin_has_to_say_is_in_the_row(pair: Pair) -> None:
-    pair.start(pair.corrupted).stdout = listing(
-        agents=[GOOD_JSON, json.dumps({"id": AgentId.generate(), "name": "a2"})]
-    )
-    pair.write_agent(pair.corrupted, ID, GOOD_JSON.encode())
+def test_what_a_plugin_has_to_say_is_in_the_row(world: World, corrupted: HostId) -> None:
+    world.start(corrupted).stdout = listing(agents=[GOOD_JSON, json.dumps({"id": AgentId.generate(), "name": "a2"})])
+    world.write_agent(corrupted, ID, GOOD_JSON.encode())
     generators = {"p": {"who": lambda agent, _host: str(agent.name), "nothing": lambda _agent, _host: None}}
-    _host, agents = pair.rows(field_generators=generators, on_error=lambda *_: None)[pair.corrupted]
+    _host, agents = world.rows(field_generators=generators, on_error=lambda *_: None)[corrupted]
     assert [(agent.name, agent.plugin) for agent in agents] == [("a1", {"p": {"who": "a1"}})]
 
 
-def test_what_a_plugin_fails_with_is_handed_on_and_costs_that_agent_only(pair: Pair) -> None:
-    pair.start(pair.corrupted).stdout = listing(agents=[GOOD_JSON])
-    pair.write_agent(pair.corrupted, ID, GOOD_JSON.encode())
+def test_what_a_plugin_fails_with_is_handed_on_and_costs_that_agent_only(world: World, corrupted: HostId) -> None:
+    world.start(corrupted).stdout = listing(agents=[GOOD_JSON])
+    world.write_agent(corrupted, ID, GOOD_JSON.encode())
     said: list[tuple[str, type[BaseException]]] = []
-    rows = pair.rows(
+    shown = world.rows(
         field_generators={"p": {"x": shout}}, on_error=lambda who, error: said.append((who.agent_name, type(error)))
     )
-    assert rows[pair.corrupted][1] == []
+    assert shown[corrupted][1] == []
     assert sorted(said) == [("a1", MngrError), ("kept", AgentNotFoundOnHostError)]
-    _host, agents = pair.rows(field_generators={"p": {"x": shout}})[pair.corrupted]
+    _host, agents = world.rows(field_generators={"p": {"x": shout}})[corrupted]
     assert {agent.name: agent.plugin for agent in agents} == {"a1": {}, "kept": {}}
 
 
-def test_a_host_that_is_lost_while_a_plugin_asks_it_is_shown_as_last_seen(pair: Pair) -> None:
+def test_a_host_that_is_lost_while_a_plugin_asks_it_is_shown_as_last_seen(world: World, corrupted: HostId) -> None:
     def lose(_agent: AgentInterface[Any], _host: OnlineHostInterface) -> str:
         raise VpsConnectionError("no answer")
 
-    pair.start(pair.corrupted).stdout = listing(agents=[GOOD_JSON])
-    pair.write_agent(pair.corrupted, ID, GOOD_JSON.encode())
-    host, agents = pair.rows(field_generators={"p": {"x": lose}})[pair.corrupted]
+    world.start(corrupted).stdout = listing(agents=[GOOD_JSON])
+    world.write_agent(corrupted, ID, GOOD_JSON.encode())
+    host, agents = world.rows(field_generators={"p": {"x": lose}})[corrupted]
     assert (host.failure_reason, sorted(agent.name for agent in agents)) == ("no answer", ["a1", "kept"])

@@ -14,9 +14,9 @@ from imbue.mngr_vps_docker.files import write_atomically
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
 from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
-from support.fleet import Fleet
+from support.builders import record_of
 from support.local_machine import LocalMachine
-from support.memory_provider import record_of
+from support.world import World
 
 type Said = list[str]
 
@@ -50,8 +50,8 @@ def test_a_file_is_on_disk_before_it_has_its_name_and_its_name_before_anything_g
     assert rest == ["rename to note", "sync new"]
 
 
-def test_what_is_known_of_a_host_is_on_disk_before_the_cloud_is_asked_for_more(fleet: Fleet, said: Said) -> None:
-    local_store = fleet.process()._context.local_store
+def test_what_is_known_of_a_host_is_on_disk_before_the_cloud_is_asked_for_more(world: World, said: Said) -> None:
+    local_store = world.local_store
     noted: dict[str, list[LocalHostRecord]] = {}
 
     class WatchedClient(FaultyClient):
@@ -60,9 +60,9 @@ def test_what_is_known_of_a_host_is_on_disk_before_the_cloud_is_asked_for_more(f
             noted[name] = local_store.read_all()
             return super()._call(name, act)
 
-    client = WatchedClient(real=fleet.cloud, faults=(Fault("create_instance", VpsApiError(403, "no more VPSes")),))
+    client = WatchedClient(real=world.cloud, faults=(Fault("create_instance", VpsApiError(403, "no more VPSes")),))
     with pytest.raises(VpsProvisioningError, match="no more VPSes"):
-        fleet.process(client).create_host(HostName("h1"))
+        world.process(client).create_host(HostName("h1"))
     (before_key,), (before_vps,) = noted["upload_ssh_key"], noted["create_instance"]
     assert (before_key.ssh_key_name, before_key.is_vps_ordered) == (before_vps.ssh_key_name, False)
     assert (before_vps.ssh_key_id, before_vps.is_vps_ordered) == (f"id of {before_key.ssh_key_name}", True)

@@ -19,8 +19,8 @@ from imbue.mngr_vps_docker.docker.errors import DaemonNotRunningError
 from imbue.mngr_vps_docker.errors import HostRecordError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord, VpsDockerHostStore
 from imbue.mngr_vps_docker.state import volume_scripts
+from support.builders import NASTY, PIECES, any_records, assert_same, record_of
 from support.local_machine import LocalMachine
-from support.records import NASTY, PIECES, any_records, assert_same, new_record
 from support.remote import wait_for
 
 # Each write takes some ten milliseconds: two thousand, with four agents each, are part of `make test-faults`.
@@ -48,7 +48,7 @@ def _with_tag(record: VpsDockerHostRecord, key: str) -> VpsDockerHostRecord:
 
 
 def test_a_record_is_written_and_read_back_by_another(store: VpsDockerHostStore, volume: Path) -> None:
-    record = new_record(user_tags={"k": NASTY})
+    record = record_of(user_tags={"k": NASTY})
     store.write_host_record(record)
     assert _other(store).read_host_record(record.host_id) == record
     (only,) = [path for path in (volume / "host_state").iterdir() if path.name != ".lock"]
@@ -57,7 +57,7 @@ def test_a_record_is_written_and_read_back_by_another(store: VpsDockerHostStore,
 
 
 def test_each_operation_is_one_round_trip(store: VpsDockerHostStore, machine: LocalMachine) -> None:
-    record = new_record()
+    record = record_of()
     host_id, agent = record.host_id, {"id": AgentId()}
     for operation in (
         lambda: store.write_host_record(record),
@@ -92,7 +92,7 @@ def test_an_unknown_host_has_no_record_and_no_agents(store: VpsDockerHostStore) 
 
 
 def test_agents_are_kept_replaced_and_forgotten(store: VpsDockerHostStore) -> None:
-    record = new_record()
+    record = record_of()
     store.write_host_record(record)
     one, two = {"id": AgentId(), "x": NASTY}, {"id": AgentId(), "deep": {"a": [1, None]}}
     for agent in (one, two, one | {"x": 1}):
@@ -108,7 +108,7 @@ def test_agents_are_kept_replaced_and_forgotten(store: VpsDockerHostStore) -> No
 
 @pytest.mark.parametrize("agent", [{}, {"id": "../../../etc/x"}, {"id": None}])
 def test_agent_data_without_an_id_is_not_kept(store: VpsDockerHostStore, agent: dict[str, Any]) -> None:
-    record = new_record()
+    record = record_of()
     store.write_host_record(record)
     store.persist_agent_data(record.host_id, agent)
     assert store.list_persisted_agent_data_for_host(record.host_id) == []
@@ -120,7 +120,7 @@ def test_ids_that_mngr_accepts_but_no_path_should_hold_are_refused(store: VpsDoc
 
 
 def test_a_bad_file_costs_that_one_record_and_is_named(store: VpsDockerHostStore, volume: Path) -> None:
-    good, torn, foreign = new_record(), new_record(), new_record()
+    good, torn, foreign = record_of(), record_of(), record_of()
     for record in (good, torn, foreign):
         store.write_host_record(record)
     state = volume / "host_state"
@@ -150,7 +150,7 @@ def test_an_absent_volume_is_said(machine: LocalMachine) -> None:
     for operation in (
         lambda: store.list_all_host_records(),
         lambda: store.read_host_record(HostId()),
-        lambda: store.write_host_record(new_record()),
+        lambda: store.write_host_record(record_of()),
         lambda: store.delete_host_record(HostId()),
     ):
         with pytest.raises(HostRecordError, match="get nowhere: no such volume"):
@@ -162,13 +162,13 @@ def test_a_daemon_that_is_down_is_not_an_absent_volume(store: VpsDockerHostStore
     with pytest.raises(DaemonNotRunningError):
         store.list_all_host_records()
     with pytest.raises(DaemonNotRunningError):
-        store.write_host_record(new_record())
+        store.write_host_record(record_of())
 
 
 def test_data_that_did_not_all_arrive_is_not_written(
     store: VpsDockerHostStore, machine: LocalMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = new_record()
+    record = record_of()
     store.write_host_record(record)
     run = machine.run
 
@@ -185,7 +185,7 @@ def test_data_that_did_not_all_arrive_is_not_written(
 def test_what_was_last_seen_stands_in_for_an_unreadable_record_that_is_kept_beside(
     store: VpsDockerHostStore, volume: Path
 ) -> None:
-    record = new_record()
+    record = record_of()
     path = volume / "host_state" / f"{record.host_id}.json"
     store.write_host_record(record)
     for content in (b"torn", b"torn again"):
@@ -210,7 +210,7 @@ def test_what_was_last_seen_stands_in_for_an_unreadable_record_that_is_kept_besi
 def test_agent_data_that_cannot_be_read_is_kept_beside_what_takes_its_place(
     store: VpsDockerHostStore, volume: Path, content: bytes
 ) -> None:
-    record, agent = new_record(), {"id": AgentId(), "deep": {"a": {}}}
+    record, agent = record_of(), {"id": AgentId(), "deep": {"a": {}}}
     store.write_host_record(record)
     path = volume / "host_state" / record.host_id / f"{agent['id']}.json"
     beside = path.with_name(f"{path.name}.unreadable")
@@ -228,7 +228,7 @@ def test_agent_data_that_cannot_be_read_is_kept_beside_what_takes_its_place(
 def test_a_record_of_a_newer_version_that_cannot_be_read_is_left_alone(
     store: VpsDockerHostStore, volume: Path
 ) -> None:
-    record = new_record()
+    record = record_of()
     store.write_host_record(record)
     path = volume / "host_state" / f"{record.host_id}.json"
     newer = json.loads(path.read_text()) | {"schema_version": 99, "vps_ip": {"v4": "192.0.2.1"}}
@@ -245,7 +245,7 @@ def test_a_record_of_a_newer_version_that_cannot_be_read_is_left_alone(
 
 
 def test_an_update_loses_no_others_change(store: VpsDockerHostStore) -> None:
-    record = new_record()
+    record = record_of()
     store.write_host_record(record)
     _other(store).update_host_record(record.host_id, lambda old: _with_tag(old, "theirs"))
     updated = store.update_host_record(record.host_id, lambda old: _with_tag(old, "ours"))
@@ -254,7 +254,7 @@ def test_an_update_loses_no_others_change(store: VpsDockerHostStore) -> None:
 
 
 def test_a_command_replaces_a_record_only_while_it_is_what_was_seen(store: VpsDockerHostStore) -> None:
-    seen = new_record()
+    seen = record_of()
     store.write_host_record(seen)
     changed, another = _with_tag(seen, "a"), _with_tag(seen, "b")
 
@@ -272,7 +272,7 @@ def test_a_command_replaces_a_record_only_while_it_is_what_was_seen(store: VpsDo
 
 
 def test_many_updates_at_once_all_have_their_effect(store: VpsDockerHostStore) -> None:
-    record = new_record()
+    record = record_of()
     store.write_host_record(record)
 
     def work(worker: int) -> None:
@@ -290,7 +290,7 @@ def test_many_updates_at_once_all_have_their_effect(store: VpsDockerHostStore) -
 
 
 def test_an_update_after_a_deletion_does_not_bring_the_record_back(store: VpsDockerHostStore) -> None:
-    record = new_record()
+    record = record_of()
     store.write_host_record(record)
     _other(store).delete_host_record(record.host_id)
     with pytest.raises(HostNotFoundError):
@@ -298,7 +298,7 @@ def test_an_update_after_a_deletion_does_not_bring_the_record_back(store: VpsDoc
 
 
 def test_a_lock_ends_with_its_holder(store: VpsDockerHostStore, volume: Path) -> None:
-    record = new_record()
+    record = record_of()
     store.write_host_record(record)
     hold = "import fcntl, sys, time; fcntl.flock(open(sys.argv[1]), 2); print(flush=True); time.sleep(60)"
     argv = [sys.executable, "-c", hold, str(volume / "host_state" / ".lock")]
@@ -316,7 +316,7 @@ def test_a_lock_that_is_held_for_ever_is_waited_for_no_longer_than_said(
     store: VpsDockerHostStore, volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(volume_scripts, "LOCK_TIMEOUT_SECONDS", 1)
-    record = new_record()
+    record = record_of()
     store.write_host_record(record)
     with (volume / "host_state" / ".lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -328,7 +328,7 @@ def test_a_lock_that_is_held_for_ever_is_waited_for_no_longer_than_said(
 def test_a_writer_that_is_killed_on_the_vps_leaves_the_old_record_and_no_lock_or_litter(
     store: VpsDockerHostStore, machine: LocalMachine, volume: Path
 ) -> None:
-    record = new_record()
+    record = record_of()
     store.write_host_record(record)
     writer = subprocess.Popen(
         ["sh", "-c", machine.commands[-1]],
@@ -356,7 +356,7 @@ def test_records_and_agents_of_any_size(store: VpsDockerHostStore, size_bytes: i
     fuzz = random.Random(size_bytes)
     text = "".join(fuzz.choices(PIECES, k=1000)) * (size_bytes // 2500) + "x"
     assert len(text.encode()) >= size_bytes
-    record, agent = new_record(build_log=text), {"id": AgentId.generate(), text[:9]: text}
+    record, agent = record_of(build_log=text), {"id": AgentId.generate(), text[:9]: text}
     store.write_host_record(record)
     store.persist_agent_data(record.host_id, agent)
     assert _other(store).list_all_host_records_with_agents() == ([record], {record.host_id: [agent]})
@@ -383,7 +383,7 @@ def test_records_and_agents_of_any_content_are_written_at_once_and_read_back_exa
 
 
 def test_one_corrupt_record_among_a_thousand_loses_exactly_one(store: VpsDockerHostStore, volume: Path) -> None:
-    record = new_record()
+    record = record_of()
     store.write_host_record(record)
     template = (volume / "host_state" / f"{record.host_id}.json").read_text()
     ids = {HostId() for _ in range(999)}
@@ -398,7 +398,7 @@ def test_one_corrupt_record_among_a_thousand_loses_exactly_one(store: VpsDockerH
 def test_a_record_of_version_0_is_read_and_upgraded_by_the_first_change(
     store: VpsDockerHostStore, volume: Path
 ) -> None:
-    record = new_record()
+    record = record_of()
     store.write_host_record(record)
     path = volume / "host_state" / f"{record.host_id}.json"
     old = json.loads(path.read_text())
@@ -411,7 +411,7 @@ def test_a_record_of_version_0_is_read_and_upgraded_by_the_first_change(
 
 
 def test_records_are_plain_json_that_other_versions_read(store: VpsDockerHostStore, volume: Path) -> None:
-    record = new_record()
+    record = record_of()
     store.write_host_record(record)
     data = json.loads((volume / "host_state" / f"{record.host_id}.json").read_text())
     assert data["certified_host_data"]["host_id"] == record.host_id

@@ -5,20 +5,18 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
 
-from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId, HostId
 from imbue.mngr_vps_docker.docker.errors import DaemonNotRunningError, DockerError
-from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord, VpsDockerHostStore, VpsHostConfig
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.state import volume_scripts, vps_state
 from imbue.mngr_vps_docker.state.vps_state import NEEDS_REBOOT_SCRIPT, HostReading, read_vps_state
+from support.builders import container_of, record_of
 from support.local_machine import LocalMachine
 
 # linux/fcntl.h, linux/fs.h
@@ -26,39 +24,8 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
-def _write_record(machine: LocalMachine, host_id: HostId, volume_name: str, container_id: str | None = None) -> None:
-    now = datetime.now(UTC)
-    record = VpsDockerHostRecord(
-        certified_host_data=CertifiedHostData(host_id=host_id, host_name="h1", created_at=now, updated_at=now),
-        config=VpsHostConfig(
-            vps_instance_id=VpsInstanceId("i"),
-            region="r",
-            plan="p",
-            os_id=1,
-            container_name="c",
-            volume_name=volume_name,
-        ),
-        container_id=container_id,
-    )
-    VpsDockerHostStore(machine, "state").write_host_record(record)
-
-
-def _container(identifier: str, host_id: str, status: str = "running") -> dict[str, Any]:
-    return {
-        "Id": identifier,
-        "Name": f"/name-of-{identifier}",
-        "Created": "2026-01-02T03:04:05.123456789Z",
-        "Image": "sha256:1",
-        "State": {
-            "Status": status,
-            "ExitCode": 0,
-            "StartedAt": "2026-01-02T03:04:06.1Z",
-            "FinishedAt": "0001-01-01T00:00:00Z",
-        },
-        "Config": {"Image": "debian", "Labels": {"com.imbue.mngr.host-id": host_id}},
-        "HostConfig": {"PortBindings": {"22/tcp": [{"HostIp": "", "HostPort": "2222"}]}, "Memory": 64 << 20},
-        "Mounts": [{"Type": "volume", "Name": "v"}],
-    }
+def _write_record(machine: LocalMachine, host_id: HostId, **config: object) -> None:
+    VpsDockerHostStore(machine, "state").write_host_record(record_of(host_id, config=config))
 
 
 def _set_containers(machine: LocalMachine, *containers: dict[str, Any]) -> None:
@@ -93,10 +60,10 @@ def test_all_of_a_host_is_read_in_one_round_trip(machine: LocalMachine) -> None:
     host_id = HostId()
     live, kept = {"id": AgentId(), "name": "a1", "labels": {"k": "é' \n"}}, {"id": AgentId()}
     machine.volume("state")
-    _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}", "c1")
+    _write_record(machine, host_id)
     VpsDockerHostStore(machine, "state").persist_agent_data(host_id, kept)
     _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [live])
-    _set_containers(machine, _container("c1", host_id))
+    _set_containers(machine, container_of(host_id))
     machine.commands.clear()
     reading = _read_only_host(machine)
     assert len(machine.commands) == 1
@@ -117,14 +84,14 @@ def test_a_reboot_that_a_vps_needs_is_read_with_its_hosts(
 ) -> None:
     monkeypatch.setattr(vps_state, "NEEDS_REBOOT_SCRIPT", said)
     machine.volume("state")
-    _write_record(machine, HostId(), "v")
+    _write_record(machine, HostId())
     assert _read_only_host(machine).needs_reboot is expected
 
 
 def test_a_volume_of_any_name_is_found_by_the_record(machine: LocalMachine) -> None:
     host_id = HostId()
     machine.volume("state")
-    _write_record(machine, host_id, "an.old_name")
+    _write_record(machine, host_id, volume_name="an.old_name")
     _host_volume(machine, "an.old_name", [])
     _host_volume(machine, "somebody-elses", [])
     assert _read_only_host(machine).data_json == {"host_name": "live"}
@@ -133,7 +100,7 @@ def test_a_volume_of_any_name_is_found_by_the_record(machine: LocalMachine) -> N
 def test_a_host_without_a_record_is_known_by_its_container_and_volume(machine: LocalMachine) -> None:
     host_id = HostId()
     _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [])
-    _set_containers(machine, _container("c1", host_id, "exited"), _container("c2", "nonsense"))
+    _set_containers(machine, container_of(host_id, "exited"), container_of("nonsense", container_id="c2"))
     reading = _read_only_host(machine)
     assert (reading.host_id, reading.record, reading.stop_reason) == (host_id, None, "PAUSED")
     assert reading.container is not None and not reading.container.is_running
@@ -150,7 +117,7 @@ def test_a_host_that_stops_just_then_has_stopped_in_order(machine: LocalMachine)
     def stop_as_soon_as_docker_is_asked() -> None:
         with described.open("w") as file:
             (volume / "stop_reason").write_text("PAUSED")
-            json.dump([_container("c", host_id, "exited")], file)
+            json.dump([container_of(host_id, "exited")], file)
 
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(stop_as_soon_as_docker_is_asked)
@@ -162,10 +129,10 @@ def test_a_host_that_stops_just_then_has_stopped_in_order(machine: LocalMachine)
 def test_of_several_containers_the_recorded_one_counts(machine: LocalMachine) -> None:
     host_id = HostId()
     machine.volume("state")
-    _write_record(machine, host_id, "v", "c2")
-    _set_containers(machine, _container("c1", host_id), _container("c2", host_id, "exited"))
+    _write_record(machine, host_id)
+    _set_containers(machine, container_of(host_id, container_id="c2"), container_of(host_id, "exited"))
     container = _read_only_host(machine).container
-    assert container is not None and container.id == "c2"
+    assert container is not None and container.id == "c1"
 
 
 def test_an_unreadable_record_is_not_an_absent_host(machine: LocalMachine) -> None:
@@ -196,7 +163,7 @@ def test_what_a_container_wrote_cannot_lead_out_or_claim_to_be_another_agent(
 ) -> None:
     host_id, good, bad = HostId(), {"id": AgentId()}, AgentId()
     machine.volume("state")
-    _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}")
+    _write_record(machine, host_id)
     volume = _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [good])
     secret = tmp_path / "secret"
     (secret / AgentId()).mkdir(parents=True)
@@ -217,7 +184,7 @@ def test_what_a_container_wrote_cannot_lead_out_or_claim_to_be_another_agent(
 def test_a_volume_that_holds_too_much_costs_only_itself(machine: LocalMachine) -> None:
     host_id = HostId()
     machine.volume("state")
-    _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}")
+    _write_record(machine, host_id)
     volume = _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [])
     for _ in range(9):
         agent = volume / "agents" / AgentId()
@@ -230,7 +197,7 @@ def test_a_volume_that_holds_too_much_costs_only_itself(machine: LocalMachine) -
 
 def test_a_container_of_the_known_name_is_looked_at_alone(machine: LocalMachine) -> None:
     host_id, other_id = HostId.generate(), HostId.generate()
-    _set_containers(machine, _container("c1", host_id), _container("c2", other_id))
+    _set_containers(machine, container_of(host_id), container_of(other_id, container_id="c2"))
     assert read_vps_state(machine, state_volume="state", container="name-of-c1").hosts.keys() == {host_id}
     assert read_vps_state(machine, state_volume="state", container="name-of-c3").hosts.keys() == {host_id, other_id}
 
@@ -240,7 +207,7 @@ def test_a_volume_that_takes_too_long_to_search_costs_only_itself(
 ) -> None:
     host_id = HostId()
     machine.volume("state")
-    _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}")
+    _write_record(machine, host_id)
     _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [])
     slow = machine.volumes.parent / "bin" / "python3"
     slow.write_text('#!/bin/sh\ncase $(pwd) in *mngr-host-vol-*) exec sleep 600;; esac\nexec /usr/bin/python3 "$@"\n')
@@ -276,7 +243,7 @@ def test_no_link_that_takes_the_place_of_a_folder_or_a_file_meanwhile_leads_out(
     host_id = HostId()
     agents = [{"id": AgentId(), "labels": {"from": "the volume"}} for _ in range(2)]
     machine.volume("state")
-    _write_record(machine, host_id, f"mngr-host-vol-{host_id.get_uuid().hex}")
+    _write_record(machine, host_id)
     inside = _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", agents) / "agents"
     folder, file = inside / str(agents[0]["id"]), inside / str(agents[1]["id"]) / "data.json"
     for agent, link, is_folder in zip(agents, ("folder link", "file link"), (True, False), strict=True):

@@ -1,4 +1,4 @@
-"""A client that fails, dawdles or lies where a test wants it to: for provider authors and this package's own tests."""
+"""A client that fails, is slow or answers wrongly where a test says so, for tests of providers and of this package."""
 
 import time
 from collections import deque
@@ -25,8 +25,8 @@ class FaultMoment(Enum):
 class Fault:
     """What is wrong with every call named ``call``, or with the first ``times`` of them; ``happened`` counts.
 
-    The call begins ``delay_seconds`` late. It raises ``error``, if there is one; else it gives for an answer what
-    ``lie`` makes of the true one.
+    The call begins ``delay_seconds`` late. It raises ``error``, if there is one; else its answer is what
+    ``transform`` makes of the real one.
     """
 
     call: str
@@ -34,14 +34,14 @@ class Fault:
     moment: FaultMoment = FaultMoment.BEFORE
     times: int | None = None
     delay_seconds: float = 0.0
-    lie: Callable[[Any], Any] | None = None
+    transform: Callable[[Any], Any] | None = None
     happened: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if self.call not in CALLS:
             raise ValueError(f"A client has no call '{self.call}'; it has {', '.join(sorted(CALLS))}")
-        if self.error is not None and self.lie is not None:
-            raise ValueError(f"A call of '{self.call}' cannot both fail and answer: give an error or a lie")
+        if self.error is not None and self.transform is not None:
+            raise ValueError(f"A call of '{self.call}' cannot both fail and answer: give an error or a transform")
 
     @property
     def is_due(self) -> bool:
@@ -140,8 +140,8 @@ class FaultyClient(VpsClientInterface):
         fault.happened += 1
         if fault.error is not None:
             raise fault.error
-        told: Answer = answer if fault.lie is None else fault.lie(answer)
-        return told
+        transformed: Answer = answer if fault.transform is None else fault.transform(answer)
+        return transformed
 
 
 CALLS = frozenset(

@@ -161,7 +161,7 @@ def test_a_context_in_a_deleted_working_directory_is_refused(mngr: MngrCli, tmp_
         os.chdir(here)
 
 
-def test_a_name_that_is_taken_is_refused_even_by_a_host_that_was_never_finished(mngr: MngrCli) -> None:
+def test_a_name_of_an_unfinished_host_is_taken(mngr: MngrCli) -> None:
     faults = (Fault("wait_for_instance_active", VpsApiError(503, "overload")), Fault("delete_ssh_key", TimeoutError()))
     with pytest.raises(VpsProvisioningError, match="overload"):
         mngr.provider(FaultyClient(real=mngr.cloud, faults=faults)).create_host(HOST)

@@ -79,7 +79,7 @@ def test_the_readme_says_with_which_versions_this_is_tested(vps: Vps, os_id: str
     assert f"Debian {os_id.removeprefix('debian-')} ({', '.join(named)})" in " ".join(README.read_text().split())
 
 
-def test_security_upgrades_are_installed_and_containers_outlive_those_of_docker(vps: Vps) -> None:
+def test_containers_outlive_security_upgrades_of_docker(vps: Vps) -> None:
     """All of it as apt's timers do it. Debian has Docker among its own packages; Docker has a repository, too."""
     assert vps.wait().is_success
     wait_for(lambda: vps.run("systemctl is-active apt-daily.timer apt-daily-upgrade.timer").is_success)
@@ -249,7 +249,7 @@ def test_sshd_settings_hold_where_another_file_comes_first(vps: Vps, line: str) 
         vps.run(f"rm {OTHERS}; mv {config}.kept {config}; sh -eu {SETUP} sshd").checked()
 
 
-def test_a_second_host_key_is_taken_from_sshd_s_own_file_and_noticed_in_another(vps: Vps) -> None:
+def test_the_own_host_key_is_found_where_sshd_keeps_it(vps: Vps) -> None:
     assert vps.wait().is_success
     config, second = "/etc/ssh/sshd_config", "/root/second"
     vps.run(f"ssh-keygen -q -t ed25519 -N '' -f {second}; cp -p {config} {config}.kept").checked()
@@ -291,7 +291,7 @@ echo 'deb [trusted=yes] file:/srv/early s main' >/etc/apt/sources.list.d/early.l
 """
 
 
-def test_docker_is_installed_where_it_is_missing_whatever_state_the_image_is_in(
+def test_docker_is_installed_where_it_is_missing(
     client: LocalVpsClient, os_without_docker: str, tmp_path: Path
 ) -> None:
     """dpkg cut short, sources that are broken or of tomorrow, a setting of Docker's, /tmp noexec, a small MTU."""

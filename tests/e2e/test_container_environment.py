@@ -158,7 +158,7 @@ def test_files_travel_and_commands_end_as_they_do_without(lab: Lab) -> None:
     assert lab.ssh("read line; echo $line; exec tool", stdin="in\n").stdout == "in\ntool\n"
 
 
-def test_setuid_programs_such_as_sudo_work_for_other_users_where_the_settings_allow_it(lab: Lab, os_id: str) -> None:
+def test_sudo_works_for_other_users_where_the_settings_allow_it(lab: Lab, os_id: str) -> None:
     way_out = "--security-opt=no-new-privileges=false"
     with pytest.raises(BuildArgumentError, match=f"add '{way_out}' to allowed_start_args"):
         start_args_of(VpsDockerProviderConfig(), [way_out], state_volume="s")

@@ -89,7 +89,7 @@ def test_a_failing_call_of_the_cloud_is_explained_and_leaves_nothing(
     assert client.calls.count("create_instance") == (0 if call == "upload_ssh_key" else 1)
 
 
-def test_an_order_whose_answer_was_lost_and_that_cannot_be_found_is_kept_and_named(mngr: MngrCli) -> None:
+def test_an_order_that_got_no_answer_is_kept_and_named(mngr: MngrCli) -> None:
     class UnlistableClient(FaultyClient):
         def find_instances(self, tags: object) -> None:
             return None
@@ -107,7 +107,7 @@ def test_an_order_whose_answer_was_lost_and_that_cannot_be_found_is_kept_and_nam
 @pytest.mark.parametrize(
     ("call", "what"), [("destroy_instance", "VPS mngr-local-vps-"), ("delete_ssh_key", "Public key")]
 )
-def test_what_cannot_be_taken_back_is_named_stays_known_and_is_removed_later(
+def test_what_cannot_be_undone_is_named_and_removed_later(
     mngr: MngrCli, call: str, what: str, error: Exception
 ) -> None:
     client = faulty(mngr, Fault("wait_for_instance_active", VpsApiError(503, "overload")), Fault(call, error))
@@ -147,7 +147,7 @@ def test_a_vps_is_forgotten_only_when_the_cloud_says_that_it_is_gone(mngr: MngrC
     assert mngr.leftovers() == []
 
 
-def test_a_vps_that_the_cloud_goes_on_reporting_stays_known(mngr: MngrCli) -> None:
+def test_a_vps_that_the_cloud_still_reports_stays_known(mngr: MngrCli) -> None:
     with pytest.raises(VpsProvisioningError, match=r"it does not boot.*still reports it as ACTIVE"):
         provider_of(mngr, LingeringClient(account=mngr.account, status_calls_until_gone=99)).create_host(HOST)
     assert state_and_reason(mngr)[0] is HostState.FAILED
@@ -182,7 +182,7 @@ class NoDockerClient(LocalVpsClient):
         return super().create_instance(*arguments, **order)
 
 
-def test_a_vps_on_which_docker_cannot_be_had_is_explained_by_its_log_and_removed(mngr: MngrCli) -> None:
+def test_a_vps_without_docker_is_explained_by_its_log_and_removed(mngr: MngrCli) -> None:
     with pytest.raises(VpsProvisioningError) as raised:
         provider_of(mngr, NoDockerClient(account=mngr.account)).create_host(HOST)
     message = str(raised.value)
@@ -349,7 +349,7 @@ def test_a_key_without_a_machine_is_found_and_removed_from_anywhere(mngr: MngrCl
         mngr.cloud.delete_ssh_key(key.id)
 
 
-def test_a_failed_host_is_kept_on_demand_and_says_how_to_get_in_and_how_to_remove_it(mngr: MngrCli) -> None:
+def test_a_failed_host_is_kept_on_demand_and_says_how_to_log_in(mngr: MngrCli) -> None:
     done = subprocess.run(
         [Path(sys.executable).with_name("mngr"), *CREATE, "-s", "--memory=nonsense", *AGENT],
         cwd=mngr.project,

@@ -123,7 +123,7 @@ UP, DOWN = {HostState.RUNNING}, {HostState.STOPPED, HostState.PAUSED}
     ],
     ids=lambda given: " and ".join(deed.__name__ for deed in given) if isinstance(given, tuple) else "",
 )
-def test_what_is_done_at_once_leaves_the_host_in_a_state_that_was_asked_for(
+def test_concurrent_operations_leave_a_state_that_was_asked_for(
     lab: ProviderLab, host_id: HostId, begin: Deed, deeds: tuple[Deed, ...], ends: set[HostState]
 ) -> None:
     begin(lab, host_id)

@@ -304,7 +304,7 @@ def test_the_daemon_describes_itself(real: Engine) -> None:
     assert info.cpus >= 1 and info.memory_bytes > 1 << 28
 
 
-def test_a_machine_that_cannot_be_asked_has_neither_no_container_nor_no_image(real: Engine, tmp_path: Path) -> None:
+def test_an_unreachable_machine_is_not_reported_as_empty(real: Engine, tmp_path: Path) -> None:
     target = real.docker.connection.target
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -49,7 +49,7 @@ def described(lab: ProviderLab, host: Host, container: str = CONTAINER) -> dict[
     return found
 
 
-def test_the_state_container_has_none_of_the_images_habits(lab: ProviderLab, host: Host) -> None:
+def test_the_state_container_ignores_the_images_habits(lab: ProviderLab, host: Host) -> None:
     found = described(lab, host, "$(docker ps -q --filter label=com.imbue.mngr.type=state-container)")
     config = found["Config"]
     assert (config["StopSignal"], config["WorkingDir"], config["Healthcheck"]["Test"]) == ("SIGTERM", "/", ["NONE"])
@@ -77,9 +77,7 @@ def test_it_is_stopped_in_order_whatever_its_stop_signal_is(lab: ProviderLab, ho
         lab.process().start_host(host.id)
 
 
-def test_what_is_on_volumes_of_the_image_is_in_no_snapshot_and_outlives_the_container(
-    lab: ProviderLab, host: Host
-) -> None:
+def test_volumes_of_the_image_outlive_the_container_outside_snapshots(lab: ProviderLab, host: Host) -> None:
     lab.in_container(host.id, "echo kept >/data/file; rm -rf /work")
     said: list[str] = []
     sink = logger.add(said.append, level="WARNING", format="{message}")

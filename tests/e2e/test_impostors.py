@@ -40,7 +40,7 @@ def test_an_impostor_before_the_first_login_is_sent_nothing(lab: ProviderLab) ->
     assert lab.leftovers() == []
 
 
-def test_an_impostor_between_the_first_login_and_the_new_host_key_is_sent_nothing(
+def test_an_impostor_before_the_new_host_key_is_sent_nothing(
     lab: ProviderLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make, seen = create.generate_host_key, {}

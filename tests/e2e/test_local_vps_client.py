@@ -107,7 +107,7 @@ def test_inner_engine_runs_its_images_without_a_registry(machine: Machine) -> No
     assert len(found.stdout.split()) == len(needed.split()), found.stderr
 
 
-def test_published_port_of_an_inner_container_is_reached_at_the_address_of_its_vps(machine: Machine) -> None:
+def test_a_published_port_is_reached_at_the_address_of_its_vps(machine: Machine) -> None:
     serve = "ssh-keygen -A >/dev/null && mkdir -p /run/sshd && exec /usr/sbin/sshd -D"
     started = machine.ssh(f"docker run --detach --name inner --publish 2222:22 mngr-agent:bookworm sh -c '{serve}'")
     assert started.returncode == 0, started.stderr
@@ -148,7 +148,7 @@ def test_several_vpses_run_at_once_and_each_is_found_by_its_tags(
     assert LocalVpsClient(account=f"{client.account}-not").find_instances({}) == []
 
 
-def test_os_without_docker_has_none(machine_without_docker: Machine) -> None:
+def test_the_os_without_docker_lacks_it(machine_without_docker: Machine) -> None:
     assert machine_without_docker.ssh("command -v docker dockerd").stdout == ""
 
 
@@ -181,9 +181,7 @@ def test_snapshot_is_listed_until_it_is_deleted(machine: Machine, client: LocalV
     assert client.get_instance_status(machine.id) == VpsInstanceStatus.ACTIVE
 
 
-def test_destroy_of_a_frozen_vps_leaves_nothing_and_the_second_one_says_gone(
-    client: LocalVpsClient, os_id: str, tmp_path: Path
-) -> None:
+def test_destroying_a_frozen_vps_leaves_nothing(client: LocalVpsClient, os_id: str, tmp_path: Path) -> None:
     vps = Machine(client, tmp_path, "third", os_id)
     vps.ssh("docker run --detach debian:bookworm-slim sleep 1000")
     freeze(vps.id)
@@ -196,7 +194,7 @@ def test_destroy_of_a_frozen_vps_leaves_nothing_and_the_second_one_says_gone(
         assert caught.value.is_gone
 
 
-def test_vpses_ordered_at_the_same_time_get_addresses_of_their_own_and_the_last_destroy_takes_the_network(
+def test_vpses_ordered_at_once_get_addresses_of_their_own(
     os_without_docker: str,
 ) -> None:
     client = LocalVpsClient(account=f"test-{secrets.token_hex(4)}")

@@ -137,7 +137,7 @@ def details_of(provider: LocalVpsProvider, host_id: HostId) -> tuple[HostDetails
 
 
 @pytest.mark.core
-def test_a_stopped_host_is_listed_with_its_agents_and_files_and_comes_back_as_it_was(
+def test_a_stopped_host_keeps_its_agents_and_files(
     lab: ProviderLab, provider: LocalVpsProvider, running: Host, agent: dict[str, Any]
 ) -> None:
     provider.stop_host(running, create_snapshot=False)
@@ -166,7 +166,7 @@ def test_a_stopped_host_is_listed_with_its_agents_and_files_and_comes_back_as_it
     assert another.to_offline_host(host.id).get_certified_data().stop_reason is None
 
 
-def test_processes_that_start_a_host_at_once_all_get_it_with_one_activity_watcher(
+def test_concurrent_starts_leave_one_activity_watcher(
     lab: ProviderLab, provider: LocalVpsProvider, running: Host
 ) -> None:
     provider.stop_host(running, create_snapshot=False)
@@ -262,7 +262,7 @@ def test_a_snapshot_brings_back_the_container_while_the_volume_stays(
 
 
 @pytest.mark.core
-def test_hosts_that_are_made_from_a_snapshot_of_another_have_its_files_and_keys_of_their_own(
+def test_hosts_from_a_snapshot_have_its_files_and_keys_of_their_own(
     lab: ProviderLab, provider: LocalVpsProvider, running: Host
 ) -> None:
     running.execute_idempotent_command("echo made here >/root/layer")
@@ -306,7 +306,7 @@ def test_a_snapshot_that_cannot_be_started_costs_nothing(
     process.delete_snapshot(running.id, snapshot_id)
 
 
-def test_a_container_that_is_gone_is_made_anew(lab: ProviderLab, running: Host) -> None:
+def test_a_missing_container_is_recreated(lab: ProviderLab, running: Host) -> None:
     lab.on_vps(running.id, "docker rm --force $(docker ps --quiet --filter label=com.imbue.mngr.host-id)")
     assert lab.process().start_host(running.id).read_file(NOTES) == b"kept on the volume\n"
 
@@ -371,7 +371,7 @@ def test_a_vps_that_hangs_keeps_its_host_listed_and_harms_no_other(
     assert lab.process().get_host(running.id).get_state() is HostState.RUNNING
 
 
-def test_a_command_on_a_host_that_hangs_ends_in_one_clear_line_and_what_is_known_needs_no_ssh(
+def test_a_command_on_a_frozen_host_ends_in_one_clear_line(
     lab: ProviderLab, running: Host, agent: dict[str, Any]
 ) -> None:
     process = lab.process(**IMPATIENT)
@@ -686,9 +686,7 @@ def test_a_machine_with_the_keys_of_the_vps_only_is_told_so(lab: ProviderLab, ru
 
 
 @pytest.mark.parametrize("why", ["its record is unreadable", "its record is another profile's"])
-def test_a_running_host_whose_record_cannot_be_found_is_listed_and_safe_from_gc(
-    lab: ProviderLab, running: Host, why: str
-) -> None:
+def test_a_running_host_without_a_record_is_safe_from_gc(lab: ProviderLab, running: Host, why: str) -> None:
     machine = why.replace(" ", "-").replace("'", "")
     copy_keys_of_vps(lab, machine, *(["user_id"] if "unreadable" in why else []))
     record = f"/var/lib/docker/volumes/*docker-state*/_data/host_state/{running.id}.json"

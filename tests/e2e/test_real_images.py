@@ -86,7 +86,7 @@ def set_up_container(vps: Vps, script: Secret, name: str) -> str:
     return vps.connection.call(explaining_end(name, command)).checked().text
 
 
-def test_packages_come_from_whatever_sources_work_and_the_image_keeps_its_files(vps: Vps, script: Secret) -> None:
+def test_packages_come_from_the_sources_that_work(vps: Vps, script: Secret) -> None:
     said = set_up(
         vps,
         script,

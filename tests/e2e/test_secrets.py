@@ -93,9 +93,7 @@ def test_a_secret_is_in_no_log_argument_or_message(mngr: MngrCli, monkeypatch: p
     assert [line for line in seen if b"PRIVATE KEY" in line] == []
 
 
-def test_secrets_of_a_remote_of_commands_and_of_arguments_are_where_docker_and_the_agent_keep_them_alone(
-    mngr: MngrCli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_secrets_are_only_where_docker_and_the_agent_keep_them(mngr: MngrCli, monkeypatch: pytest.MonkeyPatch) -> None:
     remote, typed, started, built = (f"canary-{secrets.token_hex(8)}" for _ in range(4))
     canaries = [remote, typed, started, built]
     monkeypatch.setenv("MNGR_VPS_TRACE", "1")

@@ -144,7 +144,7 @@ def test_every_command_of_the_log_can_be_read_and_belongs_to_an_operation(meter:
     assert all(json.loads(line)["parent"] for line in log.read_text().splitlines())
 
 
-def test_what_failed_is_found_in_the_log_and_what_only_looked_ends_the_same_again(
+def test_a_failed_command_is_found_in_the_log_and_can_be_replayed(
     meter: Meter, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed = meter.mngr.run("exec", "a1", "--outer", "docker inspect nothing-of-that-name")

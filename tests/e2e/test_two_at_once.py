@@ -57,7 +57,7 @@ def at_once(mngr: MngrCli, *commands: tuple[str, ...]) -> list[str]:
     [((DESTROY, DESTROY), True), ((DESTROY, GC, LIST), False)],
     ids=["two destroys of a running host", "destroy and gc of a stopped host"],
 )
-def test_nobody_minds_what_another_destroys(
+def test_a_host_destroyed_by_another_process_disturbs_no_other(
     mngr: MngrCli, commands: tuple[tuple[str, ...], ...], is_running: bool
 ) -> None:
     mngr(*CREATE)

@@ -1,6 +1,6 @@
-"""A cloud that lags and lies: its listing is late, its answers are slow or wrong, and nothing is lost or leaked."""
+"""A cloud whose listing lags and whose answers are slow or wrong: nothing is lost or leaked."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,7 @@ def test_a_host_lives_and_goes_while_the_listing_lags(lab: ProviderLab) -> None:
     provider.destroy_host(host_id)
 
 
-def test_an_order_whose_answer_was_lost_is_found_though_the_listing_lags(
-    lab: ProviderLab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_order_is_found_though_the_listing_lags(lab: ProviderLab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cloud_resources, "_POLL_SECONDS", 0.05)
     client = FaultyClient(
         real=lab.cloud, faults=(Fault("create_instance", LOST, FaultMoment.ANSWER_LOST),), listing_lag_calls=3
@@ -52,15 +50,17 @@ def test_an_order_whose_answer_was_lost_is_found_though_the_listing_lags(
 
 
 @pytest.mark.parametrize(
-    ("call", "lie"),
+    ("call", "transform"),
     [
         ("wait_for_instance_active", lambda _address: "192.0.2.1"),
         ("wait_for_instance_active", lambda _address: "127.0.0.1"),
         ("upload_ssh_key", lambda _key_id: "no-such-key"),
     ],
 )
-def test_a_lie_while_a_host_is_made_fails_it_and_leaves_nothing(lab: ProviderLab, call: str, lie: object) -> None:
-    client = FaultyClient(real=lab.cloud, faults=(Fault(call, lie=lie),))
+def test_a_false_answer_fails_a_create_and_leaves_nothing(
+    lab: ProviderLab, call: str, transform: Callable[[str], str]
+) -> None:
+    client = FaultyClient(real=lab.cloud, faults=(Fault(call, transform=transform),))
     with pytest.raises(VpsProvisioningError, match="failed"):
         lab.process(client, vps_boot_timeout=3.0, ssh_connect_timeout=1.0).create_host(HOST)
     client.check_that_all_happened()

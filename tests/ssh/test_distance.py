@@ -47,7 +47,7 @@ def test_commands_share_one_connection_over_a_distance(proxy: DelayingProxy, ssh
         assert (proxy.connection_count, sshd.login_count) == (1, 1)
 
 
-def test_a_command_whose_connection_breaks_is_lost_and_one_that_only_looks_is_run_again(
+def test_only_a_read_only_command_is_run_again_after_a_broken_connection(
     proxy: DelayingProxy, sshd: LoopbackSshd
 ) -> None:
     with through(proxy, sshd) as connection:

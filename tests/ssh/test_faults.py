@@ -105,7 +105,7 @@ def test_all_who_wait_for_a_machine_that_is_down_share_the_failure(sshd: Loopbac
     assert time.monotonic() - started < 8
 
 
-def test_a_machine_that_stops_answering_is_found_unreachable_within_the_connect_timeout(sshd: LoopbackSshd) -> None:
+def test_a_machine_that_stops_answering_is_found_in_time(sshd: LoopbackSshd) -> None:
     connection = SshConnection(sshd.target(connect_timeout_seconds=1))
     run(connection, "true")
     with sshd.frozen():
@@ -147,9 +147,7 @@ def test_a_login_that_was_given_little_time_is_no_answer_for_those_who_have_more
     assert timeout <= 4
 
 
-def test_a_shared_login_whose_machine_is_gone_ends_what_runs_over_it_and_is_not_waited_for_twice(
-    sshd: LoopbackSshd, tmp_path: Path
-) -> None:
+def test_commands_end_when_the_machine_of_their_shared_login_is_gone(sshd: LoopbackSshd, tmp_path: Path) -> None:
     meter = LoginMeter()
     connection = SshConnection(sshd.target(connect_timeout_seconds=12), runner=meter)
     with ThreadPoolExecutor(1) as pool:

@@ -116,7 +116,7 @@ def test_a_frozen_master_is_found_and_replaced(
     wait_for(lambda: not Path(f"/proc/{frozen}").exists())
 
 
-def test_a_command_that_waited_for_a_session_in_vain_was_not_sent_to_a_machine_that_is_busy(
+def test_a_command_that_got_no_session_was_not_sent(
     connection: SshConnection,
 ) -> None:
     for _ in range(8):

@@ -1,4 +1,4 @@
-"""The faulty client fails and lies where it is told to, and only there; a fault that was never met is told."""
+"""FaultyClient fails or changes an answer where it is told to, and only there; an unused fault is reported."""
 
 import inspect
 from collections.abc import Mapping
@@ -54,11 +54,11 @@ def test_a_fault_that_was_never_met_is_told() -> None:
         FaultyClient(real=OneKeyClient(), faults=(Fault("upload_ssh_key", TimeoutError()),)).check_that_all_happened()
 
 
-def test_a_call_may_answer_late_and_may_lie() -> None:
-    lie = [VpsSshKeyInfo(id="2", name="two")]
+def test_an_answer_may_be_late_or_transformed() -> None:
+    added = [VpsSshKeyInfo(id="2", name="two")]
     faults = (
         Fault("list_ssh_keys", delay_seconds=0.01, times=1),
-        Fault("list_ssh_keys", times=1, lie=lambda keys: [*keys, *lie]),
+        Fault("list_ssh_keys", times=1, transform=lambda keys: [*keys, *added]),
     )
     client = FaultyClient(real=OneKeyClient(), faults=faults)
     answers = [[key.name for key in client.list_ssh_keys()] for _ in range(3)]
@@ -66,9 +66,9 @@ def test_a_call_may_answer_late_and_may_lie() -> None:
     client.check_that_all_happened()
 
 
-def test_a_call_cannot_both_fail_and_lie() -> None:
-    with pytest.raises(ValueError, match="an error or a lie"):
-        Fault("list_ssh_keys", TimeoutError(), lie=list)
+def test_a_call_cannot_both_fail_and_answer() -> None:
+    with pytest.raises(ValueError, match="an error or a transform"):
+        Fault("list_ssh_keys", TimeoutError(), transform=list)
 
 
 class ManyInstancesClient(LocalVpsClient):

@@ -68,7 +68,7 @@ def test_every_operating_system_has_an_agent_image_of_its_own_release() -> None:
     assert agent_image_of_os("forky") == "mngr-agent:forky"
 
 
-def test_an_operating_system_that_is_not_offered_is_refused_before_the_engine_is_asked(
+def test_an_unknown_operating_system_is_refused_before_the_engine_is_asked(
     fp: FakeProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["image", "debian-12", "debian-11"]) == 1

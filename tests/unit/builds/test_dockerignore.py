@@ -145,7 +145,7 @@ def test_steps_that_were_forgotten_are_taken_again(monkeypatch: pytest.MonkeyPat
         (["a", "!a/**"], True),
     ],
 )
-def test_a_folder_that_is_left_out_is_looked_into_if_a_later_exception_may_match_in_it(
+def test_an_excluded_folder_is_searched_if_an_exception_may_match_in_it(
     patterns: list[str], is_looked_into: bool
 ) -> None:
     ignore = IgnorePatterns.parse(patterns)

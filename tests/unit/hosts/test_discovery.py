@@ -40,7 +40,7 @@ def test_a_host(world: World, name: str) -> None:
         assert states(world.process()) == ({} if case.state is None else {host_id: case.state})
 
 
-def test_many_vpses_that_do_not_answer_cost_one_time_out_and_are_asked_once(world: World) -> None:
+def test_many_silent_vpses_cost_one_timeout(world: World) -> None:
     for number in range(MAX_PARALLEL_READINGS):
         host_id, address = HostId.generate(), f"192.0.2.{number}"
         world.remember(host_id, address=address)
@@ -90,9 +90,7 @@ def is_asked(world: World) -> threading.Event:
 
 
 @pytest.mark.usefixtures("logged_in")
-def test_a_vps_that_we_are_logged_in_to_answers_once_while_the_cloud_is_asked(
-    world: World, is_asked: threading.Event
-) -> None:
+def test_a_vps_with_a_login_is_asked_while_the_cloud_is(world: World, is_asked: threading.Event) -> None:
     vps = known_vps(world)
     vps.before_command = lambda _: is_asked.set()
     assert list(states(world.process()).values()) == [HostState.STOPPED]
@@ -100,9 +98,7 @@ def test_a_vps_that_we_are_logged_in_to_answers_once_while_the_cloud_is_asked(
 
 
 @pytest.mark.usefixtures("logged_in")
-def test_an_answer_does_not_count_once_this_machine_knows_something_else(
-    world: World, is_asked: threading.Event
-) -> None:
+def test_an_answer_is_discarded_if_the_local_record_changed(world: World, is_asked: threading.Event) -> None:
     vps, local_store = known_vps(world), world.local_store
     (entry,) = local_store.read_all()
 
@@ -117,7 +113,7 @@ def test_an_answer_does_not_count_once_this_machine_knows_something_else(
 
 
 @pytest.mark.usefixtures("logged_in")
-def test_nobody_waits_for_an_answer_that_is_not_needed(world: World) -> None:
+def test_an_answer_that_is_not_needed_is_not_waited_for(world: World) -> None:
     vps, is_over = known_vps(world), threading.Event()
 
     def answer_late(_purpose: str) -> None:
@@ -136,7 +132,7 @@ def test_nobody_waits_for_an_answer_that_is_not_needed(world: World) -> None:
 
 
 @pytest.mark.usefixtures("logged_in")
-def test_who_has_to_log_in_does_not_wait_for_who_has_not(world: World) -> None:
+def test_hosts_that_need_a_login_are_not_queued_behind_others(world: World) -> None:
     silent, has_begun = HostId.generate(), threading.Event()
     world.network.before_login = has_begun.set
 
@@ -151,7 +147,7 @@ def test_who_has_to_log_in_does_not_wait_for_who_has_not(world: World) -> None:
     assert states(world.process())[silent] is HostState.RUNNING
 
 
-def test_a_vps_that_we_are_not_logged_in_to_is_asked_where_the_cloud_says_that_it_is(world: World) -> None:
+def test_a_vps_without_a_login_is_asked_at_the_clouds_address(world: World) -> None:
     vps = known_vps(world)
     down = FaultyClient(real=world.cloud, faults=(Fault("find_instances", ConnectionError("no route")),))
     with pytest.raises(ProviderUnavailableError):
@@ -216,7 +212,7 @@ def test_hosts_are_listed_where_the_cloud_does_not_tell_its_keys(world: World) -
     assert list(world.cloud.instances) == [ADDRESS]
 
 
-def test_a_key_that_the_create_of_a_host_could_not_take_back_is_taken_back_by_the_next_command(world: World) -> None:
+def test_the_next_command_deletes_an_uploaded_key_that_create_left(world: World) -> None:
     host_id = HostId.generate()
     world.arrange(host_id, CASES["stopped with an agent"])
     world.cloud.add_key(host_id, LONG_AGO)
@@ -231,7 +227,7 @@ def test_a_key_that_the_create_of_a_host_could_not_take_back_is_taken_back_by_th
     assert entry is not None and entry.ssh_key_name is None
 
 
-def test_a_key_is_nobodys_only_if_no_provider_of_the_account_has_its_vps(world: World) -> None:
+def test_a_key_is_orphaned_only_if_no_provider_has_its_vps(world: World) -> None:
     host_id = HostId.generate()
     world.cloud.add_vps(host_id, ADDRESS, LONG_AGO, provider="another")
     world.cloud.add_key(host_id, LONG_AGO)
@@ -244,7 +240,7 @@ def test_a_key_is_nobodys_only_if_no_provider_of_the_account_has_its_vps(world: 
     assert world.cloud.keys == {}
 
 
-def test_a_note_that_cannot_be_read_is_made_anew_from_the_vps_and_kept(world: World) -> None:
+def test_an_unreadable_local_record_is_rebuilt_from_the_vps(world: World) -> None:
     host_id = HostId.generate()
     world.arrange(host_id, CASES["with a note that cannot be read"])
     states(world.process())
@@ -254,7 +250,7 @@ def test_a_note_that_cannot_be_read_is_made_anew_from_the_vps_and_kept(world: Wo
     assert [agent.agent_name for agent in agents] == ["a1"]
 
 
-def test_a_note_that_cannot_be_read_is_told_of_once(world: World) -> None:
+def test_an_unreadable_local_record_is_reported_once(world: World) -> None:
     world.arrange(HostId.generate(), CASES["with a note that cannot be read, unlisted"])
     said: list[str] = []
     handler = logger.add(said.append, level="WARNING", format="{message}")
@@ -265,7 +261,7 @@ def test_a_note_that_cannot_be_read_is_told_of_once(world: World) -> None:
     assert sum("cannot be read" in line for line in said) == 1
 
 
-def test_a_vps_that_may_exist_is_not_forgotten_where_the_cloud_cannot_list(world: World) -> None:
+def test_a_vps_that_may_exist_is_not_forgotten(world: World) -> None:
     host_id = HostId.generate()
     world.arrange(host_id, CASES["with a note that cannot be read, unlisted"])
     for _ in range(2):
@@ -277,7 +273,7 @@ def test_a_vps_that_may_exist_is_not_forgotten_where_the_cloud_cannot_list(world
     assert (states(world.process()), world.cloud.instances) == ({}, {})
 
 
-def test_looking_at_a_host_takes_nothing_back_from_who_destroys_it(world: World) -> None:
+def test_listing_does_not_overwrite_the_phase_of_a_host_being_destroyed(world: World) -> None:
     host_id = HostId.generate()
     world.arrange(host_id, CASES["stopped with an agent"])
     local_store = world.local_store
@@ -300,7 +296,7 @@ def test_the_name_of_a_host_that_is_gone_can_be_taken(world: World) -> None:
         world.process(full).create_host(HostName("h1"))
 
 
-def test_a_record_that_is_spoiled_again_and_again_is_replaced_and_the_spoiled_one_kept(world: World) -> None:
+def test_a_corrupted_record_is_replaced_and_a_copy_kept(world: World) -> None:
     host_id = HostId.generate()
     world.arrange(host_id, CASES["stopped with an agent"])
     states(world.process())
@@ -357,7 +353,7 @@ def test_hosts_are_listed_while_the_disk_of_this_machine_is_full(
     assert (host.host_state, [agent.agent_name for agent in agents]) == (HostState.STOPPED, ["a1"])
 
 
-def test_a_vps_that_did_not_answer_a_listing_is_asked_once_more_by_a_command_on_its_host(world: World) -> None:
+def test_a_command_asks_the_silent_vps_of_its_host_once_more(world: World) -> None:
     for number in (1, 2):
         host_id, address = HostId.generate(), f"192.0.2.{number}"
         world.remember(host_id, address=address)
@@ -378,7 +374,7 @@ def test_a_vps_that_did_not_answer_a_listing_is_asked_once_more_by_a_command_on_
     assert world.network.logins == ["192.0.2.2"]
 
 
-def test_of_two_vpses_of_one_host_the_one_that_is_noted_is_used(world: World) -> None:
+def test_of_two_vpses_of_one_host_the_remembered_one_is_used(world: World) -> None:
     host_id = HostId.generate()
     world.cloud.add_vps(host_id, "192.0.2.2", LONG_AGO)
     world.arrange(host_id, CASES["stopped with an agent"])
@@ -387,7 +383,7 @@ def test_of_two_vpses_of_one_host_the_one_that_is_noted_is_used(world: World) ->
     assert world.network.logins == []
 
 
-def test_of_two_vpses_of_one_host_the_one_with_its_record_is_used_and_noted(world: World) -> None:
+def test_of_two_vpses_of_one_host_the_one_with_its_record_is_used(world: World) -> None:
     host_id = HostId.generate()
     world.cloud.add_vps(host_id, "192.0.2.2", LONG_AGO)
     world.arrange(host_id, CASES["of another machine that shares its keys"])
@@ -431,7 +427,7 @@ def test_many_threads_may_ask_for_a_host_while_others_forget_theirs(world: World
 
 
 @pytest.mark.parametrize("is_silent", [True, False])
-def test_a_new_address_is_noted(world: World, is_silent: bool) -> None:
+def test_a_new_address_is_saved(world: World, is_silent: bool) -> None:
     host_id = HostId.generate()
     world.remember(host_id, address="192.0.2.77", record=None)
     if not is_silent:
@@ -457,7 +453,7 @@ def test_one_host_is_found_at_its_new_address(world: World, is_listing: bool) ->
     assert world.process().outer_host_id_for(host_id) == f"outer:local-vps:{ADDRESS}"
 
 
-def test_looking_at_a_host_does_not_bring_it_back_when_another_process_destroys_it(world: World) -> None:
+def test_listing_does_not_restore_a_host_that_is_destroyed(world: World) -> None:
     host_id = HostId.generate()
     world.arrange(host_id, CASES["stopped with an agent"])
     machine = world.vps(host_id)
@@ -472,7 +468,7 @@ def test_looking_at_a_host_does_not_bring_it_back_when_another_process_destroys_
 
 
 @pytest.mark.parametrize(("takes_seconds", "state"), [(10.0, HostState.FAILED), (1e6, HostState.BUILDING)])
-def test_whether_another_machine_has_given_up_is_told_by_its_own_time_outs(
+def test_another_machine_has_given_up_after_its_own_timeouts(
     world: World, takes_seconds: float, state: HostState
 ) -> None:
     host_id, begun = HostId.generate(), datetime.now(UTC) - timedelta(seconds=60 if takes_seconds < 60 else 90_000)
@@ -491,7 +487,7 @@ def test_a_vps_is_not_taken_for_the_one_that_had_its_address_before(world: World
 
 
 @pytest.mark.parametrize("claimed", ["production", "../h1", "-", "", "h1\n", "x" * 70])
-def test_a_vps_cannot_give_its_host_a_name_that_is_anothers_or_none(world: World, claimed: str) -> None:
+def test_a_vps_cannot_give_its_host_the_name_of_another(world: World, claimed: str) -> None:
     bad, good = HostId.generate(), HostId.generate()
     world.remember(bad)
     world.remember(good, address="192.0.2.2", host_name="production", record=record_of(good, host_name="production"))
@@ -534,7 +530,7 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_who_interrupts_a_listing_does_not_wait_for_what_has_not_begun(world: World) -> None:
+def test_an_interrupted_listing_asks_no_more_vpses(world: World) -> None:
     for number in range(2 * MAX_PARALLEL_READINGS):
         host_id, address = HostId.generate(), f"192.0.2.{number}"
         world.remember(host_id, address=address)

@@ -42,9 +42,7 @@ def test_the_state_container_can_do_nothing_but_look_at_the_records(world: World
     } < set(options)
 
 
-def test_start_arguments_of_a_record_are_checked_before_a_container_is_made_of_them(
-    world: World, corrupted: HostId
-) -> None:
+def test_start_arguments_of_a_record_are_checked_before_use(world: World, corrupted: HostId) -> None:
     path = world.record_path(corrupted)
     record = json.loads(path.read_text())
     record["config"]["start_args"] = ["--memory=1g", "--privileged"]
@@ -59,7 +57,7 @@ def test_start_arguments_of_a_record_are_checked_before_a_container_is_made_of_t
         world.process(allowed_start_args=("--privileged",)).start_host(corrupted, SnapshotId(SNAPSHOT))
 
 
-def test_a_container_that_cannot_be_set_up_is_reported_with_the_names_of_its_start_arguments(world: World) -> None:
+def test_a_failed_setup_is_reported_with_the_names_of_start_arguments(world: World) -> None:
     context = world.context
     request = CreateRequest(
         host_id=HostId.generate(),
@@ -83,20 +81,20 @@ def test_a_container_that_cannot_be_set_up_is_reported_with_the_names_of_its_sta
         )
 
 
-def test_a_set_up_has_its_script_with_it(world: World, corrupted: HostId) -> None:
+def test_the_command_of_a_setup_carries_its_script(world: World, corrupted: HostId) -> None:
     command = setup_command(world.context, host_id=corrupted, container="c")
     (script,) = command.secrets.values()
     assert "sshd" in script.revealed
 
 
-def test_what_a_set_up_waits_for_lies_out_of_the_containers_reach(world: World, corrupted: HostId) -> None:
+def test_the_lock_of_a_setup_is_out_of_the_containers_reach(world: World, corrupted: HostId) -> None:
     command = setup_command(world.context, host_id=corrupted, container="c")
     before, _, inside = command.script.partition("docker exec")
     assert "flock" in before and f"9>/run/mngr-{corrupted}.lock" in command.script
     assert "flock" not in inside and "flock" not in before.partition("printf")[2]
 
 
-def test_what_starts_or_enters_a_container_waits_while_a_snapshot_has_it_paused(
+def test_a_start_waits_while_a_snapshot_has_the_container_paused(
     world: World, healthy: HostId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     added: list[RemoteCommand[Any]] = []
@@ -122,7 +120,7 @@ def test_what_starts_or_enters_a_container_waits_while_a_snapshot_has_it_paused(
     assert [purpose.partition(" container")[0] for purpose in locked] == ["commit", "start", "set up the"]
 
 
-def test_only_who_wants_to_know_how_to_log_in_asks_pyinfra_and_the_users_ssh_configuration(
+def test_listing_asks_neither_pyinfra_nor_the_users_ssh_configuration(
     world: World, healthy: HostId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, names = outer_host.create_pyinfra_host, list[str]()

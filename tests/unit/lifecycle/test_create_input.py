@@ -340,7 +340,7 @@ def test_tags_in_a_record_run_nothing_where_it_is_written(desk: Desk, store: Vps
     assert not CANARY.exists()
 
 
-def test_a_value_that_is_probably_a_secret_is_warned_of_before_anything_is_paid_for(
+def test_a_probable_secret_is_warned_of_before_anything_is_paid_for(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings = list[str]()

@@ -55,7 +55,7 @@ def check_that_nothing_is_left(world: World) -> None:
 # --- what others do to the host meanwhile
 
 
-def test_what_was_learned_of_the_host_while_destroy_waited_for_its_owner_counts(world: World, host_id: HostId) -> None:
+def test_destroy_uses_what_the_owner_of_the_host_saved(world: World, host_id: HostId) -> None:
     world.cloud.is_listing = False
     context = world.context
     seen = ordered(world, host_id, is_vps_ordered=False)
@@ -65,7 +65,7 @@ def test_what_was_learned_of_the_host_while_destroy_waited_for_its_owner_counts(
     check_that_nothing_is_left(world)
 
 
-def test_a_host_that_was_removed_while_destroy_waited_for_its_owner_is_not_noted_again(
+def test_a_host_removed_while_destroy_waited_is_not_saved_again(
     world: World, host_id: HostId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.remember(host_id)
@@ -118,7 +118,7 @@ def test_a_vps_that_the_listing_shows_late_is_removed_once_it_does(world: World,
     check_that_nothing_is_left(world)
 
 
-def test_a_vps_that_never_appears_is_waited_for_no_longer_than_it_may_take(
+def test_a_vps_that_never_appears_is_waited_for_until_the_deadline(
     world: World, host_id: HostId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ordered(world, host_id)
@@ -154,7 +154,7 @@ def test_a_vps_that_the_cloud_has_shown_once_and_knows_no_more_is_gone(
     check_that_nothing_is_left(world)
 
 
-def test_an_order_whose_answer_was_lost_keeps_its_host_and_its_key_until_its_vps_appears(world: World) -> None:
+def test_a_host_whose_order_got_no_answer_is_kept_until_its_vps_appears(world: World) -> None:
     class LateCloud(MemoryCloud):
         def create_instance(self, *_arguments: Any, **order: Any) -> VpsInstanceId:
             by_name = dict(tag.split("=", 1) for tag in order["tags"])
@@ -190,7 +190,7 @@ def test_every_vps_is_tried_and_the_key_stays_as_long_as_one_remains(world: Worl
     check_that_nothing_is_left(world)
 
 
-def test_a_listing_that_fails_keeps_no_vps_that_is_known_from_being_destroyed(world: World, host_id: HostId) -> None:
+def test_a_known_vps_is_destroyed_though_the_listing_fails(world: World, host_id: HostId) -> None:
     world.remember(host_id)
     world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
     down = FaultyClient(real=world.cloud, faults=(Fault("find_instances", ConnectionError("no route")),))
@@ -254,7 +254,7 @@ def test_a_host_is_known_until_the_cloud_says_that_its_vps_is_gone(
     monkeypatch.setattr(cloud_resources, "GONE_TIMEOUT_SECONDS", 0.1)
     world.remember(host_id)
     world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
-    lingering = Fault("get_instance_status", lie=lambda _status: VpsInstanceStatus.ACTIVE)
+    lingering = Fault("get_instance_status", transform=lambda _status: VpsInstanceStatus.ACTIVE)
     client = FaultyClient(real=world.cloud, faults=(lingering,))
     monkeypatch.setattr(MemoryCloud, "destroy_instance", lambda *_: None)
     with pytest.raises(VpsDockerError, match="still reports it as ACTIVE"):
@@ -274,7 +274,7 @@ def test_a_key_whose_vps_is_gone_is_shown_as_what_it_is_left_of(world: World, ho
 
 @pytest.mark.parametrize("case", ["of another machine that shares its keys", "stopped"])
 @pytest.mark.parametrize(("name", "what_remains"), [("mngr-h1", {}), ("laptop", {"key": "laptop"})])
-def test_the_key_that_version_0_1_0_left_at_the_cloud_goes_with_its_host_and_no_other(
+def test_only_the_cloud_key_of_version_0_1_0_goes_with_its_host(
     world: World, host_id: HostId, case: str, name: str, what_remains: dict[str, str]
 ) -> None:
     """The record says which it is, and the VPS can write any of the account there."""
@@ -288,7 +288,7 @@ def test_the_key_that_version_0_1_0_left_at_the_cloud_goes_with_its_host_and_no_
     check_that_nothing_is_left(world)
 
 
-def test_forgetting_a_host_leaves_its_old_address_to_who_has_it_now(world: World, host_id: HostId) -> None:
+def test_forgetting_a_host_keeps_the_pin_of_the_new_host_at_its_address(world: World, host_id: HostId) -> None:
     other = HostId.generate()
     world.remember(host_id)
     world.remember(other)

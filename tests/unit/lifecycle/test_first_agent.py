@@ -48,7 +48,7 @@ def test_it_is_finished_while_the_process_that_made_it_lives(world: World, made:
     world.local_store.forget(made)
 
 
-def test_it_is_failed_once_that_process_is_killed_and_can_be_found_by_its_name(world: World, made: HostId) -> None:
+def test_it_is_failed_once_that_process_is_killed(world: World, made: HostId) -> None:
     hosts_folder = world.local_record_path(made).parents[1]
     with subprocess.Popen([sys.executable, "-c", AWAITING, hosts_folder, made], stdout=subprocess.PIPE) as process:
         try:

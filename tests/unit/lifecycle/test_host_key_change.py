@@ -14,9 +14,7 @@ ADDRESS = "192.0.2.9"
 OWN = "ssh-ed25519 " + "A" * 68
 
 
-def test_the_key_that_a_vps_has_made_is_pinned_beside_the_first_before_it_is_shown(
-    world: World, healthy: HostId
-) -> None:
+def test_the_own_key_of_a_vps_is_pinned_before_it_is_shown(world: World, healthy: HostId) -> None:
     context, host_id = world.context, HostId.generate()
     first = context.keys.create_vps_host_key(host_id).public_key
     context.pin_vps(host_id, ADDRESS, first)

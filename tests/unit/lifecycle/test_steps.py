@@ -43,7 +43,7 @@ def test_a_failed_step_and_all_before_it_are_undone_in_reverse(error: type[BaseE
 
 
 @pytest.mark.parametrize("error", [VpsDockerError, ConnectionError, KeyError])
-def test_what_cannot_be_undone_is_named_and_the_rest_undone_all_the_same(error: type[Exception]) -> None:
+def test_what_cannot_be_undone_is_named_and_the_rest_undone(error: type[Exception]) -> None:
     log: list[str] = []
     steps = [recording("a"), recording("b", undo_failing=error), recording("c", failing=VpsDockerError)]
     with pytest.raises(VpsDockerError) as raised:
@@ -59,7 +59,7 @@ def test_a_failure_that_is_to_be_kept_is_not_undone() -> None:
     assert log == ["a", "b"]
 
 
-def test_a_second_ctrl_c_ends_the_undoing_and_leaves_the_first_steps_in_place() -> None:
+def test_a_second_ctrl_c_ends_the_undoing() -> None:
     log: list[str] = []
     steps = [recording("a"), recording("b", undo_failing=KeyboardInterrupt), recording("c", failing=KeyboardInterrupt)]
     with pytest.raises(KeyboardInterrupt):
@@ -67,7 +67,7 @@ def test_a_second_ctrl_c_ends_the_undoing_and_leaves_the_first_steps_in_place() 
     assert log[-2:] == ["undo c", "undo b"]
 
 
-def test_ctrl_c_while_a_step_is_announced_or_its_time_shown_undoes_what_was_done() -> None:
+def test_ctrl_c_while_a_step_is_logged_undoes_what_was_done() -> None:
     for line in ("b ...", "0.0 s"):
         log: list[str] = []
         sink = logger.add(_interrupting_at(line), level="INFO", format="{message}", catch=False)

@@ -65,7 +65,7 @@ def test_a_data_json_that_is(world: World, corrupted: HostId, what: str) -> None
     assert not list(world.volume(corrupted).parent.rglob(".mngr-*"))
 
 
-def test_a_folder_that_is_put_there_again_and_again_is_no_more_than_a_change(world: World, corrupted: HostId) -> None:
+def test_a_folder_put_there_repeatedly_counts_as_a_change(world: World, corrupted: HostId) -> None:
     path = world.volume(corrupted) / "data.json"
     machine = world.vps(corrupted)
     wins = iter(range(3))

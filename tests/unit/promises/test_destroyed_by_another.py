@@ -57,7 +57,7 @@ def test_a_host_that_was_seen_running_is_building_and_then_gone(world: World, ho
         assert process.hosts.get(host_id).state is HostState.DESTROYED
 
 
-def test_a_note_that_somebody_removed_does_not_hide_a_vps_that_the_cloud_lists(world: World, host_id: HostId) -> None:
+def test_a_removed_local_record_does_not_hide_a_listed_vps(world: World, host_id: HostId) -> None:
     process = world.process()
     assert states(process) == {host_id: HostState.RUNNING}
     world.local_record_path(host_id).unlink()
@@ -91,13 +91,13 @@ def test_gc_passes_over_a_host_that_is_destroyed_while_it_looks(
             world.local_store.update(host_id, phase=HostPhase.DESTROYING)
             return listed
 
-        client = FaultyClient(real=world.cloud, faults=(Fault("find_instances", lie=destroy),))
+        client = FaultyClient(real=world.cloud, faults=(Fault("find_instances", transform=destroy),))
         collect_garbage(world.process(client, **AT_ONCE))
     assert warnings == []
     assert ADDRESS in world.cloud.instances
 
 
-def test_destroying_waits_for_who_is_changing_the_host(
+def test_destroying_waits_for_changes_of_the_host(
     world: World, host_id: HostId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journals, "_USE_SECONDS", 60.0)

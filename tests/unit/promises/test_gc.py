@@ -34,7 +34,7 @@ def test_gc_and_a_host(world: World, name: str, settings: Mapping[str, object]) 
     assert bool(world.cloud.keys) is (case.has_key and not case.is_garbage)
 
 
-def test_gc_leaves_a_host_alone_whose_create_ends_while_the_cloud_is_asked(world: World) -> None:
+def test_gc_keeps_a_host_whose_create_ends_during_the_listing(world: World) -> None:
     host_id = HostId.generate()
     world.remember(host_id, HostPhase.CREATING)
     world.cloud.add_vps(host_id, ADDRESS, datetime.now(UTC))
@@ -49,7 +49,7 @@ def test_gc_leaves_a_host_alone_whose_create_ends_while_the_cloud_is_asked(world
         create.__exit__(None, None, None)
         return listed
 
-    meanwhile = Fault("find_instances", lie=end_create, times=1)
+    meanwhile = Fault("find_instances", transform=end_create, times=1)
     collect_garbage(world.process(FaultyClient(real=world.cloud, faults=(meanwhile,))))
     assert states(world.process()) == {host_id: HostState.STOPPED}
 
@@ -109,7 +109,7 @@ def test_the_keys_of_a_host_outlive_a_wrong_answer_of_the_cloud(world: World) ->
     assert not world.local_record_path(host_id).parent.exists()
 
 
-def test_gc_goes_on_after_a_host_that_was_half_destroyed_and_is_gone(world: World) -> None:
+def test_gc_continues_after_a_half_destroyed_host(world: World) -> None:
     half, other = HostId.generate(), HostId.generate()
     world.remember(half, HostPhase.DESTROYING, address="192.0.2.2")
     world.remember(other, HostPhase.FAILED)

@@ -1,4 +1,4 @@
-"""A VPS that answers with lies costs its own host some errors of ours, and no other host anything."""
+"""A VPS whose answers are forged affects its own host only, by errors of this package."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ from support.world import ScriptedMachine, World, agent_names, discovered, rows
 
 MIB = 1 << 20
 AGENT = {"id": f"agent-{'a' * 32}", "name": "a1", "labels": {"k": "v"}, "create_time": "2026-01-02T03:04:05+00:00"}
-LIES = st.sampled_from(
+FORGED = st.sampled_from(
     [
         *(None, True, -1, 0, 2**62, 2**70, 10**4000, 0.5, 1e300, float("nan"), "", " ", "x", "\ud800", "\x1b[2J\n"),
         *("9" * 5000, "²", "-1", "never", "0001-01-01T00:00:00", "0001-01-01T00:00:00+14:00", "2026-01-02T03:04:05"),
@@ -64,15 +64,15 @@ def as_json(data: Any) -> bytes:
 
 @st.composite
 def corrupted(draw: st.DrawFn, data: Any) -> bytes:
-    """``data`` as JSON, with lies in a few places."""
+    """``data`` as JSON, with forged values in a few places."""
     holder = [copy.deepcopy(data)]
     for *way, last in draw(st.lists(st.sampled_from([place for place in places([data]) if place]), max_size=2)):
         part: Any = holder
-        # The first lie may have taken the place of the second.
+        # The first forged value may have replaced the place of the second.
         with suppress(LookupError, TypeError):
             for key in way:
                 part = part[key]
-            part[last] = copy.deepcopy(draw(LIES))
+            part[last] = copy.deepcopy(draw(FORGED))
     return as_json(holder[0])
 
 
@@ -100,7 +100,7 @@ def answer(host_id: HostId, state_path: str, said: Callable[[Any], bytes]) -> by
 
 @st.composite
 def answers(draw: st.DrawFn, host_id: HostId) -> bytes:
-    """What a VPS says of itself, with lies anywhere."""
+    """What a VPS says of itself, with forged values anywhere."""
     path = f"host_state/{host_id}.json"
     state_path = draw(st.sampled_from([path, "x", "/", f"{path}/x.json"]))
     return answer(host_id, state_path, lambda document: draw(corrupted(document)))
@@ -127,7 +127,7 @@ def check(world: World, corrupted: HostId, healthy: HostId, hostile: ScriptedMac
             assert printable_data(data) == data
 
 
-def test_what_is_no_lie_is_believed(world: World, corrupted: HostId, hostile: ScriptedMachine) -> None:
+def test_a_true_answer_is_believed(world: World, corrupted: HostId, hostile: ScriptedMachine) -> None:
     hostile.stdout = answer(corrupted, f"host_state/{corrupted}.json", as_json)
     reading = read_vps_state(hostile, state_volume="s").hosts[corrupted]
     assert reading.record and reading.container and reading.data_json
@@ -136,7 +136,7 @@ def test_what_is_no_lie_is_believed(world: World, corrupted: HostId, hostile: Sc
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_lies_about_a_host_cost_no_other(
+def test_a_forged_answer_affects_only_its_own_host(
     world: World, corrupted: HostId, healthy: HostId, hostile: ScriptedMachine, data: st.DataObject
 ) -> None:
     hostile.stdout = data.draw(answers(corrupted))
@@ -145,7 +145,7 @@ def test_lies_about_a_host_cost_no_other(
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_noise_in_the_place_of_an_answer_costs_no_other_host(
+def test_noise_instead_of_an_answer_affects_only_its_own_host(
     world: World, corrupted: HostId, healthy: HostId, hostile: ScriptedMachine, data: st.DataObject
 ) -> None:
     answer = bytearray(data.draw(answers(corrupted)))
@@ -207,8 +207,8 @@ READERS: dict[str, Callable[[ScriptedMachine], object]] = {
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     stdout=st.binary()
-    | LIES.map(as_json)
-    | LIES.map(lambda lie: as_json([lie]))
+    | FORGED.map(as_json)
+    | FORGED.map(lambda value: as_json([value]))
     | st.just("nested").map(lambda _: b"[" * 20_000)
     | st.just(b"cpus=1\nmemory=99999999999999999999\ndisk=\n")
     | corrupted({"ServerErrors": ["x"], "NCPU": 1, "MemTotal": 1})
@@ -216,7 +216,7 @@ READERS: dict[str, Callable[[ScriptedMachine], object]] = {
     stderr=st.binary() | st.just(b"mngr-exec-started\n") | st.just(b"Error: No such container: c\n"),
     exit_code=st.sampled_from([0, 1, *range(80, 90), 124, 125, 137, 255]),
 )
-def test_of_what_a_vps_says_only_errors_of_ours_come(
+def test_hostile_output_raises_only_errors_of_this_package(
     world: World, hostile: ScriptedMachine, what: str, stdout: bytes, stderr: bytes, exit_code: int
 ) -> None:
     hostile.stdout, hostile.stderr, hostile.exit_code = stdout, stderr, exit_code
@@ -236,7 +236,7 @@ KEY = "ssh-ed25519 " + "A" * 68
 
 
 @pytest.mark.parametrize("said", ["", "ssh-ed25519 A", f"* {KEY}", f"{KEY}\n* {KEY}", f"{KEY} x", KEY + "\x1b[2J"])
-def test_a_host_key_that_is_none_is_not_pinned(hostile: ScriptedMachine, said: str) -> None:
+def test_an_invalid_host_key_is_not_pinned(hostile: ScriptedMachine, said: str) -> None:
     hostile.stdout = said.encode()
     with pytest.raises(VpsProvisioningError) as refused:
         generate_host_key(hostile)
@@ -245,7 +245,7 @@ def test_a_host_key_that_is_none_is_not_pinned(hostile: ScriptedMachine, said: s
 
 @given(st.binary() | st.just(b"9" * 5000) | st.just(b"9" * 18) | st.just(b"1_0"))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_time_that_is_none_is_an_error_of_ours(
+def test_an_invalid_time_raises_an_error_of_this_package(
     world: World, corrupted: HostId, hostile: ScriptedMachine, stdout: bytes
 ) -> None:
     hostile.stdout = stdout

@@ -180,15 +180,13 @@ def test_there_is_no_store_before_there_is_a_state_container(world: World, host_
         assert process._get_existing_host_store(outer) is None
 
 
-def test_a_vps_that_it_did_not_get_here_is_refused_by_an_error_that_it_expects(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_foreign_outer_host_is_refused_by_an_expected_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OuterHostInterface, "__abstractmethods__", frozenset())
     with pytest.raises(MngrError, match="_make_outer_for_vps_ip"):
         world.process()._get_existing_host_store(OuterHostInterface.model_construct())
 
 
-def test_the_agents_that_it_found_are_listed_though_nobody_reaches_the_host(world: World) -> None:
+def test_the_agents_it_found_are_listed_though_the_host_is_unreachable(world: World) -> None:
     host_id, agent = HostId.generate(), {"id": AgentId.generate(), "name": "a1"}
     world.network.refusals[ADDRESS] = SILENT
 
@@ -200,7 +198,7 @@ def test_the_agents_that_it_found_are_listed_though_nobody_reaches_the_host(worl
     assert agent_names(discovered(world.process(provider_class=Mirror))) == {host_id: ["a1"]}
 
 
-def test_a_record_names_the_vps_to_destroy_only_where_the_cloud_cannot_list(world: World) -> None:
+def test_a_record_names_the_vps_only_where_the_cloud_cannot_list(world: World) -> None:
     host_id = HostId.generate()
     world.cloud.add_vps(HostId.generate(), ADDRESS, LONG_AGO, provider="another")
 
@@ -318,7 +316,7 @@ def test_build_arguments_are_read_as_before(world: World) -> None:
     assert process._vps_known_hosts_path() == path.with_name("vps_known_hosts")
 
 
-def test_build_arguments_in_a_form_of_its_own_are_refused_before_anything_is_made(world: World) -> None:
+def test_build_arguments_in_another_form_are_refused(world: World) -> None:
     class Own(MemoryProvider):
         def _parse_build_args(self, build_args: Any) -> Any:
             return "ewr", "plan", 7

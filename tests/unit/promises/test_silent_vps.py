@@ -51,7 +51,7 @@ def test_a_listing_waits_briefly_and_for_less_once_it_knows(world: World, silent
         assert world.network.connect_timeouts == []
 
 
-def test_its_row_shows_the_state_last_seen_and_since_when_it_is_unreachable(world: World, silent: HostId) -> None:
+def test_its_row_shows_the_last_seen_state_and_the_outage(world: World, silent: HostId) -> None:
     first, second = row(world.process(), silent), row(world.process(), silent)
     assert (first.state, second.state) == (HostState.RUNNING, HostState.RUNNING)
     since = (first.failure_reason or "").partition(" UTC: ")[0]
@@ -103,9 +103,7 @@ def test_once_it_answers_again_the_first_list_shows_it(world: World, silent: Hos
     assert entry.unreachable is None
 
 
-def test_a_command_on_its_host_waits_for_it_once_and_no_longer_than_the_settings_say(
-    world: World, silent: HostId
-) -> None:
+def test_a_command_on_its_host_waits_once_as_long_as_the_settings_say(world: World, silent: HostId) -> None:
     process = world.process(ssh_connect_timeout=20.0)
     listed(process)
     assert world.network.connect_timeouts == [3]
@@ -132,7 +130,7 @@ def test_what_a_listing_has_waited_counts_for_the_command_that_follows(world: Wo
     assert world.network.connect_timeouts == [3, 17, 17]
 
 
-def test_a_vps_that_does_not_come_to_an_end_is_waited_for_like_a_silent_one(world: World) -> None:
+def test_an_endless_answer_is_waited_for_like_a_silent_vps(world: World) -> None:
     host_id = HostId.generate()
     world.network.timings = Timings(listing=Patience(3.0, 0.5), listing_of_silent=Patience(2.0, 0.2))
     world.arrange(host_id, CASES["stopped with an agent"])

@@ -22,7 +22,7 @@ from support.world import CASES, World
     ],
     ids=["start", "stop", "snapshot", "tag", "rename"],
 )
-def test_what_it_does_to_the_host_says_that_it_is_gone_and_leaves_nothing(
+def test_changing_a_destroyed_host_says_that_it_is_gone(
     world: World, act: Callable[[MemoryProvider, HostId], object]
 ) -> None:
     host_id = HostId.generate()

@@ -88,7 +88,7 @@ def check_others_are_shown(world: World, corrupted: HostId, healthy: HostId) -> 
     return listed[corrupted]
 
 
-def test_agents_that_are_none_cost_only_themselves(world: World, corrupted: HostId, healthy: HostId) -> None:
+def test_invalid_agents_affect_only_themselves(world: World, corrupted: HostId, healthy: HostId) -> None:
     for bad in BAD.values():
         agent_id = AgentId.generate()
         own = {"id": agent_id} if isinstance(bad, dict) and bad["id"] == ID else {}
@@ -116,9 +116,7 @@ def test_an_agent_without_a_name_is_shown_under_the_one_that_mngr_kept(world: Wo
         assert world.listed()[corrupted] == ["kept"]
 
 
-def test_what_earlier_versions_noted_of_an_agent_is_looked_at_too(
-    world: World, corrupted: HostId, healthy: HostId
-) -> None:
+def test_agents_saved_by_earlier_versions_are_validated(world: World, corrupted: HostId, healthy: HostId) -> None:
     local_store = world.local_store
     local_store.update(corrupted, agents=({"id": ID, "name": "kept"}, {"id": ID, "name": 5}))
     world.network.machines.pop(world.address(corrupted))
@@ -132,9 +130,7 @@ def test_half_a_character_costs_that_character_only(world: World, corrupted: Hos
 
 
 @pytest.mark.parametrize("host_name", ["h1", "h.1", "a b\x1b[2J", " ", "é", "-"])
-def test_a_host_that_was_never_finished_is_shown_by_an_agent_of_its_name(
-    world: World, corrupted: HostId, host_name: str
-) -> None:
+def test_an_unfinished_host_is_shown_by_an_agent_of_its_name(world: World, corrupted: HostId, host_name: str) -> None:
     local_store = world.local_store
     local_store.update(corrupted, phase=HostPhase.FAILED, failure_reason="\x1b[2Jno room", agents=(), record=None)
     local_store.update(corrupted, host_name=host_name)
@@ -294,7 +290,7 @@ def test_what_a_plugin_has_to_say_is_in_the_row(world: World, corrupted: HostId)
     assert [(agent.name, agent.plugin) for agent in agents] == [("a1", {"p": {"who": "a1"}})]
 
 
-def test_what_a_plugin_fails_with_is_handed_on_and_costs_that_agent_only(world: World, corrupted: HostId) -> None:
+def test_a_plugin_that_fails_affects_only_its_agent(world: World, corrupted: HostId) -> None:
     world.start(corrupted).stdout = listing(agents=[GOOD_JSON])
     world.write_agent(corrupted, ID, GOOD_JSON.encode())
     said: list[tuple[str, type[BaseException]]] = []
@@ -307,7 +303,7 @@ def test_what_a_plugin_fails_with_is_handed_on_and_costs_that_agent_only(world: 
     assert {agent.name: agent.plugin for agent in agents} == {"a1": {}, "kept": {}}
 
 
-def test_a_host_that_is_lost_while_a_plugin_asks_it_is_shown_as_last_seen(world: World, corrupted: HostId) -> None:
+def test_a_host_lost_while_a_plugin_asks_it_is_shown_as_last_seen(world: World, corrupted: HostId) -> None:
     def lose(_agent: AgentInterface[Any], _host: OnlineHostInterface) -> str:
         raise VpsConnectionError("no answer")
 

@@ -277,7 +277,7 @@ def test_dpkg_is_helped_up_and_asks_nothing(machine: StandInMachine) -> None:
     assert all(option in machine.calls("dpkg")[0] for option in keep)
 
 
-def test_a_clock_that_is_behind_is_no_reason_to_refuse_a_list_and_is_waited_for_where_https_needs_it(
+def test_a_clock_that_is_behind_is_waited_for_only_where_https_needs_it(
     machine: StandInMachine,
 ) -> None:
     machine.put("sleep", "")

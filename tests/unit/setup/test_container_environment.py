@@ -71,7 +71,7 @@ def test_a_shell_that_runs_nothing_is_not_the_one_of_agents(tmp_path: Path, shel
     assert shown.stdout == kept
 
 
-def test_nobody_else_can_read_it(folder: Path) -> None:
+def test_only_its_user_can_read_it(folder: Path) -> None:
     assert [(folder / name).stat().st_mode & 0o777 for name in (".", "environment", "path")] == [0o700, 0o600, 0o600]
 
 
@@ -109,7 +109,7 @@ def test_commands_of_ours_have_a_plain_path_where_the_image_has_none_of_its_own(
     assert variables(session(folder, "under() { :; }; env -0").stdout)["PATH"] == os.environ["PATH"]
 
 
-def test_docker_gets_the_variables_of_an_image_under_other_names_and_none_of_the_vps(tmp_path: Path) -> None:
+def test_docker_gets_the_variables_of_an_image_under_other_names(tmp_path: Path) -> None:
     words = f"'A=it'\\''s' 'B=\n1' 'GONE' 'C=ours' '{HIDDEN_PREFIX}C=of snapshot' '{PLAIN_PATH}' "
     docker = tmp_path / "docker"
     docker.write_text(f'#!/bin/sh\n[ "$1" = run ] || exec cat {tmp_path}/words\nprintf "%s\\0" "$@"\n')

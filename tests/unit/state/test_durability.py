@@ -40,9 +40,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Said:
     return events
 
 
-def test_a_file_is_on_disk_before_it_has_its_name_and_its_name_before_anything_goes_on(
-    said: Said, tmp_path: Path
-) -> None:
+def test_a_file_is_on_disk_before_it_has_its_name(said: Said, tmp_path: Path) -> None:
     write_atomically(tmp_path / "new" / "note", b"content")
     folder, temporary, *rest = said
     assert folder == f"sync {tmp_path.name}"
@@ -50,7 +48,7 @@ def test_a_file_is_on_disk_before_it_has_its_name_and_its_name_before_anything_g
     assert rest == ["rename to note", "sync new"]
 
 
-def test_what_is_known_of_a_host_is_on_disk_before_the_cloud_is_asked_for_more(world: World, said: Said) -> None:
+def test_a_local_record_is_on_disk_before_the_cloud_is_asked(world: World, said: Said) -> None:
     local_store = world.local_store
     noted: dict[str, list[LocalHostRecord]] = {}
 
@@ -73,7 +71,7 @@ def test_what_is_known_of_a_host_is_on_disk_before_the_cloud_is_asked_for_more(w
         assert before[renamed + 1] == f"sync {before_key.host_id}"
 
 
-def test_a_record_is_on_the_disk_of_its_vps_before_and_after_it_has_its_name(tmp_path: Path) -> None:
+def test_a_record_is_on_the_disk_of_its_vps_before_it_has_its_name(tmp_path: Path) -> None:
     machine = LocalMachine(tmp_path)
     machine.volume("state")
     log = tmp_path / "said"

@@ -182,9 +182,7 @@ def test_data_that_did_not_all_arrive_is_not_written(
     assert _other(store).read_host_record(record.host_id) == record
 
 
-def test_what_was_last_seen_stands_in_for_an_unreadable_record_that_is_kept_beside(
-    store: VpsDockerHostStore, volume: Path
-) -> None:
+def test_the_last_seen_record_replaces_an_unreadable_one(store: VpsDockerHostStore, volume: Path) -> None:
     record = record_of()
     path = volume / "host_state" / f"{record.host_id}.json"
     store.write_host_record(record)
@@ -207,9 +205,7 @@ def test_what_was_last_seen_stands_in_for_an_unreadable_record_that_is_kept_besi
 @pytest.mark.parametrize(
     "content", [b"torn", b'{\n  "id": "a"', b'{\n  "id": {\n  }', b"\0\xff\n}", b'{\n  "name": "\xff"\n}', b"[1\n"]
 )
-def test_agent_data_that_cannot_be_read_is_kept_beside_what_takes_its_place(
-    store: VpsDockerHostStore, volume: Path, content: bytes
-) -> None:
+def test_a_copy_of_unreadable_agent_data_is_kept(store: VpsDockerHostStore, volume: Path, content: bytes) -> None:
     record, agent = record_of(), {"id": AgentId(), "deep": {"a": {}}}
     store.write_host_record(record)
     path = volume / "host_state" / record.host_id / f"{agent['id']}.json"
@@ -325,7 +321,7 @@ def test_a_lock_that_is_held_for_ever_is_waited_for_no_longer_than_said(
     assert _other(store).list_all_host_records() == [record]
 
 
-def test_a_writer_that_is_killed_on_the_vps_leaves_the_old_record_and_no_lock_or_litter(
+def test_a_writer_killed_on_the_vps_leaves_the_old_record_and_no_lock(
     store: VpsDockerHostStore, machine: LocalMachine, volume: Path
 ) -> None:
     record = record_of()
@@ -366,9 +362,7 @@ def test_records_and_agents_of_any_size(store: VpsDockerHostStore, size_bytes: i
     assert _other(store).read_host_record(record.host_id) == changed
 
 
-def test_records_and_agents_of_any_content_are_written_at_once_and_read_back_exactly(
-    store: VpsDockerHostStore, volume: Path
-) -> None:
+def test_records_of_any_content_are_read_back_exactly(store: VpsDockerHostStore, volume: Path) -> None:
     records, agents = any_records(_WRITTEN_RECORDS)
 
     def write(record: VpsDockerHostRecord) -> None:

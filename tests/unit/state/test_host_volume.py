@@ -102,7 +102,7 @@ def test_paths_do_not_leave_the_volume(volume: HostVolumeOverSsh, files: Path, t
 
 
 @pytest.mark.parametrize("name", ["0", "tar"])
-def test_no_link_that_is_planted_meanwhile_leads_a_write_out_of_the_volume(
+def test_a_link_planted_during_a_write_leads_nowhere(
     volume: HostVolumeOverSsh, files: Path, tmp_path: Path, name: str
 ) -> None:
     victim = tmp_path / "victim"

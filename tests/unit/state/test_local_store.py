@@ -33,7 +33,7 @@ def test_an_entry_is_read_back_as_it_was_written(local_store: LocalHostStore) ->
     assert local_store.read_all() == [written]
 
 
-def test_an_unknown_host_is_none(local_store: LocalHostStore) -> None:
+def test_an_unknown_host_has_no_local_record(local_store: LocalHostStore) -> None:
     assert local_store.read(HostId.generate()) is None
     assert local_store.update(HostId.generate(), vps_ip="192.0.2.1") is None
     assert local_store.read_all() == []
@@ -59,7 +59,7 @@ def test_a_torn_entry_hides_no_other_and_its_host_is_not_forgotten(
     assert str(path) in (stand_in.failure_reason or "")
 
 
-def test_only_a_write_touches_a_torn_entry_and_keeps_it_beside(local_store: LocalHostStore, tmp_path: Path) -> None:
+def test_only_a_write_replaces_a_torn_file_and_keeps_a_copy(local_store: LocalHostStore, tmp_path: Path) -> None:
     written = local_store.write(entry())
     path = tmp_path / "hosts" / written.host_id / "host.json"
     path.write_bytes(b"torn")
@@ -82,7 +82,7 @@ def test_a_moment_is_in_utc_also_in_an_entry_that_does_not_say_so(
     assert read.created_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-def test_nobody_else_can_read_it(local_store: LocalHostStore, tmp_path: Path) -> None:
+def test_only_its_user_can_read_it(local_store: LocalHostStore, tmp_path: Path) -> None:
     written = local_store.write(entry())
     path = tmp_path / "hosts" / written.host_id / "host.json"
     assert path.stat().st_mode & 0o777 == 0o600
@@ -105,9 +105,7 @@ def test_a_host_has_a_live_owner_only_while_its_process_lives(local_store: Local
     assert not local_store.is_owned(written.host_id)
 
 
-def test_forgetting_a_host_leaves_nothing_of_it_nor_of_one_that_was_forgotten_half(
-    local_store: LocalHostStore, tmp_path: Path
-) -> None:
+def test_forgetting_a_host_leaves_nothing(local_store: LocalHostStore, tmp_path: Path) -> None:
     written = local_store.write(entry())
     ProviderKeys(tmp_path).create_vps_host_key(written.host_id)
     half = tmp_path / "hosts" / f".{HostId.generate()}.0.gone"
@@ -128,7 +126,7 @@ def test_nothing_that_comes_too_late_brings_a_forgotten_host_back(local_store: L
     assert list((tmp_path / "hosts").iterdir()) == []
 
 
-def test_who_waited_for_a_host_that_is_forgotten_meanwhile_is_told_so(local_store: LocalHostStore) -> None:
+def test_waiting_for_a_host_that_is_forgotten_fails(local_store: LocalHostStore) -> None:
     host_id = local_store.write(entry()).host_id
 
     def wait() -> bool:
@@ -167,7 +165,7 @@ def test_a_host_may_be_forgotten_while_others_look_at_it(local_store: LocalHostS
     assert local_store.read(known.host_id) is None
 
 
-def test_those_who_ask_whether_a_host_has_an_owner_are_none(local_store: LocalHostStore, tmp_path: Path) -> None:
+def test_asking_for_an_owner_is_not_owning(local_store: LocalHostStore, tmp_path: Path) -> None:
     written = local_store.write(entry())
     with local_store.owned(written.host_id):
         pass

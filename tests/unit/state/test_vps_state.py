@@ -237,9 +237,7 @@ def _exchanged_all_the_time(*pairs: tuple[Path, Path]) -> Iterator[None]:
         exchanging.result(timeout=30)
 
 
-def test_no_link_that_takes_the_place_of_a_folder_or_a_file_meanwhile_leads_out(
-    machine: LocalMachine, tmp_path: Path
-) -> None:
+def test_a_link_swapped_in_for_a_folder_or_file_leads_nowhere(machine: LocalMachine, tmp_path: Path) -> None:
     host_id = HostId()
     agents = [{"id": AgentId(), "labels": {"from": "the volume"}} for _ in range(2)]
     machine.volume("state")
@@ -270,7 +268,7 @@ def test_no_link_that_takes_the_place_of_a_folder_or_a_file_meanwhile_leads_out(
         ("6.1.0-18-amd64", "boot/config-6.1.0-21-amd64", ""),
     ],
 )
-def test_a_vps_needs_a_reboot_for_what_it_notes_and_for_a_newer_kernel_of_its_flavour(
+def test_a_vps_needs_a_reboot_for_a_newer_kernel_of_its_flavour(
     tmp_path: Path, running: str, file: str, expected: str
 ) -> None:
     (tmp_path / file).parent.mkdir()

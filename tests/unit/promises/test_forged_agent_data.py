@@ -26,13 +26,13 @@ TRUE = {
     "created_branch_name": "mngr/true",
     "labels": {"is": "old"},
 }
-LIES = {
-    "name": "lie",
+FORGED = {
+    "name": "forged",
     "type": "claude",
-    "command": "lie",
-    "work_dir": "/lie",
+    "command": "forged",
+    "work_dir": "/forged",
     "create_time": "2021-01-01T00:00:00+00:00",
-    "created_branch_name": "lie",
+    "created_branch_name": "forged",
 }
 
 
@@ -42,9 +42,9 @@ def keep(world: World, corrupted: HostId, **changes: object) -> None:
     path.write_bytes(encode_agent_data(TRUE | changes))
 
 
-def lie(world: World, corrupted: HostId, **lies: object) -> None:
-    """Let the agent write something else on the volume and in its container."""
-    content = json.dumps(TRUE | lies)
+def forge(world: World, corrupted: HostId, **forged: object) -> None:
+    """Write other data of the agent on the volume and in its container, as the agent can."""
+    content = json.dumps(TRUE | forged)
     world.write_agent(corrupted, ID, content.encode())
     container = world.start(corrupted)
     container.stdout = (
@@ -80,10 +80,10 @@ def every_way(world: World, corrupted: HostId) -> list[dict[str, Any]]:
     return [dict(listed.certified_data), row, kept, object_data, read]
 
 
-@pytest.mark.parametrize("name", LIES)
+@pytest.mark.parametrize("name", FORGED)
 def test_no_agent_changes_what_mngr_decided(world: World, corrupted: HostId, name: str) -> None:
     keep(world, corrupted)
-    lie(world, corrupted, **{name: LIES[name]})
+    forge(world, corrupted, **{name: FORGED[name]})
     for way, data in enumerate(every_way(world, corrupted)):
         assert data.get(name, TRUE[name]) == TRUE[name], way
     # It is noted as it is, for when the VPS does not answer.
@@ -92,27 +92,27 @@ def test_no_agent_changes_what_mngr_decided(world: World, corrupted: HostId, nam
     assert noted[name] == TRUE[name]
 
 
-@pytest.mark.parametrize("name", LIES)
+@pytest.mark.parametrize("name", FORGED)
 def test_what_mngr_changes_from_another_machine_is_seen_at_once(world: World, corrupted: HostId, name: str) -> None:
     keep(world, corrupted)
-    lie(world, corrupted)
+    forge(world, corrupted)
     every_way(world, corrupted)
-    keep(world, corrupted, **{name: LIES[name]})
-    lie(world, corrupted, **{name: LIES[name]})
+    keep(world, corrupted, **{name: FORGED[name]})
+    forge(world, corrupted, **{name: FORGED[name]})
     for way, data in enumerate(every_way(world, corrupted)):
-        assert data.get(name, LIES[name]) == LIES[name], way
+        assert data.get(name, FORGED[name]) == FORGED[name], way
 
 
 def test_what_changes_while_an_agent_runs_is_as_its_container_has_it(world: World, corrupted: HostId) -> None:
     keep(world, corrupted)
-    lie(world, corrupted, labels={"is": "new"}, start_on_boot=True)
+    forge(world, corrupted, labels={"is": "new"}, start_on_boot=True)
     for way, data in enumerate(every_way(world, corrupted)):
         assert data.get("labels", {"is": "new"}) == {"is": "new"}, way
 
 
 def test_what_this_process_kept_just_now_is_believed(world: World, corrupted: HostId) -> None:
     keep(world, corrupted)
-    lie(world, corrupted)
+    forge(world, corrupted)
     process = world.process()
     container = world.start(corrupted)
     host = process.get_host(corrupted)
@@ -124,16 +124,16 @@ def test_what_this_process_kept_just_now_is_believed(world: World, corrupted: Ho
 
 
 def test_an_agent_that_mngr_did_not_make_has_made_no_branch(world: World, corrupted: HostId) -> None:
-    lie(world, corrupted)
+    forge(world, corrupted)
     for way, data in enumerate(every_way(world, corrupted)):
         assert data.get("created_branch_name") is None, way
         assert data.get("work_dir", "/true") == "/true", way
 
 
-def test_a_branch_is_not_believed_without_the_work_directory_it_belongs_to() -> None:
+def test_a_branch_is_not_believed_without_its_work_directory() -> None:
     kept = {name: value for name, value in TRUE.items() if name != "work_dir"}
     assert "created_branch_name" not in believed(TRUE | {"work_dir": "/code"}, kept)
-    assert believed(LIES | {"id": ID}, TRUE)["created_branch_name"] == "mngr/true"
+    assert believed(FORGED | {"id": ID}, TRUE)["created_branch_name"] == "mngr/true"
 
 
 def test_no_branch_of_this_machine_is_that_of_an_agent_elsewhere(
@@ -142,7 +142,7 @@ def test_no_branch_of_this_machine_is_that_of_an_agent_elsewhere(
     """Whatever the VPS itself says: mngr deletes the branch in the repository of a worktree at that path here."""
     (tmp_path / ".git").write_text("gitdir: /repository/.git/worktrees/x\n")
     keep(world, corrupted, work_dir=str(tmp_path))
-    lie(world, corrupted, work_dir=str(tmp_path))
+    forge(world, corrupted, work_dir=str(tmp_path))
     assert every_way(world, corrupted)[-1].get("created_branch_name") is None
 
 

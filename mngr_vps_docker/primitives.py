@@ -1,4 +1,4 @@
-"""Small values that every other module may use."""
+"""Ids, names, labels and patterns that several modules share, each defined once."""
 
 import re
 from datetime import UTC, datetime
@@ -35,6 +35,19 @@ def _in_utc(moment: datetime) -> datetime:
 
 UtcDatetime = Annotated[datetime, AfterValidator(_in_utc)]
 """A moment in UTC. One without a time zone, as many clouds' answers are read, is taken for UTC."""
+
+
+HOST_ID_LABEL: Final = "com.imbue.mngr.host-id"
+"""The label of a host's container, and the published provider packages look for it."""
+
+HOST_VOLUME_PREFIX: Final = "mngr-host-vol-"
+"""What the name of a host's volume begins with; the hex digits of the host's id follow."""
+
+HOST_ID_PATTERN: Final = "host-[0-9a-f]{32}"
+"""A host id as mngr writes it. HostId itself accepts more, such as blanks, which a file name must not have."""
+
+VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""The name of an environment variable that a POSIX shell can assign."""
 
 
 # Names of images as Docker reads them: https://github.com/distribution/reference, whose grammar this is.

@@ -6,12 +6,12 @@ command writes one line to stderr before it starts: without that line, Docker di
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from imbue.mngr_vps_docker.docker.errors import InvalidDockerArgumentError, docker_error
+from imbue.mngr_vps_docker.primitives import VARIABLE_NAME
 from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES, OnLine, SshConnection, StandardInput
 from imbue.mngr_vps_docker.ssh.framing import is_time_out
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, OutcomeStatus
@@ -25,7 +25,6 @@ _KILL_AFTER_SECONDS: Final = 5
 _GRACE_SECONDS: Final = 1.5
 # One argument holds 128 KiB; quoting twice can grow it several times.
 _LONGEST_ARGUMENT_BYTES: Final = 12_000
-_VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Variables of the machine's shell that hold what is not logged.
 _EXPORTS: Final = "mngr_exports"
 _STDIN: Final = "mngr_step_stdin"
@@ -47,7 +46,7 @@ def exec_in_container(
 ) -> CommandOutcome:
     """See DockerOverSsh.exec."""
     for name in env:
-        if not _VARIABLE_NAME.fullmatch(name):
+        if not VARIABLE_NAME.fullmatch(name):
             raise InvalidDockerArgumentError(f"{name!r} is not a valid name for an environment variable")
     exports = "".join(f"export {name}={quote(value)}\n" for name, value in env.items())
     data = f"{exports}{command}".encode("utf-8", "surrogateescape")

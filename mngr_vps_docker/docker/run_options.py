@@ -22,6 +22,7 @@ from imbue.mngr_vps_docker.docker.options import (
 )
 from imbue.mngr_vps_docker.docker.secret_options import without_value
 from imbue.mngr_vps_docker.errors import BuildArgumentError
+from imbue.mngr_vps_docker.primitives import HOST_VOLUME_PREFIX
 from imbue.mngr_vps_docker.text import MASK
 from imbue.mngr_vps_docker.user_text import check_texts, excerpt
 
@@ -78,7 +79,6 @@ _SYSTEM_FOLDERS: Final = _words("""
 """)
 _SAFE_SECURITY_OPTIONS: Final = frozenset({"no-new-privileges", "no-new-privileges=true", "no-new-privileges:true"})
 _VOLUME_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]+", re.ASCII)
-_HOST_VOLUMES: Final = "mngr-host-vol-"
 
 
 def start_args_of(config: VpsDockerProviderConfig, args: Sequence[str], *, state_volume: str) -> tuple[str, ...]:
@@ -343,7 +343,7 @@ def _options_of(host_dir: PurePosixPath, ssh_port: int | None, state_volume: str
 
     def is_taken(read: Callable[[str], _Mount], value: str) -> bool:
         mount = read(value)
-        is_own = mount.source == state_volume or mount.source.startswith(_HOST_VOLUMES)
+        is_own = mount.source == state_volume or mount.source.startswith(HOST_VOLUME_PREFIX)
         is_hiding = mount.is_empty and mount.path in _SYSTEM_FOLDERS
         return is_own or is_hiding or any(mount.is_at(place) for place in own_places)
 

@@ -15,7 +15,7 @@ from typing import Final
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import VpsApiError, VpsDockerError, describe_error
 from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_TAG, ProviderContext
-from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus
+from imbue.mngr_vps_docker.primitives import HOST_ID_PATTERN, VpsInstanceId, VpsInstanceStatus
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.text import logger
 
@@ -26,7 +26,7 @@ LISTING_LAG_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 
 # Earlier keys do not say how long; then as long as this machine's own would take.
-_NAME: Final = re.compile(r"mngr-(host-[0-9a-f]{32})-(\d{10,11})(?:-(\d{1,9}))?")
+_NAME: Final = re.compile(rf"mngr-({HOST_ID_PATTERN})-(\d{{10,11}})(?:-(\d{{1,9}}))?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.hosts.timings import Timings
+from imbue.mngr_vps_docker.primitives import HOST_VOLUME_PREFIX
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.gateway import by_way_of, forward
@@ -28,7 +29,6 @@ HOST_ID_TAG = "mngr-host-id"
 HOST_NAME_TAG = "mngr-host-name"
 PROVIDER_TAG = "mngr-provider"
 
-HOST_ID_LABEL = "com.imbue.mngr.host-id"
 HOST_NAME_LABEL = "com.imbue.mngr.host-name"
 PROVIDER_LABEL = "com.imbue.mngr.provider"
 TAGS_LABEL = "com.imbue.mngr.tags"
@@ -92,7 +92,7 @@ class ProviderContext:
     @staticmethod
     def host_volume_name(host_id: HostId) -> str:
         """The Docker volume that holds a host's mngr folder."""
-        return f"mngr-host-vol-{host_id.get_uuid().hex}"
+        return f"{HOST_VOLUME_PREFIX}{host_id.get_uuid().hex}"
 
     @property
     def vps_known_hosts(self) -> KnownHostsFile:

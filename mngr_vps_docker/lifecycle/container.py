@@ -14,12 +14,12 @@ from imbue.mngr_vps_docker.docker.models import ContainerInfo
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsConnectionError, VpsDockerError, VpsProvisioningError
 from imbue.mngr_vps_docker.hosts.host_access import (
-    HOST_ID_LABEL,
     HOST_NAME_LABEL,
     PROVIDER_LABEL,
     TAGS_LABEL,
     ProviderContext,
 )
+from imbue.mngr_vps_docker.primitives import HOST_ID_LABEL
 from imbue.mngr_vps_docker.setup.container_setup import (
     HOST_CONTAINER_SCRIPT,
     REFUSALS_SCRIPT,

@@ -10,12 +10,12 @@ are set by what goes to stdin.
 Nesting needs no rules of its own: the text for an inner shell is one argument of the outer one (``shell_argv``).
 """
 
-import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Final, Self
 
+from imbue.mngr_vps_docker.primitives import VARIABLE_NAME
 from imbue.mngr_vps_docker.text import MASK, without_passwords
 
 __all__ = [
@@ -33,8 +33,6 @@ __all__ = [
     "shell_argv",
     "take_from_stdin",
 ]
-
-_VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class ShellText(str):
@@ -84,7 +82,7 @@ class ShellScript(ShellText):
 
     def __new__(cls, text: str, secrets: Mapping[str, Secret]) -> Self:
         for name in secrets:
-            if not _VARIABLE_NAME.fullmatch(name):
+            if not VARIABLE_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is no name for a variable")
         script = super().__new__(cls, text)
         script.secrets = dict(secrets)

@@ -19,14 +19,13 @@ from imbue.imbue_common.frozen_model import FrozenModel
 from imbue.mngr.primitives import HostId, HostState
 from imbue.mngr_vps_docker.docker.run_options import without_values
 from imbue.mngr_vps_docker.files import is_locked, locked, remove_folder, write_atomically
-from imbue.mngr_vps_docker.primitives import UtcDatetime, VpsInstanceId
+from imbue.mngr_vps_docker.primitives import HOST_ID_PATTERN, UtcDatetime, VpsInstanceId
 from imbue.mngr_vps_docker.state.agent_data import valid_agents
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.text import data_without_passwords, logger
 
 # How long a cloud may take until it shows what it was asked to make, also if the answer was lost on the way.
 APPEARING_SECONDS = 300.0
-_HOST_ID: Final = re.compile(r"host-[0-9a-f]{32}")
 # What the locks of a host are for, beside those of other modules.
 _NOTE: Final = "host"
 _OWNER: Final = "owner"
@@ -280,7 +279,7 @@ class LocalHostStore:
 
     def _host_ids(self) -> list[HostId]:
         names = (path.parent.name for path in self._hosts_folder.glob("host-*/host.json"))
-        return [HostId(name) for name in names if _HOST_ID.fullmatch(name)]
+        return [HostId(name) for name in names if re.fullmatch(HOST_ID_PATTERN, name)]
 
     def _path(self, host_id: HostId) -> Path:
         return self._hosts_folder / host_id / "host.json"

@@ -7,16 +7,15 @@ from typing import Any, Final
 
 from imbue.mngr.primitives import AgentId, HostId
 from imbue.mngr_vps_docker.errors import HostRecordError
+from imbue.mngr_vps_docker.primitives import HOST_ID_PATTERN
 from imbue.mngr_vps_docker.state.agent_data import AGENT_ID, decode_agent_data
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, decode_record
 from imbue.mngr_vps_docker.state.volume_scripts import archive_small_files, parse_files
 from imbue.mngr_vps_docker.text import logger
 from imbue.mngr_vps_docker.untrusted import UnusableDataError
 
-# mngr's ids accept all that Python's int() does, blanks and underscores included; a path shall not.
-_HOST_ID: Final = r"host-[0-9a-fA-F]{32}"
-_SAFE_ID: Final = re.compile(f"{_HOST_ID}|{AGENT_ID}")
-_STATE_FILE: Final = re.compile(rf"host_state/({_HOST_ID})(?:/({AGENT_ID}))?\.json")
+_SAFE_ID: Final = re.compile(f"{HOST_ID_PATTERN}|{AGENT_ID}")
+_STATE_FILE: Final = re.compile(rf"host_state/({HOST_ID_PATTERN})(?:/({AGENT_ID}))?\.json")
 # A VPS holds the record of one host.
 _FILE_LIMIT_BYTES: Final = 16 << 20
 _TOTAL_LIMIT_BYTES: Final = 64 << 20

@@ -12,6 +12,7 @@ from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.docker.commands import list_containers, volume_mountpoints_script
 from imbue.mngr_vps_docker.docker.errors import checked_docker
 from imbue.mngr_vps_docker.docker.models import ContainerInfo
+from imbue.mngr_vps_docker.primitives import HOST_ID_LABEL, HOST_VOLUME_PREFIX
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect
 from imbue.mngr_vps_docker.ssh.pipeline import Pipeline, UnreadableAnswerError
@@ -30,9 +31,6 @@ from imbue.mngr_vps_docker.state.stored_state import (
 from imbue.mngr_vps_docker.state.volume_scripts import SmallFiles, archive_small_files, parse_files
 from imbue.mngr_vps_docker.text import logger
 from imbue.mngr_vps_docker.untrusted import UnusableDataError, json_object
-
-HOST_ID_LABEL: Final = "com.imbue.mngr.host-id"
-HOST_VOLUME_PREFIX: Final = "mngr-host-vol-"
 
 _TIMEOUT_SECONDS: Final = 120.0
 # Below Docker's data-root, as it is by default.

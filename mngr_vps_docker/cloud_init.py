@@ -26,9 +26,6 @@ _ACCOUNT_PATH = "/usr/local/sbin/mngr-root-account"
 STATUS_PATH = "/var/lib/mngr-vps/status"
 TIMED_OUT_EXIT_CODE = 124
 
-# The strictest cloud takes 16 KiB, some of them after base64.
-MAX_USER_DATA_BYTES = 12 * 1024
-
 # cloud-init writes result.json when its last stage has ended, after which no status will come any more. An error that
 # it reports before that may be of a part that does not matter here. The clock may be set meanwhile: the uptime counts.
 READINESS_SCRIPT = f"""
@@ -72,7 +69,7 @@ done
 def generate_cloud_init_user_data(
     host_private_key: str, host_public_key: str, config: VpsDockerProviderConfig | None = None
 ) -> str:
-    """Return the user data for one VPS, a ``#cloud-config``; by default it fits ``MAX_USER_DATA_BYTES``.
+    """Return the user data for one VPS, a ``#cloud-config``; it fits ``max_user_data_bytes`` of ordinary clients.
 
     The VPS shows the given ed25519 host key and no other, lets root in by key only, and has Docker running when
     ``wait_for_ready_command`` says so. ``host_private_key`` is in OpenSSH's form, ``host_public_key`` one line of it.

@@ -7,7 +7,6 @@ from pydantic import Field
 
 from imbue.imbue_common.frozen_model import FrozenModel
 from imbue.imbue_common.mutable_model import MutableModel
-from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
 from imbue.mngr_vps_docker.primitives import UtcDatetime, VpsInstanceId, VpsInstanceStatus, VpsSnapshotId
 
 
@@ -99,9 +98,9 @@ class VpsClientInterface(MutableModel, ABC):
     def max_user_data_bytes(self) -> int:
         """The most user data that ``create_instance`` takes, in bytes of plain text: more is refused before any call.
 
-        A client whose cloud takes less, or more, overrides it.
+        Clients of a cloud with another limit override it. The strictest known takes 16 KiB, some of them after base64.
         """
-        return MAX_USER_DATA_BYTES
+        return 12 * 1024
 
     def find_instances(self, tags: Mapping[str, str]) -> Sequence[VpsInstanceInfo] | None:
         """Return every instance that carries all of ``tags``, whatever its status; one API call where possible.

@@ -18,7 +18,6 @@ from imbue.mngr.cli.create import _split_cli_args
 from imbue.mngr.errors import MngrError
 from imbue.mngr.primitives import HostId, HostName
 from imbue.mngr_vps_docker.builds.options import parse_build_args
-from imbue.mngr_vps_docker.cloud_init import MAX_USER_DATA_BYTES
 from imbue.mngr_vps_docker.docker.containers import hidden
 from imbue.mngr_vps_docker.docker.run_options import checked_start_args
 from imbue.mngr_vps_docker.docker_over_ssh import BuildSpec, DockerOverSsh
@@ -285,7 +284,7 @@ def test_a_cloud_that_takes_too_little_user_data_is_asked_for_nothing(world: Wor
     with pytest.raises(VpsProvisioningError, match=r"needs \d+ bytes of user data, but this cloud takes 4096"):
         provider.create_host(NAME)
     assert client.calls == ()
-    assert MemoryCloud().max_user_data_bytes == MAX_USER_DATA_BYTES
+    assert MemoryCloud().max_user_data_bytes == 12 * 1024
 
 
 def words_after(argv: Sequence[str], word: str) -> list[str]:

@@ -1,6 +1,6 @@
-"""Text made fit to be shown: nothing in it does anything to a terminal, looks like more lines, or holds a password.
+"""Text that is safe to show: on one line, without control characters and without passwords.
 
-Whatever this package logs goes through ``logger``, and whatever it raises through ``VpsDockerError``; both make it so.
+All that this package logs goes through ``logger``, and all that it raises through ``VpsDockerError``.
 """
 
 import re
@@ -12,19 +12,22 @@ import loguru
 if TYPE_CHECKING:
     from loguru import Record
 
-__all__ = ["MASK", "data_without_passwords", "logger", "printable", "printable_data", "shortened", "without_passwords"]
-
-# What stands in the place of a secret.
 MASK: Final = "***"
-# https://user:token@host and https://token@host; with other schemes, what has no colon is the name of a user.
-_URL_PASSWORD: Final = re.compile(r'(https?://|[a-z][a-z0-9+.-]{0,20}://[^\s/:@"]*:)[^\s/"]+@', re.IGNORECASE)
+"""Stands in the place of a secret."""
 
-# The end of a failed build's output, and more than anybody reads of anything else.
-_LONGEST_MESSAGE: Final = 16 << 10
+# https://user:token@host and https://token@host; in other schemes, text without a colon is the name of a user.
+_URL_PASSWORD: Final = re.compile(r'(https?://|[a-z][a-z0-9+.-]{0,20}://[^\s/:@"]*:)[^\s/"]+@', re.IGNORECASE)
+# One word of a name: GITHUB_TOKEN, but not MONKEY.
+_SECRET_NAME: Final = re.compile(
+    r"(?:^|_|-)(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(?:API)?KEY)S?(?:$|_|-)", re.IGNORECASE
+)
+# The end of a failed build's output fits.
+_MAX_MESSAGE: Final = 16 << 10
+_MAX_EXCERPT: Final = 200
 
 
 def printable(text: str, *, kept: str = "") -> str:
-    """``text`` with everything that a terminal would act upon written out, ends of lines too, except for ``kept``."""
+    """``text`` with every character escaped that a terminal does not print, except for those in ``kept``."""
     if text.isprintable():
         return text
     return "".join(
@@ -33,16 +36,26 @@ def printable(text: str, *, kept: str = "") -> str:
     )
 
 
+def excerpt(text: str) -> str:
+    """``text`` as a part of one line of a message: printable, and cut where it is long."""
+    return printable(text if len(text) <= _MAX_EXCERPT else f"{text[:_MAX_EXCERPT]}…")
+
+
+def shortened(text: str) -> str:
+    """``text``, without its middle where it is longer than a message may be."""
+    half = _MAX_MESSAGE // 2
+    left_out = len(text) - 2 * half
+    return text if left_out <= 0 else f"{text[:half]} [… {left_out} characters …] {text[-half:]}"
+
+
 def without_passwords(text: str) -> str:
     """``text`` with MASK in the place of the password or token of each URL."""
     return _URL_PASSWORD.sub(rf"\g<1>{MASK}@", text)
 
 
-def shortened(text: str) -> str:
-    """``text``, without its middle where it is longer than a message may be."""
-    half = _LONGEST_MESSAGE // 2
-    left_out = len(text) - 2 * half
-    return text if left_out <= 0 else f"{text[:half]} [… {left_out} characters …] {text[-half:]}"
+def is_secret_name(name: str) -> bool:
+    """Whether a variable of this name probably holds a secret: one of its words is TOKEN, SECRET, PASSWORD, KEY, …"""
+    return _SECRET_NAME.search(name) is not None
 
 
 def printable_data(data: Any) -> Any:
@@ -71,5 +84,5 @@ def _make_printable(record: "Record") -> None:
     record["message"] = printable(shortened(without_passwords(record["message"])))
 
 
-# loguru's logger, of which each message is one line of plain text.
 logger: Final = loguru.logger.patch(_make_printable)
+"""loguru's logger, with each message one line of printable text."""

@@ -21,7 +21,8 @@ from imbue.mngr_vps_docker.docker.options import (
     settings_of,
 )
 from imbue.mngr_vps_docker.errors import BuildArgumentError
-from imbue.mngr_vps_docker.user_text import check_texts, excerpt
+from imbue.mngr_vps_docker.text import excerpt
+from imbue.mngr_vps_docker.untrusted import check_texts
 
 BUILD_ARGS_HELP = """\
 --vps-region=REGION, --vps-plan=PLAN, --vps-os=OS: where and on what the host runs

@@ -25,8 +25,7 @@ from pydantic import (
 )
 
 from imbue.mngr_vps_docker.docker.errors import DockerError
-from imbue.mngr_vps_docker.text import printable
-from imbue.mngr_vps_docker.untrusted import UnusableDataError, check_count, parse_utc
+from imbue.mngr_vps_docker.untrusted import UnusableDataError, check_count, describe_invalid, parse_utc
 
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _DEFAULT_CPU_PERIOD_MICROSECONDS: Final = 100_000
@@ -220,9 +219,8 @@ def _parsed[T](text: str, what: str, validate: Callable[[str], T]) -> T:
     try:
         return validate(_bounded(text))
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = printable(".".join(str(part) for part in first["loc"])) or "the beginning"
-        raise DockerError(f"Docker's description of {what} cannot be read: {first['msg']} at {where}") from error
+        reason = describe_invalid(error)
+        raise DockerError(f"Docker's description of {what} cannot be read: {reason}") from error
 
 
 def _bounded(text: str) -> str:

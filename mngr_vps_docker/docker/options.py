@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from imbue.mngr_vps_docker.errors import BuildArgumentError
-from imbue.mngr_vps_docker.user_text import excerpt
+from imbue.mngr_vps_docker.text import excerpt
 
 # How the parts of such a value arrive here cannot be told from words that were meant to be two.
 SPLIT_AT_SPACES: Final = "mngr splits arguments at spaces; a value with spaces needs quotes of its own, as in"

@@ -23,8 +23,8 @@ from imbue.mngr_vps_docker.docker.options import (
 from imbue.mngr_vps_docker.docker.secret_options import without_value
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.primitives import HOST_VOLUME_PREFIX
-from imbue.mngr_vps_docker.text import MASK
-from imbue.mngr_vps_docker.user_text import check_texts, excerpt
+from imbue.mngr_vps_docker.text import MASK, excerpt
+from imbue.mngr_vps_docker.untrusted import check_texts
 
 _KIND: Final = "Start argument"
 

@@ -18,8 +18,8 @@ from imbue.mngr_vps_docker.lifecycle.image import check_tools
 from imbue.mngr_vps_docker.lifecycle.names import check_host_name
 from imbue.mngr_vps_docker.primitives import is_image_reference
 from imbue.mngr_vps_docker.state.keys import new_key_pair
-from imbue.mngr_vps_docker.text import logger
-from imbue.mngr_vps_docker.user_text import MAX_TEXT_BYTES, check_texts, excerpt, is_secret_name
+from imbue.mngr_vps_docker.text import excerpt, is_secret_name, logger
+from imbue.mngr_vps_docker.untrusted import MAX_TEXT_BYTES, check_texts
 
 # Of containers and volumes. A volume's is the name of a folder, too.
 _DOCKER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{1,254}", re.ASCII)

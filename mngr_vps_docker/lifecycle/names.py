@@ -11,7 +11,7 @@ from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.files import locked
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.user_text import excerpt
+from imbue.mngr_vps_docker.text import excerpt
 
 # The instance's label is "mngr-<name>" and becomes its host name: 63 letters, digits and hyphens by RFC 1123.
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,56}[A-Za-z0-9])?", re.ASCII)

@@ -24,8 +24,7 @@ from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
 from imbue.mngr_vps_docker.lifecycle.metadata import PlannedChange, change_certified_data
 from imbue.mngr_vps_docker.lifecycle.power import SNAPSHOT_REPOSITORY, remove_snapshot_image
 from imbue.mngr_vps_docker.ssh.pipeline import Pipeline
-from imbue.mngr_vps_docker.text import logger
-from imbue.mngr_vps_docker.user_text import excerpt
+from imbue.mngr_vps_docker.text import excerpt, logger
 
 # What another machine may take to list an image that it has made, by far.
 LISTING_SECONDS = 3600.0

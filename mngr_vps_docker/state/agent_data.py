@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from imbue.mngr.primitives import AgentName, AgentTypeName, CommandString, Permission
 from imbue.mngr_vps_docker.text import logger
-from imbue.mngr_vps_docker.untrusted import UnusableDataError, json_object, parse_utc, sanitize_json
+from imbue.mngr_vps_docker.untrusted import UnusableDataError, describe_invalid, json_object, parse_utc, sanitize_json
 
 # mngr's ids accept all that Python's int() does, blanks and underscores included; a path shall not.
 AGENT_ID: Final = r"agent-[0-9a-fA-F]{32}"
@@ -69,9 +69,7 @@ def checked_agent_data(data: object, *, expected_id: str | None = None) -> dict[
     try:
         agent = _AgentData.model_validate(plain)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the beginning"
-        raise UnusableDataError(f"{first['msg'][:_LONGEST_NAME]} at {where[:_LONGEST_NAME]}") from error
+        raise UnusableDataError(describe_invalid(error)) from error
     if expected_id is not None and agent.id != expected_id:
         raise UnusableDataError(f"it is that of {agent.id}")
     data_of_agent = dict(plain)

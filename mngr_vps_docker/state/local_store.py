@@ -23,6 +23,7 @@ from imbue.mngr_vps_docker.primitives import HOST_ID_PATTERN, UtcDatetime, VpsIn
 from imbue.mngr_vps_docker.state.agent_data import valid_agents
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.text import data_without_passwords, logger
+from imbue.mngr_vps_docker.untrusted import describe_invalid
 
 # How long a cloud may take until it shows what it was asked to make, also if the answer was lost on the way.
 APPEARING_SECONDS = 300.0
@@ -120,9 +121,8 @@ class LocalHostStore:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False)[0]["msg"]
             if path not in self._reported:
-                logger.warning("The local note {} of a host cannot be read: {}", path, problem)
+                logger.warning("The local note {} of a host cannot be read: {}", path, describe_invalid(error))
             self._reported.add(path)
             return None
         self._known.add(host_id)

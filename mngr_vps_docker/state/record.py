@@ -16,8 +16,7 @@ from imbue.mngr.interfaces.data_types import CertifiedHostData, HostConfig
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import HostRecordError
 from imbue.mngr_vps_docker.primitives import VpsInstanceId, is_image_reference
-from imbue.mngr_vps_docker.text import printable
-from imbue.mngr_vps_docker.untrusted import UnusableDataError, json_object, parse_utc
+from imbue.mngr_vps_docker.untrusted import UnusableDataError, describe_invalid, json_object, parse_utc
 
 SCHEMA_VERSION: Final = 1
 
@@ -108,13 +107,12 @@ def decode_record(content: bytes, expected_host_id: HostId) -> VpsDockerHostReco
         record = _believable(VpsDockerHostRecord.model_validate(data))
         host_id = record.host_id
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = printable(".".join(str(part) for part in first["loc"]))
+        problem = describe_invalid(error)
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise NewerRecordError(
-                f"a newer version of this package wrote it, in form {version} of records ({where}): update this one"
+                f"a newer version of this package wrote it, in form {version} of records ({problem}): update this one"
             ) from error
-        raise HostRecordError(f"not a host record: {first['msg']} at {where}") from error
+        raise HostRecordError(f"not a host record: {problem}") from error
     except ValueError as error:
         raise HostRecordError(f"not a host record: {error}") from error
     if host_id != expected_host_id:

@@ -227,7 +227,7 @@ def test_hostile_output_raises_only_errors_of_this_package(
 @pytest.mark.parametrize("parse", [parse_containers, parse_images, parse_info])
 def test_a_description_that_would_fill_the_memory_is_not_read(parse: Callable[[str], object]) -> None:
     text = f"[{','.join(['{}'] * 250_000)}]"
-    with pytest.raises(DockerError, match="more values"):
+    with pytest.raises(DockerError, match="too many values"):
         parse(text)
     assert server_errors(f'{{"ServerErrors": {text}}}') == ""
 

@@ -52,6 +52,7 @@ check: bootstrap ## lint, format, types, shell scripts, architecture, dependenci
 	$(PYTHON) -m mypy --strict --scripts-are-modules $(PYTHON_SCRIPTS)
 	@if command -v shellcheck >/dev/null; then shellcheck $(SHELL_SCRIPTS) && echo "shellcheck passed"; \
 	else echo "shellcheck is not installed: the shell scripts were not checked" >&2; fi
+	.venv/bin/lint-imports --no-logo --no-cache
 	$(PYTHON) -m pytest -q $(PACKAGE_TESTS)
 	$(PYTHON) scripts/check-wheel
 

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Debian's /etc/profile replaces PATH: a login shell gets back the one that it was started with.
 case $PATH in
 /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin | /usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games)

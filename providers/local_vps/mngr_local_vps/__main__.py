@@ -1,4 +1,4 @@
-"""``python -m imbue.mngr_local_vps``: prepare, list and clean what the local provider uses."""
+"""``python -m imbue.mngr_local_vps``: build the images of local VPSes, list VPSes and remove them."""
 
 import argparse
 import sys
@@ -15,14 +15,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit status; an error is one message on stderr."""
     parser = argparse.ArgumentParser(prog="python -m imbue.mngr_local_vps", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    image_parser = commands.add_parser("image", help="build the images that VPSes boot from, where they are missing")
+    image_parser = commands.add_parser("image", help="build the images that VPSes boot from, if missing")
     image_parser.add_argument(
         "os", nargs="*", metavar="OS", help=f"{', '.join(OPERATING_SYSTEMS)} (default: {' '.join(DEFAULT_IMAGES)})"
     )
     list_parser = commands.add_parser("list", help="list the VPSes")
-    list_parser.add_argument("--account", default=DEFAULT_ACCOUNT, help="whose VPSes (default: %(default)s)")
+    list_parser.add_argument("--account", default=DEFAULT_ACCOUNT, help="owner of the VPSes (default: %(default)s)")
     clean_parser = commands.add_parser("clean", help="remove every VPS, volume, key, snapshot and network")
-    clean_parser.add_argument("--account", help="only what belongs to this account (default: all accounts)")
+    clean_parser.add_argument("--account", help="remove only this account's (default: all accounts)")
     clean_parser.add_argument("--images", action="store_true", help="remove the VPS images too")
     options = parser.parse_args(arguments)
     try:

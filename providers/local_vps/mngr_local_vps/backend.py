@@ -1,4 +1,4 @@
-"""The local_vps provider, and how mngr finds it and makes it from its settings."""
+"""The local_vps provider, and the backend by which mngr loads it."""
 
 from imbue.mngr import hookimpl
 from imbue.mngr.config.data_types import MngrContext, ProviderInstanceConfig
@@ -13,30 +13,30 @@ from imbue.mngr_vps_docker.instance import VpsDockerProvider
 
 
 class LocalVpsProvider(VpsDockerProvider):
-    """Hosts on VPSes that are containers on this machine. A client that lists its instances is all that it adds."""
+    """Hosts on VPSes that are containers on this machine. The client is all that differs from other clouds."""
 
 
 class LocalVpsProviderBackend(ProviderBackendInterface):
-    """Makes providers whose VPSes are systemd containers on this machine's Docker engine."""
+    """Creates providers whose VPSes are systemd containers on this machine's Docker engine."""
 
     @staticmethod
     def get_name() -> ProviderBackendName:
-        """The name that settings use."""
+        """Return the name that settings use."""
         return BACKEND_NAME
 
     @staticmethod
     def get_description() -> str:
-        """One line for mngr's help."""
+        """Return one line for mngr's help."""
         return "Runs agents in Docker containers on VPSes that are themselves containers on this machine"
 
     @staticmethod
     def get_config_class() -> type[ProviderInstanceConfig]:
-        """The settings' class."""
+        """Return the class of the settings."""
         return LocalVpsProviderConfig
 
     @staticmethod
     def get_build_args_help() -> str:
-        """What -b takes."""
+        """Return the help for -b."""
         return (
             f"--vps-plan= ({', '.join(PLANS)}) and --vps-os= ({', '.join(OPERATING_SYSTEMS)}) choose the VPS;"
             " --git-depth=N shallow-clones the build context; everything else goes to 'docker build' on the VPS."
@@ -44,14 +44,14 @@ class LocalVpsProviderBackend(ProviderBackendInterface):
 
     @staticmethod
     def get_start_args_help() -> str:
-        """What -s takes."""
+        """Return the help for -s."""
         return "Start args go to 'docker run' on the VPS, after default_start_args."
 
     @staticmethod
     def build_provider_instance(
         name: ProviderInstanceName, config: ProviderInstanceConfig, mngr_ctx: MngrContext
     ) -> ProviderInstanceInterface:
-        """Make the provider; nothing is asked of the engine before it is used."""
+        """Create the provider without asking the engine anything."""
         if not isinstance(config, LocalVpsProviderConfig):
             raise ConfigStructureError(f"Expected LocalVpsProviderConfig, got {type(config).__name__}")
         return LocalVpsProvider(
@@ -65,5 +65,5 @@ class LocalVpsProviderBackend(ProviderBackendInterface):
 
 @hookimpl
 def register_provider_backend() -> tuple[type[ProviderBackendInterface], type[ProviderInstanceConfig]]:
-    """Offer the provider to mngr."""
+    """Register the provider with mngr."""
     return LocalVpsProviderBackend, LocalVpsProviderConfig

@@ -1,4 +1,4 @@
-"""Removes from the engine what this provider made there, and nothing else."""
+"""Remove what this provider made on the engine, and nothing else."""
 
 from collections.abc import Iterator
 
@@ -7,10 +7,10 @@ from imbue.mngr_local_vps.labels import NAME_PREFIX, SNAPSHOT_REPOSITORY, Kind, 
 
 
 def clean(account: str | None = None, *, with_images: bool = False) -> Iterator[str]:
-    """Remove every VPS, disk, key, network and snapshot of one account (None: of all), naming each once it is gone.
+    """Remove every VPS, disk, key, network and snapshot of one account (None: all accounts); yield the name of each.
 
-    ``with_images`` removes the images that VPSes boot from as well, whose making takes minutes.
-    Raises VpsApiError at the first thing that cannot be removed; calling it again goes on from there.
+    ``with_images`` also removes the images that VPSes boot from, which take minutes to build.
+    Raises VpsApiError at the first object that cannot be removed; a second call continues there.
     """
     for name in lines_of(run_docker("ps", "--all", "--format={{.Names}}", *label_filters(Kind.INSTANCE, account))):
         remove_machine(name)

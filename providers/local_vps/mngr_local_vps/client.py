@@ -1,6 +1,6 @@
-"""The reference client: a cloud whose VPSes are systemd containers on this machine's own Docker engine.
+"""The reference client: a cloud whose VPSes are systemd containers on this machine's Docker engine.
 
-All that it knows is in the engine (see ``labels``), so it survives the process, and several may work at once.
+All state is in the engine (see ``labels``), so several processes can use one account at once.
 """
 
 import json
@@ -34,12 +34,8 @@ from imbue.mngr_local_vps.labels import (
     DESCRIPTION_LABEL,
     KEY_NAME_LABEL,
     KIND_LABEL,
-    LABEL_LABEL,
     NAME_PREFIX,
-    OS_LABEL,
-    PLAN_LABEL,
     PUBLIC_KEY_LABEL,
-    REGION_LABEL,
     SNAPSHOT_REPOSITORY,
     TAGS_LABEL,
     Kind,
@@ -66,8 +62,8 @@ ACCOUNT_PATTERN: Final = r"^[a-z0-9][a-z0-9-]{0,39}$"
 DEFAULT_REGION: Final = "local"
 DEFAULT_PLAN: Final = "shared"
 
-# A plan is what of the machine a VPS may use, as docker's options: all that is free, or one core and 1 GiB. A machine
-# has half of its memory for /dev/shm; Docker by itself gives it 64 MB.
+# Docker's options for each plan: no limits, or one core and 1 GiB. A real machine allows half of its memory for
+# /dev/shm; Docker's default is 64 MB.
 _OPTIONS_OF_PLAN: Final[Mapping[str, tuple[str, ...]]] = {
     DEFAULT_PLAN: ("--shm-size=1g",),
     "1c-1gb": ("--cpus=1", "--memory=1g", "--shm-size=512m"),
@@ -77,10 +73,10 @@ _POLL_SECONDS: Final = 0.2
 
 
 class LocalVpsClient(VpsClientInterface):
-    """VPSes on this machine; each account sees only what is its own."""
+    """VPSes on this machine; each account sees only its own."""
 
     account: str = Field(
-        default=DEFAULT_ACCOUNT, pattern=ACCOUNT_PATTERN, description="Whose VPSes these are, as at a cloud"
+        default=DEFAULT_ACCOUNT, pattern=ACCOUNT_PATTERN, description="Owner of the VPSes, as at a cloud"
     )
 
     def create_instance(
@@ -102,13 +98,7 @@ class LocalVpsClient(VpsClientInterface):
         public_keys = [find_key(self.account, key_id).public_key for key_id in ssh_key_ids]
         instance_id = VpsInstanceId(f"{NAME_PREFIX}-{secrets.token_hex(6)}")
         hostname = hostname_of(label)
-        labels = self._labels(Kind.INSTANCE) | {
-            LABEL_LABEL: label,
-            REGION_LABEL: region,
-            PLAN_LABEL: plan,
-            OS_LABEL: str(os_id),
-            TAGS_LABEL: json.dumps(list(tags)),
-        }
+        labels = self._labels(Kind.INSTANCE) | {TAGS_LABEL: json.dumps(list(tags))}
         with ExitStack() as undo:
             undo.callback(self._remove, instance_id)
             with machine_lock():
@@ -137,7 +127,7 @@ class LocalVpsClient(VpsClientInterface):
         try:
             find_instance(self.account, instance_id)
         except VpsApiError as error:
-            # An earlier destroy may have ended between the two removals.
+            # An earlier destroy may have been interrupted between the two removals.
             if not (error.is_gone and has_disk(self.account, instance_id)):
                 raise
         self._remove(instance_id)
@@ -167,10 +157,10 @@ class LocalVpsClient(VpsClientInterface):
             time.sleep(_POLL_SECONDS)
 
     def create_snapshot(self, instance_id: VpsInstanceId, description: str) -> VpsSnapshotId:
-        """Keep the VPS's file system as an image, without the volume on which its inner engine stores."""
+        """Save the VPS's file system as an image, without the volume of its inner engine."""
         find_instance(self.account, instance_id)
         snapshot_id = VpsSnapshotId(secrets.token_hex(6))
-        # Quoted, because an instruction would expand $ and split at spaces.
+        # Quoted, because Docker expands $ in an instruction and splits it at spaces.
         labels = self._labels(Kind.SNAPSHOT) | {DESCRIPTION_LABEL: quote(description, safe="")}
         changes = [part for key, value in labels.items() for part in ("--change", f"LABEL {key}={value}")]
         run_docker("commit", *changes, instance_id, f"{SNAPSHOT_REPOSITORY}:{snapshot_id}", timeout_seconds=600)
@@ -204,7 +194,7 @@ class LocalVpsClient(VpsClientInterface):
         return {KIND_LABEL: kind, ACCOUNT_LABEL: self.account}
 
     def _remove(self, instance_id: VpsInstanceId) -> None:
-        """Remove the container and its volume, whichever is there, and the network after the last VPS."""
+        """Remove the container and its volume, and with the last VPS the network."""
         remove_machine(instance_id)
         remove_if_there("volume", "rm", "--force", instance_id)
         with machine_lock():

@@ -17,17 +17,20 @@ class LocalVpsProviderConfig(VpsDockerProviderConfig):
 
     backend: ProviderBackendName = Field(default=BACKEND_NAME, description="Provider backend (always local-vps)")
     account: str = Field(
-        default=DEFAULT_ACCOUNT, pattern=ACCOUNT_PATTERN, description="Whose VPSes these are; accounts see no others"
+        default=DEFAULT_ACCOUNT,
+        pattern=ACCOUNT_PATTERN,
+        description="Owner of the VPSes; sees only its own",
     )
     default_image: str = Field(
         default=agent_image_of_os(DEFAULT_OS),
-        description="Image of a host without a Dockerfile; each VPS brings this one along",
+        description="Image of a host without a Dockerfile; every local VPS contains it",
     )
-    default_region: str = Field(default=DEFAULT_REGION, description="Region of a new VPS; there is only this one")
+    default_region: str = Field(default=DEFAULT_REGION, description="Region of a new VPS; only this one exists")
     default_plan: str = Field(default=DEFAULT_PLAN, description="Size of a new VPS; -b --vps-plan= overrides it")
     default_os_id: int | str = Field(
         default=DEFAULT_OS, description="Operating system of a new VPS; -b --vps-os= overrides it"
     )
     security_upgrades: bool = Field(
-        default=False, description="Whether VPSes install security upgrades by themselves; they do not live that long"
+        default=False,
+        description="Whether VPSes install security upgrades; off, because they are short-lived",
     )

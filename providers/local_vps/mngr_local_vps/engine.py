@@ -16,23 +16,23 @@ from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.text import logger
 
 DEFAULT_TIMEOUT_SECONDS: Final = 60.0
-# The engine ends everything that runs in a VPS before the removal is done.
+# A removal first stops everything that runs in the VPS.
 _REMOVE_TIMEOUT_SECONDS: Final = 120.0
 
 HOW_TO_GET_AN_ENGINE: Final = "run scripts/ensure-engine as root, or start Docker and let this user use it"
 
-# What docker prints where the engine cannot be asked at all, in the clients 20.10 to 28.
+# Docker's messages when no engine answers, in clients 20.10 to 28.
 _UNAVAILABLE: Final = ("cannot connect to the docker daemon", "permission denied", "error during connect")
 
-# Not "no such host", which is what a registry that cannot be reached looks like.
+# Not "no such host": that is a registry whose name does not resolve.
 _NO_SUCH_OBJECT: Final = re.compile(r"no such (container|image|network|object|volume)|not found")
 
 
 def run_docker(*arguments: str, stdin: bytes | None = None, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> str:
-    """Run one docker command to its end and return what it printed.
+    """Run one docker command and return its output.
 
-    Raises VpsApiError with the status a cloud would answer: 404 where docker knows no such thing, 409 where it is
-    taken or in use, 503 where no engine answers, 504 at the time-out, else 500.
+    Raises VpsApiError with the status that a cloud would answer: 404 if the object does not exist, 409 if it exists
+    already or is in use, 503 if no engine answers, 504 at the time-out, else 500.
     """
     try:
         completed = subprocess.run(
@@ -49,20 +49,21 @@ def run_docker(*arguments: str, stdin: bytes | None = None, timeout_seconds: flo
 
 
 def describe(object_type: str, names: Sequence[str]) -> list[dict[str, JsonValue]]:
-    """Docker's own description of each named object (container, image, volume, network), leaving out what is gone."""
+    """`docker inspect` of each named object (a container, image, volume or network) that still exists."""
     if not names:
         return []
     try:
-        return _parse_descriptions(run_docker(object_type, "inspect", *names))
+        descriptions: list[dict[str, JsonValue]] = json.loads(run_docker(object_type, "inspect", *names))
+        return descriptions
     except VpsApiError as error:
         if not error.is_gone:
             raise
-    # Something went while it was being listed: docker then fails as a whole, so each is asked for alone.
+    # If one object is gone, docker reports none of the others: ask for each alone.
     return [] if len(names) == 1 else [found for name in names for found in describe(object_type, [name])]
 
 
 def remove_if_there(*removal: str) -> None:
-    """Run a docker command that removes something; that it is gone already is no error."""
+    """Run a docker command that removes an object; succeed if the object is already gone."""
     try:
         run_docker(*removal, timeout_seconds=_REMOVE_TIMEOUT_SECONDS)
     except VpsApiError as error:
@@ -71,8 +72,8 @@ def remove_if_there(*removal: str) -> None:
 
 
 def remove_machine(name: str) -> None:
-    """Remove the container of a VPS; that it is gone already is no error."""
-    # Under control groups v1 nothing ends a process that the VPS's own Docker has paused.
+    """Remove the container of a VPS; succeed if it is already gone."""
+    # Under cgroup v1 nothing can kill a process that the VPS's own Docker has paused.
     resume = "for state in /sys/fs/cgroup/freezer/docker/*/freezer.state; do echo THAWED >$state; done"
     with suppress(VpsApiError):
         run_docker("exec", name, "sh", "-c", resume, timeout_seconds=10)
@@ -85,7 +86,7 @@ def lines_of(output: str) -> list[str]:
 
 
 def api_error_of(arguments: Sequence[str], stderr: str) -> VpsApiError:
-    """The cloud-like error for what a failed docker command printed."""
+    """Turn the stderr of a failed docker command into the error that a cloud would give."""
     reason = next(reversed(lines_of(stderr)), "it failed and printed nothing")
     said = stderr.lower()
     if any(words in said for words in _UNAVAILABLE):
@@ -98,7 +99,7 @@ def api_error_of(arguments: Sequence[str], stderr: str) -> VpsApiError:
 
 
 def require_suitable_engine() -> None:
-    """Raise VpsApiError 503 unless this machine reaches the engine's containers by their own addresses."""
+    """Raise VpsApiError 503 if this machine cannot reach the engine's containers by their addresses."""
     system, options = lines_of(
         run_docker("info", "--format", "{{.OperatingSystem}}\n{{json .SecurityOptions}}", timeout_seconds=20)
     )[:2]
@@ -113,8 +114,8 @@ def require_suitable_engine() -> None:
 
 @contextmanager
 def machine_lock(subject: Path = Path(__file__).parent) -> Iterator[None]:
-    """Hold what only one process of this installation may do at a time: choose an address, or (by the folder that is
-    the ``subject``) build images, which takes minutes.
+    """Hold a lock among the processes of this installation. Building images, which takes minutes, has its own
+    ``subject``, so that VPSes can be created at the same time.
     """
     descriptor = os.open(subject, os.O_RDONLY)
     try:
@@ -122,10 +123,3 @@ def machine_lock(subject: Path = Path(__file__).parent) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _parse_descriptions(output: str) -> list[dict[str, JsonValue]]:
-    parsed = json.loads(output)
-    if not isinstance(parsed, list):
-        raise VpsApiError(500, "docker inspect printed something that is not a list")
-    return parsed

@@ -1,10 +1,10 @@
 """The images that local VPSes boot from, built once per machine from the files in ``image/``.
 
-Of each release of Debian two images for containers are made: ``base`` (as small as ``debian:<release>-slim``) and
-``agent`` (base plus what mngr needs in every agent container). The image of an operating system holds those of its own
-release and of the common one as a tar that its inner engine loads, where they are called ``debian:<release>-slim`` and
-``mngr-agent:<release>``. Loading takes an engine seconds, so an operating system with Docker also holds what an engine
-stores that has loaded them, and lays it down at the birth of a VPS.
+For each release of Debian two container images are built: ``base`` (as small as ``debian:<release>-slim``) and
+``agent`` (base plus the packages that mngr needs in a container). The image of an operating system contains those of
+its own release and of the common one as a tar, which its inner engine loads as ``debian:<release>-slim`` and
+``mngr-agent:<release>``. Loading takes seconds, so an operating system with Docker also contains the storage of an
+engine that has loaded them, which the first boot of a VPS unpacks.
 """
 
 import hashlib
@@ -45,17 +45,17 @@ type Report = Callable[[str], None]
 
 
 def image_of_os(os_id: str) -> str:
-    """The engine's name for the image of one operating system; raise VpsApiError 400 for one that is not offered."""
+    """The name of the image of an operating system; raise VpsApiError 400 if it does not exist."""
     return _named(find_operating_system(os_id).os_id, _digest_of_source())
 
 
 def image_of_base(release: str) -> str:
-    """The engine's name for the image of this release of Debian that VPSes have as ``debian:<release>-slim``."""
+    """The name, on this machine, of the image that VPSes know as ``debian:<release>-slim``."""
     return _named(f"base-{release}", _digest_of_source(*_BASE_FILES))
 
 
 def require_image(os_id: str) -> str:
-    """The image of one operating system; raise VpsApiError 503 if it has not been built on this machine."""
+    """The name of the image of an operating system; raise VpsApiError 503 if it is not built on this machine."""
     image = image_of_os(os_id)
     if not _is_there(image):
         raise VpsApiError(
@@ -67,14 +67,14 @@ def require_image(os_id: str) -> str:
 
 
 def ensure_images(report: Report, os_ids: Sequence[str] = DEFAULT_IMAGES) -> None:
-    """Build what these operating systems need and is missing or was built from other files; else quick.
+    """Build the images of these operating systems that are missing or were built from other sources.
 
-    Raises VpsApiError if one is not offered or the engine cannot be asked, VpsProvisioningError (with the output's
-    end) if a step fails.
+    Raises VpsApiError for an unknown operating system or if no engine answers, VpsProvisioningError (with the end of
+    the output) if a step fails.
     """
     systems = [find_operating_system(os_id) for os_id in os_ids]
     require_suitable_engine()
-    # Without the lock first: what is there need not wait for what another process builds.
+    # First without the lock: if all images exist, do not wait for another process that builds others.
     missing = [system for system in systems if not _is_there(image_of_os(system.os_id))]
     if not missing:
         return
@@ -94,12 +94,12 @@ def _make_vps_image(system: OperatingSystem, report: Report) -> None:
             _pack_container_images(system.container_releases, context)
         packages = "with-docker" if system.has_docker else "without-docker"
         arguments = ("--build-arg", f"BASE={image_of_base(system.release)}", "--build-arg", f"PACKAGES={packages}")
-        # By a name of its own: another checkout of the same version may be building, too.
+        # A unique name: another checkout of the same version may build at the same time.
         engine = f"{NAME_PREFIX}:engine-{secrets.token_hex(4)}"
         stage = ("--target", "machine")
         if system.has_docker:
             _build(f"an engine for {system.os_id}", engine, context, report, *arguments, *stage)
-            with _step("having it load them", report), (context / "stored.tar").open("wb") as archive:
+            with _step("loading them into it", report), (context / "stored.tar").open("wb") as archive:
                 _run_logged(
                     [
                         *("docker", "run", "--rm", *MACHINE_OPTIONS, "--volume=/var/lib/docker"),
@@ -126,12 +126,12 @@ def _make_container_images(release: str, report: Report) -> None:
 
 
 def _pack_container_images(releases: Sequence[str], context: Path) -> None:
-    """Write these images and the list of their names, here and in an inner engine, into the context of a VPS image."""
+    """Write these images, and the list of their names here and in a VPS, into the build context of a VPS image."""
     names = {image: name for release in releases for image, name in _names_in_vps(release).items()}
     (context / "images.names").write_text("".join(f"{image} {name}\n" for image, name in names.items()))
     archive = context / "images.tar"
     run_docker("save", "--output", str(archive), *names, timeout_seconds=_STEP_TIMEOUT_SECONDS)
-    # The build copies the file with its mode, and docker save makes it readable to its owner only.
+    # docker save makes the file readable to its owner only, and the build copies the mode.
     archive.chmod(0o644)
 
 
@@ -144,12 +144,12 @@ def _image_of_agent(release: str) -> str:
 
 
 def _named(what: str, digest: str) -> str:
-    """By its source, so that checkouts of different versions can share the engine."""
+    """The name contains a digest of the sources, so that checkouts of different versions can share the engine."""
     return f"{NAME_PREFIX}:{what}-{digest}"
 
 
 def _digest_of_source(*names: str) -> str:
-    """What the named files of ``image/`` hold, or (without names) all of them."""
+    """A digest of the named files of ``image/``, or without names of all of them."""
     digest = hashlib.sha256()
     for path in sorted(_SOURCE.iterdir()):
         if not names or path.name in names:
@@ -169,10 +169,10 @@ def _make_base(release: str, report: Report) -> None:
         source = f"FROM {official}\n".encode()
         run_docker("build", "--tag", image, "-", stdin=source)
         if not was_there:
-            # Only the name goes, so that this machine's own list of images stays as it was.
+            # Only the tag is removed: this machine's list of images stays as it was.
             run_docker("image", "rm", official)
         return
-    with _step(f"no image registry is reached: making Debian {release} from the distribution's packages", report):
+    with _step(f"no image registry answers: building Debian {release} from the distribution's packages", report):
         change = ("--change", 'CMD ["bash"]')
         with TemporaryFile() as archive:
             _run_logged(["sh", str(_SOURCE / "make-base"), release], "debootstrap", stdout=archive.fileno())
@@ -198,8 +198,8 @@ def _build(what: str, image: str, context: Path, report: Report, *options: str) 
 
 
 def _run_logged(argv: list[str], what: str, *, stdin: int = subprocess.DEVNULL, stdout: int | None = None) -> None:
-    """Run one step with its output kept aside, to be shown only if it fails."""
-    # A builder that runs in a container of its own would not see the images made here.
+    """Run one step; its output is shown only if it fails."""
+    # A builder in a container of its own does not see the images built here.
     environment = {**os.environ, "BUILDX_BUILDER": "default"}
     with TemporaryFile() as log:
         try:

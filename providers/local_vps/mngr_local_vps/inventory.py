@@ -1,4 +1,4 @@
-"""What the engine's labels say exists: instances, public keys and snapshots of one account."""
+"""Instances, public keys and snapshots of one account, as the engine's labels describe them."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus, VpsSnapshotId
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo, VpsSnapshotInfo, VpsSshKeyInfo
 
-# A paused container is a machine that hangs: its cloud still says that it runs.
+# A paused container is a machine that hangs: a cloud would still call it active.
 _STATUS_OF_STATE: Final = {
     "created": VpsInstanceStatus.PENDING,
     "running": VpsInstanceStatus.ACTIVE,
@@ -36,7 +36,7 @@ _STATUS_OF_STATE: Final = {
 
 
 class StoredKey(VpsSshKeyInfo):
-    """A public key of the account, with the key itself."""
+    """A public key of the account, with its text."""
 
     public_key: str = Field(description="One line of OpenSSH's public key format")
 
@@ -48,7 +48,7 @@ def list_instances_of(account: str) -> list[VpsInstanceInfo]:
 
 
 def find_instance(account: str, instance_id: VpsInstanceId) -> VpsInstanceInfo:
-    """One VPS of the account; raise VpsApiError 404 if it has none of that id."""
+    """One VPS of the account; raise VpsApiError 404 if it does not exist."""
     for description in describe("container", [instance_id]):
         if _is_ours(_text_map(_at(description, "Config", "Labels")), Kind.INSTANCE, account):
             return _instance_of(description)
@@ -62,7 +62,7 @@ def list_keys_of(account: str) -> list[StoredKey]:
 
 
 def find_key(account: str, key_id: str) -> StoredKey:
-    """One public key of the account; raise VpsApiError 404 if it has none of that id."""
+    """One public key of the account; raise VpsApiError 404 if it does not exist."""
     for description in describe("volume", [key_id]):
         if _is_ours(_text_map(_at(description, "Labels")), Kind.SSH_KEY, account):
             return _key_of(description)
@@ -77,7 +77,7 @@ def list_snapshots_of(account: str) -> list[VpsSnapshotInfo]:
 
 
 def has_disk(account: str, instance_id: VpsInstanceId) -> bool:
-    """Whether the engine still keeps the disk of a VPS of the account, even if the VPS itself is gone."""
+    """Whether the disk of a VPS of the account still exists, even if the VPS is gone."""
     return any(
         _is_ours(_text_map(_at(description, "Labels")), Kind.INSTANCE_DISK, account)
         for description in describe("volume", [instance_id])
@@ -124,7 +124,7 @@ def _is_ours(labels: Mapping[str, str], kind: Kind, account: str) -> bool:
 
 
 def _at(value: JsonValue | Mapping[str, JsonValue], *path: str) -> JsonValue:
-    """The value at a path of keys, None where a step is missing."""
+    """The value at a path of keys, or None if a key is missing."""
     for key in path:
         if not isinstance(value, Mapping):
             return None

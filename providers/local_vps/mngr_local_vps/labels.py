@@ -1,6 +1,6 @@
-"""The names and labels by which the engine itself remembers everything that this provider made.
+"""Names and labels of everything that this provider makes on the engine.
 
-There is no other memory: what carries these labels is the cloud's inventory, and what does not is never touched.
+The provider keeps no other state: objects with these labels are the cloud's inventory, and others are never touched.
 """
 
 from enum import StrEnum
@@ -10,11 +10,7 @@ _PREFIX: Final = "com.imbue.mngr.local-vps"
 
 KIND_LABEL: Final = _PREFIX
 ACCOUNT_LABEL: Final = f"{_PREFIX}.account"
-LABEL_LABEL: Final = f"{_PREFIX}.label"
 TAGS_LABEL: Final = f"{_PREFIX}.tags"
-REGION_LABEL: Final = f"{_PREFIX}.region"
-PLAN_LABEL: Final = f"{_PREFIX}.plan"
-OS_LABEL: Final = f"{_PREFIX}.os"
 KEY_NAME_LABEL: Final = f"{_PREFIX}.key-name"
 PUBLIC_KEY_LABEL: Final = f"{_PREFIX}.public-key"
 DESCRIPTION_LABEL: Final = f"{_PREFIX}.description"
@@ -24,7 +20,7 @@ SNAPSHOT_REPOSITORY: Final = f"{NAME_PREFIX}-snapshot"
 
 
 class Kind(StrEnum):
-    """What one labelled object of the engine is."""
+    """The kind of a labelled object of the engine."""
 
     INSTANCE = "instance"
     INSTANCE_DISK = "instance-disk"
@@ -39,6 +35,6 @@ def label_arguments(labels: dict[str, str]) -> tuple[str, ...]:
 
 
 def label_filters(kind: Kind, account: str | None) -> tuple[str, ...]:
-    """Docker's ``--filter`` options for objects of one kind, of one account or (None) of all."""
+    """Docker's ``--filter`` options for objects of one kind, of one account or of all (None)."""
     filters = ("--filter", f"label={KIND_LABEL}={kind}")
     return filters if account is None else (*filters, "--filter", f"label={ACCOUNT_LABEL}={account}")

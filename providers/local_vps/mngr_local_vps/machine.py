@@ -1,4 +1,4 @@
-"""How one VPS is made out of a container: docker's options, the cloud-init seed and the network."""
+"""What makes a container a VPS: docker's options, the cloud-init seed and the network."""
 
 import io
 import ipaddress
@@ -16,10 +16,10 @@ from imbue.mngr_vps_docker.errors import VpsApiError
 
 SEED_FOLDER: Final = "/var/lib/cloud/seed/nocloud"
 
-# Where systemd-resolved keeps the servers that it hides behind a loopback address in /etc/resolv.conf.
+# systemd-resolved puts a loopback address into /etc/resolv.conf and lists the real servers in its own file.
 _RESOLVER_FILES: Final = (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/resolv.conf"))
 
-# systemd and an inner engine need these. Not --privileged: that fails where root itself lacks CAP_SYS_RESOURCE.
+# systemd and an inner engine need these. --privileged fails on machines whose root lacks CAP_SYS_RESOURCE.
 _CAPABILITIES: Final = [
     "AUDIT_CONTROL",
     "AUDIT_READ",
@@ -56,13 +56,13 @@ MACHINE_OPTIONS: Final = (
     "--tmpfs=/run:exec,mode=755",
 )
 
-# The first addresses of a network are left to the gateway and to what a person may start there by hand.
+# The first addresses of a network are reserved for the gateway and for containers started by hand.
 _FIRST_HOST: Final = 16
 _ADDRESS_TRIES: Final = 1000
 
 
 def disk_options(name: str, labels: dict[str, str]) -> tuple[str, ...]:
-    """Docker's options for the labelled volume that holds what the inner engine stores."""
+    """Docker's options for the labelled volume that stores the inner engine's data."""
     volume_labels = "".join(f",volume-label={key}={value}" for key, value in labels.items())
     return ("--mount", f"type=volume,source={name},target=/var/lib/local-vps{volume_labels}")
 
@@ -88,7 +88,7 @@ def seed_archive(instance_id: str, hostname: str, user_data: str, public_keys: S
 
 
 def nameservers() -> tuple[str, ...]:
-    """The name servers of this machine that another machine can reach too (none on loopback or link-local)."""
+    """The name servers of this machine that other machines can reach too (not on loopback or link-local)."""
     for file in _RESOLVER_FILES:
         if file.is_file():
             words = [line.split() for line in file.read_text().splitlines()]
@@ -100,15 +100,15 @@ def nameservers() -> tuple[str, ...]:
 
 
 def network_name(account: str) -> str:
-    """The engine's name for the network that an account's VPSes share, as rented ones share the Internet."""
+    """The name of the network that the VPSes of an account share."""
     return f"{NAME_PREFIX}-{account}"
 
 
 def ensure_network(account: str) -> ipaddress.IPv4Network:
-    """The subnet of the account's network, which is made if need be; to be called under the machine lock.
+    """Create the account's network if it does not exist, and return its subnet. Call it under the machine lock.
 
-    The engine keeps a container's address over restarts only if the address was asked for, which it allows only where
-    the subnet was given, too. Which subnet is free it knows best: it is asked for one, and then given that one.
+    A container keeps its address over restarts only if it was created with ``--ip``, which Docker allows only on a
+    network created with ``--subnet``. So Docker first chooses a free subnet, which is then given to the real network.
     """
     name = network_name(account)
     labels = label_arguments({KIND_LABEL: Kind.NETWORK, ACCOUNT_LABEL: account})
@@ -121,7 +121,7 @@ def ensure_network(account: str) -> ipaddress.IPv4Network:
 
 
 def choose_address(subnet: ipaddress.IPv4Network, taken: Collection[str]) -> str:
-    """A random address that no VPS has; random, so that one just given back is seldom the next one's."""
+    """A free address, chosen at random so that the address of a destroyed VPS is seldom used again at once."""
     for _ in range(_ADDRESS_TRIES):
         offset = _FIRST_HOST + secrets.randbelow(subnet.num_addresses - _FIRST_HOST - 1)
         address = str(subnet[offset])

@@ -1,4 +1,4 @@
-"""The operating systems that a local VPS may have: releases of Debian, each with a Docker engine and without one."""
+"""The operating systems of local VPSes: releases of Debian, each with and without a Docker engine."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -7,7 +7,7 @@ from imbue.mngr_vps_docker.errors import VpsApiError
 
 _WITHOUT_DOCKER: Final = "-no-docker"
 
-# The release whose images for containers every VPS has, whatever its own is.
+# Every VPS contains the container images of this release and those of its own.
 _COMMON_RELEASE: Final = "bookworm"
 
 # forky is the coming release.
@@ -19,44 +19,44 @@ OPERATING_SYSTEMS: Final = tuple(os_id for name in _RELEASES for os_id in (name,
 
 @dataclass(frozen=True)
 class OperatingSystem:
-    """One operating system of VPSes, and what its Docker engine has."""
+    """One operating system of VPSes."""
 
     os_id: str
     release: str
 
     @property
     def has_docker(self) -> bool:
-        """Whether a Docker engine is installed; if not, cloud-init has to do it."""
+        """Whether a Docker engine is installed; if not, cloud-init installs one."""
         return not self.os_id.endswith(_WITHOUT_DOCKER)
 
     @property
     def container_releases(self) -> tuple[str, ...]:
-        """The releases of which a VPS has the images for containers: its own, and the one that all have."""
+        """The releases whose container images a VPS contains."""
         return tuple(dict.fromkeys((self.release, _COMMON_RELEASE)))
 
 
 def find_operating_system(os_id: str) -> OperatingSystem:
-    """The operating system of this id; raise VpsApiError 400 for one that is not offered."""
+    """The operating system with this id; raise VpsApiError 400 if it does not exist."""
     if os_id not in OPERATING_SYSTEMS:
         raise VpsApiError(400, f"unknown operating system '{os_id}'; valid: {', '.join(OPERATING_SYSTEMS)}")
     return OperatingSystem(os_id, _RELEASES[os_id.removesuffix(_WITHOUT_DOCKER)])
 
 
 def without_docker(os_id: str) -> str:
-    """The operating system of the same release in which cloud-init has to install Docker."""
+    """The operating system of the same release in which cloud-init must install Docker."""
     return os_id.removesuffix(_WITHOUT_DOCKER) + _WITHOUT_DOCKER
 
 
 def base_image(release: str) -> str:
-    """Inside a VPS: what an image registry has as the small image of this release of Debian."""
+    """Inside a VPS: the name of the small image of this release, as at an image registry."""
     return f"debian:{release}-slim"
 
 
 def agent_image(release: str) -> str:
-    """Inside a VPS: the image of this release for agents, which already has what mngr needs in a container."""
+    """Inside a VPS: the name of the image for agents, which contains the packages that mngr needs."""
     return f"mngr-agent:{release}"
 
 
 def agent_image_of_os(os_id: str) -> str:
-    """Inside a VPS: the image for agents of the same release as the VPS; raise VpsApiError 400 as above."""
+    """Inside a VPS: the image for agents of the VPS's own release; raise VpsApiError 400 as above."""
     return agent_image(find_operating_system(os_id).release)

@@ -1,4 +1,4 @@
-"""What discovery, create and destroy rely on in a cloud's client, as tests that a provider package runs on its own.
+"""Tests of what this package relies on in a cloud's client. A provider package runs them on its own client.
 
 ::
 
@@ -9,7 +9,7 @@
         def client(self) -> MyClient:
             return MyClient(api_key=os.environ["MY_CLOUD_KEY"])
 
-One of them orders a VPS, which costs what the cloud takes for some minutes, and destroys it.
+One test orders a VPS and destroys it after some minutes, at the cloud's price.
 """
 
 import secrets
@@ -31,10 +31,10 @@ _POLL_SECONDS = 0.5
 
 
 class VpsClientConformance:
-    """The contract of VpsClientInterface. A subclass gives a fixture ``client``, and what can be ordered there.
+    """The contract of VpsClientInterface. A subclass defines a fixture ``client`` and what to order.
 
-    ``can_list`` and ``has_snapshots`` are False for a client without find_instances, or without whole-machine
-    snapshots; ``unknown_id`` is what the cloud takes for the id of an instance, a key or a snapshot that is not there.
+    Set ``can_list`` or ``has_snapshots`` to False for a client without find_instances or without whole-machine
+    snapshots. ``unknown_id`` has the form of an id of the cloud (instance, key, snapshot) and does not exist.
     """
 
     region: ClassVar[str]
@@ -46,15 +46,15 @@ class VpsClientConformance:
     boot_timeout_seconds: ClassVar[float] = 300.0
     listing_lag_seconds: ClassVar[float] = 60.0
 
-    def test_what_is_not_there_is_gone(self, client: VpsClientInterface) -> None:
-        """404 or 410, by which destroy knows that it is done."""
+    def test_an_unknown_id_raises_404_or_410(self, client: VpsClientInterface) -> None:
+        """So destroy knows that it is done."""
         unknown = VpsInstanceId(self.unknown_id)
         assert is_gone(lambda: client.get_instance_status(unknown))
         assert is_gone(lambda: client.destroy_instance(unknown))
         assert is_gone(lambda: client.delete_ssh_key(self.unknown_id))
 
     def test_a_public_key_is_listed_by_its_name_until_it_is_deleted(self, client: VpsClientInterface) -> None:
-        """Names come back as they were given: they tell other machines whose host is unfinished."""
+        """The name is unchanged: it tells other machines which host is unfinished."""
         name = key_name(HostId.generate(), datetime.now(UTC), 9999.0)
         key_id = client.upload_ssh_key(name, new_key_pair()[1])
         try:
@@ -64,8 +64,8 @@ class VpsClientConformance:
         assert wait_for(lambda: key_id not in listed_keys(client, name), self.listing_lag_seconds)
         assert is_gone(lambda: client.delete_ssh_key(key_id))
 
-    def test_a_vps_is_found_from_its_order_to_its_end(self, client: VpsClientInterface) -> None:
-        """By its tags in the listing, and by its id; and it is gone by both when it was destroyed."""
+    def test_a_vps_is_found_from_order_to_destroy(self, client: VpsClientInterface) -> None:
+        """By its tags and by its id; after destroy, by neither."""
         host_id = HostId.generate()
         tags = {HOST_ID_TAG: host_id, PROVIDER_TAG: "conformance", HOST_NAME_TAG: "conformance"}
         ordered_at = datetime.now(UTC)
@@ -104,7 +104,7 @@ class VpsClientConformance:
             assert wait_for(lambda: not self.found(client, host_id), self.listing_lag_seconds)
 
     def check_snapshots(self, client: VpsClientInterface, instance_id: VpsInstanceId) -> None:
-        """A whole-machine snapshot is listed until it is deleted."""
+        """Check that a whole-machine snapshot is listed until it is deleted."""
         description = f"conformance {secrets.token_hex(4)}"
         snapshot_id = client.create_snapshot(instance_id, description)
 
@@ -120,14 +120,14 @@ class VpsClientConformance:
 
     @staticmethod
     def found(client: VpsClientInterface, host_id: HostId) -> Sequence[VpsInstanceInfo]:
-        """What the cloud lists of a host, but for what is being destroyed."""
+        """The instances of a host that the cloud lists, except those being destroyed."""
         listed = client.find_instances({HOST_ID_TAG: host_id})
         assert listed is not None, "set can_list = False for a client that cannot list"
         return [info for info in listed if info.status is not VpsInstanceStatus.DESTROYING]
 
     @staticmethod
     def is_destroyed(client: VpsClientInterface, instance_id: VpsInstanceId) -> bool:
-        """Whether the cloud says of an instance that it is gone, or going."""
+        """Whether the cloud says that an instance is gone or being destroyed."""
         try:
             return client.get_instance_status(instance_id) is VpsInstanceStatus.DESTROYING
         except VpsApiError as error:
@@ -135,7 +135,7 @@ class VpsClientConformance:
 
 
 def is_gone(ask: Callable[[], object]) -> bool:
-    """Whether the answer to a question is that the thing does not exist."""
+    """Whether the answer is that the object does not exist."""
     try:
         ask()
     except VpsApiError as error:
@@ -144,12 +144,12 @@ def is_gone(ask: Callable[[], object]) -> bool:
 
 
 def listed_keys(client: VpsClientInterface, name: str) -> set[str]:
-    """The ids of the account's keys that have a name."""
+    """The ids of the account's keys with this name."""
     return {key.id for key in client.list_ssh_keys() if key.name == name}
 
 
 def wait_for(is_so: Callable[[], bool], timeout_seconds: float) -> bool:
-    """Whether it is so by then: clouds' listings lag behind."""
+    """Wait until it is so, because listings of clouds lag; return False at the time-out."""
     deadline = time.monotonic() + timeout_seconds
     while not is_so():
         if time.monotonic() >= deadline:

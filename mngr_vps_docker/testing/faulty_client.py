@@ -15,7 +15,7 @@ from imbue.mngr_vps_docker.vps_client import VpsClientInterface, VpsInstanceInfo
 
 
 class FaultMoment(Enum):
-    """When a call fails: before the cloud heard of it, or after it did what it was asked and the answer was lost."""
+    """When a call fails: before it reaches the cloud, or after the cloud did it and the answer was lost."""
 
     BEFORE = auto()
     ANSWER_LOST = auto()
@@ -23,7 +23,7 @@ class FaultMoment(Enum):
 
 @dataclass(slots=True)
 class Fault:
-    """What is wrong with every call named ``call``, or with the first ``times`` of them; ``happened`` counts.
+    """What goes wrong with every call named ``call``, or with the first ``times`` of them; ``happened`` counts.
 
     The call begins ``delay_seconds`` late. It raises ``error``, if there is one; else its answer is what
     ``transform`` makes of the real one.
@@ -50,10 +50,10 @@ class Fault:
 
 
 class FaultyClient(VpsClientInterface):
-    """``real``, but for ``faults``. ``calls`` names every call in order, failed ones too.
+    """The client ``real``, with ``faults``. ``calls`` names every call in order, failed ones too.
 
-    Strict: a fault of a call that does not exist is refused, and ``check_that_all_happened`` fails for one that was
-    never met, so that a test cannot pass because it went another way.
+    A fault of a call that does not exist is refused, and ``check_that_all_happened`` fails for a fault that never
+    happened: a test cannot pass because the call was not made.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -61,20 +61,20 @@ class FaultyClient(VpsClientInterface):
     real: VpsClientInterface = Field(description="The client that does the work")
     faults: tuple[Fault, ...] = Field(default=(), description="What goes wrong")
     listing_lag_calls: int = Field(
-        default=0, ge=0, description="find_instances answers what was true so many of its calls ago, or at the first"
+        default=0, ge=0, description="find_instances answers as of so many calls ago (at most as of the first call)"
     )
     _calls: list[str] = PrivateAttr(default_factory=list)
     _listings: deque[Sequence[VpsInstanceInfo]] = PrivateAttr(default_factory=deque)
 
     @property
     def calls(self) -> tuple[str, ...]:
-        """The name of every call so far."""
+        """The names of all calls so far."""
         return tuple(self._calls)
 
     def check_that_all_happened(self) -> None:
-        """Raise AssertionError naming the faults that no call has met."""
-        unmet = [fault.call for fault in self.faults if not fault.happened]
-        assert not unmet, f"nothing called {', '.join(unmet)}; there were only {', '.join(self._calls) or 'no calls'}"
+        """Raise AssertionError with the faults that have not happened."""
+        missing = [fault.call for fault in self.faults if not fault.happened]
+        assert not missing, f"no call of {', '.join(missing)}; the calls were {', '.join(self._calls) or 'none'}"
 
     @property
     def max_user_data_bytes(self) -> int:
@@ -131,8 +131,10 @@ class FaultyClient(VpsClientInterface):
 
     def _call[Answer](self, name: str, act: Callable[[], Answer]) -> Answer:
         self._calls.append(name)
-        fault = next((fault for fault in self.faults if fault.call == name and fault.is_due), None)
-        if fault is None:
+        for fault in self.faults:
+            if fault.call == name and (fault.times is None or fault.happened < fault.times):
+                break
+        else:
             return act()
         time.sleep(fault.delay_seconds)
         is_unheard = fault.error is not None and fault.moment is FaultMoment.BEFORE

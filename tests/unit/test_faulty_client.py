@@ -13,7 +13,7 @@ from imbue.mngr_vps_docker.vps_client import VpsClientInterface, VpsInstanceInfo
 
 
 class OneKeyClient(LocalVpsClient):
-    """A cloud that counts how often it was asked for its keys."""
+    """A cloud that counts how often its keys are listed."""
 
     asked: int = 0
 
@@ -33,9 +33,7 @@ def test_every_call_of_a_client_can_fail(call: str) -> None:
 
 
 @pytest.mark.parametrize(("moment", "asked"), [(FaultMoment.BEFORE, 1), (FaultMoment.ANSWER_LOST, 2)])
-def test_a_fault_happens_before_or_after_the_cloud_did_it_and_as_often_as_told(
-    moment: FaultMoment, asked: int
-) -> None:
+def test_a_fault_happens_before_or_after_the_call_reaches_the_cloud(moment: FaultMoment, asked: int) -> None:
     real = OneKeyClient()
     client = FaultyClient(real=real, faults=(Fault("list_ssh_keys", TimeoutError(), moment, times=1),))
     with pytest.raises(TimeoutError):
@@ -44,13 +42,13 @@ def test_a_fault_happens_before_or_after_the_cloud_did_it_and_as_often_as_told(
     assert real.asked == asked
 
 
-def test_a_fault_of_no_call_is_refused() -> None:
+def test_a_fault_of_an_unknown_call_is_refused() -> None:
     with pytest.raises(ValueError, match="no call 'list_instances'"):
         Fault("list_instances", TimeoutError())
 
 
-def test_a_fault_that_was_never_met_is_told() -> None:
-    with pytest.raises(AssertionError, match="nothing called upload_ssh_key"):
+def test_a_fault_that_never_happened_is_reported() -> None:
+    with pytest.raises(AssertionError, match="no call of upload_ssh_key"):
         FaultyClient(real=OneKeyClient(), faults=(Fault("upload_ssh_key", TimeoutError()),)).check_that_all_happened()
 
 
@@ -72,7 +70,7 @@ def test_a_call_cannot_both_fail_and_answer() -> None:
 
 
 class ManyInstancesClient(LocalVpsClient):
-    """A cloud of as many instances as it is told, each tagged with its number."""
+    """A cloud with the given instances, each tagged with its number."""
 
     numbers: frozenset[int] = frozenset()
 
@@ -105,7 +103,7 @@ def test_a_listing_that_lags_misses_what_is_new_and_still_shows_what_is_gone() -
     assert listed() == ["i-2", "i-3"]
 
 
-def test_a_client_that_cannot_list_does_not_learn_it_by_lagging() -> None:
+def test_a_lag_does_not_make_a_client_list() -> None:
     class UnlistableClient(LocalVpsClient):
         def find_instances(self, tags: Mapping[str, str]) -> None:  # type: ignore[override]
             return None

@@ -51,6 +51,7 @@ check: bootstrap ## lint, format, types, shell scripts, architecture, dependenci
 	@mkdir -p build/typing/imbue && cd build/typing/imbue && ln -sfn ../../../mngr_vps_docker ../../../providers/*/mngr_* .
 	$(PYTHON) -m mypy -p imbue.mngr_vps_docker -p imbue.mngr_local_vps
 	$(PYTHON) -m mypy --strict --scripts-are-modules $(PYTHON_SCRIPTS)
+	$(PYTHON) -m mypy --follow-imports=silent -p bench
 	.venv/bin/shellcheck $(SHELL_SCRIPTS)
 	.venv/bin/lint-imports --no-logo --no-cache
 	$(PYTHON) -m pytest -q $(PACKAGE_TESTS)

@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"), help="where to save (%(default)s)")
     parser.add_argument("--compare", type=Path, help="the JSON of an earlier run")
     options = parser.parse_args()
-    ensure_images(lambda line: sys.stderr.write(f"local VPS: {line}\n"))
+    ensure_images(lambda line: print(f"local VPS: {line}", file=sys.stderr))  # noqa: T201
     rows: list[Row] = []
     try:
         with tempfile.TemporaryDirectory(prefix="mngr-bench-") as folder, Lab(Path(folder), options.rounds) as lab:

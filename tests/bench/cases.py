@@ -283,6 +283,7 @@ def single_file(lab: Lab, distance: int, connection: SshConnection) -> Iterator[
 
     target = connection.target
     # The peer knows machines by their addresses.
+    assert target.host_key_alias is not None
     KnownHostsFile(target.known_hosts_file).adopt(target.host, target.host_key_alias)
     connector = SshConnector(target.host, lambda: target, run_process)
     peer = OuterHost(id=HostId.generate(), connector=connector, mngr_ctx=lab.provider().mngr_ctx)

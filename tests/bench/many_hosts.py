@@ -43,7 +43,7 @@ def discovery(lab: Lab) -> Iterator[Row]:
         for case in ("discover 50 hosts, 5 silent, first time", "the same, logged in"):
             found = [_discover(folder) for _ in range(lab.rounds if "same" in case else 1)]
             assert all((answer["hosts"], answer["read"]) == (_HOSTS, _HOSTS - _SILENT) for answer in found), found
-            memory_bytes = max(answer["memory_bytes"] for answer in found)
+            memory_bytes = int(max(answer["memory_bytes"] for answer in found))
             assert memory_bytes < _MOST_MEMORY_BYTES, memory_bytes
             yield Row(
                 case,

@@ -1,14 +1,28 @@
 """Ids, names, labels and patterns that several modules share, each defined once."""
 
+import dataclasses
 import re
 from datetime import UTC, datetime
 from enum import auto
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import AfterValidator
 
 from imbue.imbue_common.enums import UpperCaseStrEnum
 from imbue.imbue_common.primitives import NonEmptyStr
+
+if TYPE_CHECKING:
+    # Type checkers know the fields of models as they know those of dataclasses: a wrong name or value is an error.
+    from dataclasses import replace as replace
+else:
+
+    def replace(value, /, **changes):
+        """The same frozen dataclass or model with other values of some fields; `copy.replace` of Python 3.13."""
+        return (
+            dataclasses.replace(value, **changes)
+            if dataclasses.is_dataclass(value)
+            else value.model_copy(update=changes)
+        )
 
 
 class VpsInstanceId(NonEmptyStr):

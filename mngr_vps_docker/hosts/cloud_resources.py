@@ -15,7 +15,7 @@ from typing import Final
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import VpsApiError, VpsDockerError, describe_error
 from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_TAG, ProviderContext
-from imbue.mngr_vps_docker.primitives import HOST_ID_PATTERN, VpsInstanceId, VpsInstanceStatus
+from imbue.mngr_vps_docker.primitives import HOST_ID_PATTERN, VpsInstanceId, VpsInstanceStatus, replace
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.text import logger
 
@@ -82,7 +82,7 @@ def delete_uploaded_key(context: ProviderContext, entry: LocalHostRecord) -> Non
     It stays noted then. As long as it is there, other machines take the host for one that was never finished.
     """
     delete_key_of(context, entry)
-    context.local_store.update(entry.host_id, ssh_key_id=None, ssh_key_name=None)
+    context.local_store.update(entry.host_id, lambda known: replace(known, ssh_key_id=None, ssh_key_name=None))
 
 
 def delete_leftover_keys(context: ProviderContext, entries: Iterable[LocalHostRecord]) -> None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +23,7 @@ from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.listing import Listing, LiveAgent, read_listing
 from imbue.mngr_vps_docker.hosts.observed_host import NO_COMMAND, ObservedHost, list_snapshots, require_usable
 from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
+from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.agent_data import SeenAgents, believed
 from imbue.mngr_vps_docker.text import printable_data
 
@@ -86,17 +86,16 @@ def host_details(context: ProviderContext, observed: ObservedHost, listing: List
     if listing is None:
         return common
     live = listing.certified_data or data
-    return common.model_copy(
-        update={
-            "boot_time": listing.boot_time,
-            "uptime_seconds": listing.uptime_seconds,
-            "resource": listing.resources,
-            "ssh": _ssh_info(context, observed),
-            "is_locked": listing.locked_time is not None,
-            "locked_time": listing.locked_time,
-            "plugin": printable_data(live.plugin),
-            "ssh_activity_time": listing.ssh_activity_time,
-        }
+    return replace(
+        common,
+        boot_time=listing.boot_time,
+        uptime_seconds=listing.uptime_seconds,
+        resource=listing.resources,
+        ssh=_ssh_info(context, observed),
+        is_locked=listing.locked_time is not None,
+        locked_time=listing.locked_time,
+        plugin=printable_data(live.plugin),
+        ssh_activity_time=listing.ssh_activity_time,
     )
 
 
@@ -132,7 +131,7 @@ class _RunningAgents:
             if live is None:
                 raise AgentNotFoundOnHostError(AgentId(agent.agent_id), self._details.id)
             data = believed(live.data, agent.certified_data)
-            return self._row(agent.model_copy(update={"certified_data": data}), live)
+            return self._row(replace(agent, certified_data=data), live)
         except HostConnectionError:
             raise
         except BaseMngrError as error:
@@ -147,26 +146,25 @@ class _RunningAgents:
         user_activity, agent_activity = live.time("user_activity_mtime"), live.time("agent_activity_mtime")
         agent_type = str(agent.agent_type or _UNKNOWN)
         command = agent.command or CommandString(NO_COMMAND)
-        return _offline_agent(agent, self._details).model_copy(
-            update={
-                "state": determine_lifecycle_state(
-                    tmux_info=live.raw.get("tmux_info"),
-                    is_active=bool(live.raw.get("is_active")),
-                    expected_process_name=resolve_expected_process_name(agent_type, command, self._config),
-                    ps_output=self._listing.processes,
-                    is_agent_type_known=check_agent_type_known(agent_type, self._config),
-                ),
-                "url": printable_data(live.raw.get("url")),
-                "start_time": start_time,
-                "runtime_seconds": (datetime.now(UTC) - start_time).total_seconds() if start_time else None,
-                "user_activity_time": user_activity,
-                "agent_activity_time": agent_activity,
-                "idle_seconds": compute_idle_seconds(user_activity, agent_activity, self._details.ssh_activity_time),
-                "idle_mode": None if host_data is None else host_data.idle_mode.value,
-                "idle_timeout_seconds": None if host_data is None else host_data.idle_timeout_seconds,
-                "activity_sources": () if host_data is None else tuple(s.value for s in host_data.activity_sources),
-                "plugin": self._plugin_fields(agent.agent_id),
-            }
+        return replace(
+            _offline_agent(agent, self._details),
+            state=determine_lifecycle_state(
+                tmux_info=live.raw.get("tmux_info"),
+                is_active=bool(live.raw.get("is_active")),
+                expected_process_name=resolve_expected_process_name(agent_type, command, self._config),
+                ps_output=self._listing.processes,
+                is_agent_type_known=check_agent_type_known(agent_type, self._config),
+            ),
+            url=printable_data(live.raw.get("url")),
+            start_time=start_time,
+            runtime_seconds=(datetime.now(UTC) - start_time).total_seconds() if start_time else None,
+            user_activity_time=user_activity,
+            agent_activity_time=agent_activity,
+            idle_seconds=compute_idle_seconds(user_activity, agent_activity, self._details.ssh_activity_time),
+            idle_mode=None if host_data is None else host_data.idle_mode.value,
+            idle_timeout_seconds=None if host_data is None else host_data.idle_timeout_seconds,
+            activity_sources=() if host_data is None else tuple(s.value for s in host_data.activity_sources),
+            plugin=self._plugin_fields(agent.agent_id),
         )
 
     def _plugin_fields(self, agent_id: AgentId) -> dict[str, Any]:
@@ -183,7 +181,7 @@ class _RunningAgents:
 
 
 def _offline_agent(agent: DiscoveredAgent, details: HostDetails) -> AgentDetails:
-    shown = agent.model_copy(update={"certified_data": printable_data(dict(agent.certified_data))})
+    shown = replace(agent, certified_data=printable_data(dict(agent.certified_data)))
     return AgentDetails(
         id=shown.agent_id,
         name=shown.agent_name,

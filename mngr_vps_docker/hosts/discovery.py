@@ -7,7 +7,7 @@ reason; only the cloud's own word that an instance does not exist makes a host c
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,12 +23,12 @@ from imbue.mngr_vps_docker.hosts.vps_reader import (
     MAX_PARALLEL_READINGS,
     accept_reported_name,
     ask,
-    noted,
     observe,
+    save,
     unless_destroyed,
     with_attendance,
 )
-from imbue.mngr_vps_docker.primitives import VpsInstanceStatus
+from imbue.mngr_vps_docker.primitives import VpsInstanceStatus, replace
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.state.vps_state import VpsState
@@ -217,13 +217,13 @@ def _sightings_of_noted(
         return [_gone(context, entry)]
     if len(own) > 1:
         # Which is noted once its record is read.
-        return [ObservedHost(entry.model_copy(update=_where(one, entry))) for one in own]
-    return [ObservedHost(noted(context, entry, gone_since=None, **_where(own[0], entry)))]
+        return [ObservedHost(_with_vps(entry, one)) for one in own]
+    return [ObservedHost(save(context, entry, lambda entry: replace(_with_vps(entry, own[0]), gone_since=None)))]
 
 
-def _where(instance: VpsInstanceInfo, entry: LocalHostRecord) -> dict[str, Any]:
-    """Id and address of a host's VPS. The cloud knows the address best: some give a machine a new one."""
-    return {"vps_instance_id": instance.id, "vps_ip": instance.address or entry.vps_ip}
+def _with_vps(entry: LocalHostRecord, instance: VpsInstanceInfo) -> LocalHostRecord:
+    """The entry with the VPS's id and address. The cloud knows the address best: some give a machine a new one."""
+    return replace(entry, vps_instance_id=instance.id, vps_ip=instance.address or entry.vps_ip)
 
 
 def _sighting_of_unlisted(context: ProviderContext, entry: LocalHostRecord) -> ObservedHost:
@@ -239,7 +239,7 @@ def _sighting_of_unlisted(context: ProviderContext, entry: LocalHostRecord) -> O
         return ObservedHost(entry, problem=_not_told(error))
     if status is VpsInstanceStatus.DESTROYING:
         return _gone(context, entry)
-    return ObservedHost(noted(context, entry, gone_since=None))
+    return ObservedHost(save(context, entry, lambda entry: replace(entry, gone_since=None)))
 
 
 def _check_that_any_is_told(context: ProviderContext, observed_hosts: Sequence[ObservedHost]) -> None:
@@ -261,7 +261,7 @@ def _gone(context: ProviderContext, entry: LocalHostRecord) -> ObservedHost:
     if entry.phase is not HostPhase.READY and entry.ssh_key_name is not None:
         return ObservedHost(entry)
     since = entry.gone_since or datetime.now(UTC)
-    return ObservedHost(noted(context, entry, gone_since=since), is_gone=True)
+    return ObservedHost(save(context, entry, lambda entry: replace(entry, gone_since=since)), is_gone=True)
 
 
 def _sightings_of_unknown(
@@ -336,12 +336,11 @@ def _with_findings(observed: ObservedHost, findings: Findings, *, is_listed: boo
     entry, record = observed.entry, findings.records.get(observed.host_id)
     if record is None or observed.is_gone or observed.is_being_made or entry.phase is not HostPhase.READY:
         return observed
-    found: dict[str, object] = {}
     if entry.record is None:
-        found |= {"record": record, "agents": tuple(findings.agents.get(observed.host_id, ()))}
+        entry = replace(entry, record=record, agents=tuple(findings.agents.get(observed.host_id, ())))
     if not is_listed and record.vps_ip is not None:
-        found["vps_ip"] = record.vps_ip
-    return replace(observed, entry=entry.model_copy(update=found))
+        entry = replace(entry, vps_ip=record.vps_ip)
+    return replace(observed, entry=entry)
 
 
 def _look(
@@ -356,7 +355,7 @@ def _look(
     is_seen = seen is not None and seen.entry.vps_ip == observed.entry.vps_ip
     if seen is not None and is_seen and observed.entry.phase is HostPhase.READY and not observed.is_gone:
         problem = seen.problem if seen.reading is not None else seen.problem or observed.problem
-        entry = observed.entry.model_copy(update={"unreachable": seen.entry.unreachable})
+        entry = replace(observed.entry, unreachable=seen.entry.unreachable)
         looked = replace(observed, entry=entry, reading=seen.reading, problem=problem)
     else:
         looked = observe(context, observed, ask)
@@ -365,7 +364,7 @@ def _look(
     address = _address_by_id(context, observed.entry)
     if address is None or address == observed.entry.vps_ip:
         return looked
-    moved = replace(looked, entry=looked.entry.model_copy(update={"vps_ip": address}))
+    moved = replace(looked, entry=replace(looked.entry, vps_ip=address))
     return observe(context, moved, ask)
 
 

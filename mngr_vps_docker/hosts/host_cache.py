@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from imbue.mngr.errors import HostConnectionError, HostNotFoundError, MngrError, ProviderUnavailableError
@@ -14,6 +14,7 @@ from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.hosts.timings import ANSWER_SECONDS, Patience
 from imbue.mngr_vps_docker.hosts.vps_reader import is_unreachable, unless_destroyed, with_attendance
+from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.text import logger
@@ -199,7 +200,8 @@ class HostCache:
             observed = self._known().get(host_id)
             if observed is not None:
                 self._sightings[host_id] = observed = observed.with_agent(agent_id, data)
-                self._context.local_store.update(host_id, agents=tuple(observed.known_agents))
+                agents = tuple(observed.known_agents)
+                self._context.local_store.update(host_id, lambda known: replace(known, agents=agents))
 
     def clear(self) -> None:
         """Ask again for every host."""

@@ -2,7 +2,7 @@
 
 import re
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from imbue.mngr.interfaces.data_types import CertifiedHostData, SnapshotInfo
 from imbue.mngr.primitives import HostId, HostState, SnapshotId, SnapshotName
 from imbue.mngr_vps_docker.docker.models import ContainerInfo
 from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.agent_data import believed
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
@@ -94,7 +95,7 @@ class ObservedHost:
 
     def with_record(self, record: VpsDockerHostRecord) -> "ObservedHost":
         """The same host after its record was written."""
-        entry = self.entry.model_copy(update={"record": record})
+        entry = replace(self.entry, record=record)
         reading = None if self.reading is None else replace(self.reading, record=record)
         return replace(self, entry=entry, reading=reading)
 
@@ -268,23 +269,21 @@ class ObservedHost:
         """mngr's data of the host, with the state that was found; ``updated_at`` is how long it has been so."""
         # mngr takes it for the state of a host that is offline.
         stop_reason = self._last_seen_state.value if self.reading is None else self.stop_reason
-        changes: dict[str, object] = {
-            "stop_reason": HostState.DESTROYED.value if self.is_gone else stop_reason,
-            "failure_reason": None if self.is_gone else self.failure_reason,
-            "updated_at": self.in_this_state_since or datetime.now(UTC),
-            "host_name": self.name,
-        }
-        if self.is_gone:
-            # They were images on its VPS.
-            changes["snapshots"] = []
-        if self.record is not None:
-            return self.record.certified_host_data.model_copy(update=changes)
-        return CertifiedHostData(
-            host_id=self.host_id,
+        created_at = self.entry.created_at
+        known = (
+            CertifiedHostData(host_id=self.host_id, host_name=self.name, created_at=created_at, updated_at=created_at)
+            if self.record is None
+            else self.record.certified_host_data
+        )
+        return replace(
+            known,
+            stop_reason=HostState.DESTROYED.value if self.is_gone else stop_reason,
+            failure_reason=None if self.is_gone else self.failure_reason,
+            updated_at=self.in_this_state_since or datetime.now(UTC),
             host_name=self.name,
-            created_at=self.entry.created_at,
-            updated_at=self.entry.created_at,
-        ).model_copy(update=changes)
+            # They were images on its VPS.
+            snapshots=[] if self.is_gone else known.snapshots,
+        )
 
 
 def require_usable(observed: ObservedHost) -> tuple[str, VpsHostConfig]:

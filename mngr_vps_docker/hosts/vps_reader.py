@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -23,6 +22,7 @@ from imbue.mngr_vps_docker.errors import (
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.hosts.timings import Patience
+from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord, Unreachable
 from imbue.mngr_vps_docker.state.vps_state import VpsState, read_vps_state
@@ -111,7 +111,7 @@ def with_no_answer(
         since=datetime.now(UTC) if before is None else before.since,
         is_silent=not isinstance(problem, SshdDownError),
     )
-    return replace(found, entry=noted(context, observed.entry, unreachable=unreachable))
+    return replace(found, entry=save(context, observed.entry, lambda entry: replace(entry, unreachable=unreachable)))
 
 
 def is_unreachable(problem: Exception | None) -> bool:
@@ -125,7 +125,7 @@ def _answered(context: ProviderContext, observed: ObservedHost) -> ObservedHost:
     context.waited_seconds.pop(observed.host_id, None)
     if observed.entry.unreachable is None:
         return observed
-    return replace(observed, entry=noted(context, observed.entry, unreachable=None))
+    return replace(observed, entry=save(context, observed.entry, lambda entry: replace(entry, unreachable=None)))
 
 
 @contextmanager
@@ -137,23 +137,27 @@ def _as_host_error() -> Iterator[None]:
         raise VpsDockerError(f"a file of this machine is in the way: {error}") from error
 
 
-def noted(
-    context: ProviderContext, entry: LocalHostRecord, *, is_new: bool = False, **found: object
+def save(
+    context: ProviderContext,
+    entry: LocalHostRecord,
+    change: Callable[[LocalHostRecord], LocalHostRecord],
+    *,
+    is_new: bool = False,
 ) -> LocalHostRecord:
-    """The entry with what was ``found``, on disk too.
+    """Apply ``change``, which sets what was found of a host, to ``entry``, and to what is on disk if that differs.
 
-    Where it is there no more, another process has destroyed the host, and it stays away unless it ``is_new``: not
-    there before either. A disk that takes nothing keeps nobody from seeing his hosts.
+    If nothing is on disk, another process has destroyed the host, and it stays so unless the host ``is_new`` here.
+    Write errors (disk full) are logged; listing still works.
     """
-    changed = entry.model_copy(update=found)
+    changed = change(entry)
     try:
         before = context.local_store.read(entry.host_id)
         if before is None and is_new:
             context.local_store.write(changed)
-        elif before is not None and before.model_copy(update=found).on_disk != before:
-            context.local_store.update(entry.host_id, **found)
+        elif before is not None and change(before).on_disk != before:
+            context.local_store.update(entry.host_id, change)
     except OSError as error:
-        logger.warning("What was seen of host {} is not noted on this machine: {}", entry.host_name, error)
+        logger.warning("What was seen of host {} is not saved on this machine: {}", entry.host_name, error)
     return changed
 
 
@@ -170,7 +174,7 @@ def accept_reported_name(context: ProviderContext, observed: ObservedHost, taken
     if not _HOST_NAME.fullmatch(name) or name in taken:
         logger.warning("Host {} says that it is called {!r}, which it cannot be", known, name)
         return observed
-    return replace(observed, entry=noted(context, observed.entry, host_name=name))
+    return replace(observed, entry=save(context, observed.entry, lambda entry: replace(entry, host_name=name)))
 
 
 def unless_destroyed(context: ProviderContext, observed: ObservedHost) -> ObservedHost:
@@ -191,15 +195,15 @@ def with_attendance(context: ProviderContext, observed: ObservedHost) -> Observe
     if not entry.awaits_agent or entry.phase is not HostPhase.READY or observed.is_gone:
         return observed
     if observed.known_agents:
-        return replace(observed, entry=noted(context, entry, awaits_agent=False, failure_reason=None))
+        entry = save(context, entry, lambda entry: replace(entry, awaits_agent=False, failure_reason=None))
+        return replace(observed, entry=entry)
     if context.local_store.is_attended(entry.host_id):
         return observed
     # That process may have ended after the note was read, and have made an agent before.
     current = context.local_store.read(entry.host_id)
     if current is None or not current.awaits_agent:
-        return replace(observed, entry=entry.model_copy(update={"awaits_agent": False}))
-    failure = {"failure_reason": current.failure_reason}
-    return replace(observed, entry=entry.model_copy(update=failure), is_abandoned=True)
+        return replace(observed, entry=replace(entry, awaits_agent=False))
+    return replace(observed, entry=replace(entry, failure_reason=current.failure_reason), is_abandoned=True)
 
 
 def _connection(
@@ -221,15 +225,17 @@ def _container_name(context: ProviderContext, observed: ObservedHost) -> str:
 
 
 def _remember(context: ProviderContext, found: ObservedHost) -> LocalHostRecord:
-    """Note what was seen of a host, and nothing else: another process may be destroying it."""
-    return noted(
-        context,
-        found.entry,
-        is_new=not found.is_noted,
-        record=found.record,
-        agents=tuple(found.known_agents),
-        state=found.state,
-        vps_instance_id=found.entry.vps_instance_id,
-        vps_ip=found.entry.vps_ip,
-        gone_since=None,
-    )
+    """Save what was seen of a host, and nothing else: another process may be destroying it."""
+
+    def seen(entry: LocalHostRecord) -> LocalHostRecord:
+        return replace(
+            entry,
+            record=found.record,
+            agents=tuple(found.known_agents),
+            state=found.state,
+            vps_instance_id=found.entry.vps_instance_id,
+            vps_ip=found.entry.vps_ip,
+            gone_since=None,
+        )
+
+    return save(context, found.entry, seen, is_new=not found.is_noted)

@@ -41,7 +41,7 @@ from imbue.mngr_vps_docker.lifecycle.interruption import ending_in_order
 from imbue.mngr_vps_docker.lifecycle.names import check_name_is_free, claiming_name
 from imbue.mngr_vps_docker.lifecycle.steps import Step, run_steps
 from imbue.mngr_vps_docker.lifecycle.vps_identity import activate_host_key, generate_host_key
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, replace
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.pipeline import Pipeline
 from imbue.mngr_vps_docker.ssh.user_config import refuse_forwarding
@@ -129,7 +129,7 @@ def _is_taken_back(creation: Creation, title: str, error: BaseException) -> bool
     if os.environ.get(KEEP_FAILED_HOSTS_VARIABLE) != "1":
         logger.warning("Creating {} failed; removing what was made of it ...", creation.request.name)
         return True
-    creation.note(phase=HostPhase.FAILED, failure_reason=reason)
+    creation.save(replace(creation.entry, phase=HostPhase.FAILED, failure_reason=reason))
     logger.warning(
         "Creating {} failed and {}=1 keeps it, so its VPS goes on costing money. Remove it: {}",
         creation.request.name,
@@ -151,14 +151,14 @@ def _claim_name(creation: Creation) -> None:
 def _upload_key(creation: Creation) -> None:
     public_key = creation.context.keys.vps_client_key().public_key
     key_id = creation.context.client.upload_ssh_key(creation.entry.ssh_key_name or "", public_key)
-    creation.note(ssh_key_id=key_id)
+    creation.save(replace(creation.entry, ssh_key_id=key_id))
 
 
 def _order_instance(creation: Creation) -> None:
     context, request = creation.context, creation.request
     host_key = context.keys.create_vps_host_key(request.host_id)
     tags = {HOST_ID_TAG: request.host_id, PROVIDER_TAG: context.provider_name, HOST_NAME_TAG: request.name}
-    creation.note(is_vps_ordered=True, vps_ordered_at=datetime.now(UTC))
+    creation.save(replace(creation.entry, is_vps_ordered=True, vps_ordered_at=datetime.now(UTC)))
     try:
         instance_id = context.client.create_instance(
             label=f"mngr-{request.name}",
@@ -173,9 +173,9 @@ def _order_instance(creation: Creation) -> None:
         )
     except VpsApiError as error:
         if error.is_refusal:
-            creation.note(is_vps_ordered=False)
+            creation.save(replace(creation.entry, is_vps_ordered=False))
         raise
-    creation.note(vps_instance_id=VpsInstanceId(instance_id))
+    creation.save(replace(creation.entry, vps_instance_id=VpsInstanceId(instance_id)))
 
 
 def _wait_until_active(creation: Creation) -> None:
@@ -184,7 +184,7 @@ def _wait_until_active(creation: Creation) -> None:
     if instance_id is None:
         raise VpsProvisioningError("The cloud gave the new VPS no id")
     address = context.client.wait_for_instance_active(instance_id, context.config.vps_boot_timeout)
-    creation.note(vps_ip=address)
+    creation.save(replace(creation.entry, vps_ip=address))
     context.pin_vps(creation.host_id, address, context.keys.vps_host_key(creation.host_id).public_key)
 
 
@@ -297,7 +297,7 @@ def _take_key_back(creation: Creation) -> None:
                 return
             time.sleep(pause_seconds)
         else:
-            creation.entry = creation.entry.model_copy(update={"ssh_key_id": None, "ssh_key_name": None})
+            creation.entry = replace(creation.entry, ssh_key_id=None, ssh_key_name=None)
             return
 
 
@@ -325,7 +325,7 @@ def _write_record(creation: Creation) -> None:
     )
     context.store(context.vps(creation.address, creation.host_id)).write_host_record(record)
     creation.record = record
-    creation.note(phase=HostPhase.READY, record=record, awaits_agent=True)
+    creation.save(replace(creation.entry, phase=HostPhase.READY, record=record, awaits_agent=True))
 
 
 def _certified_data(creation: Creation) -> CertifiedHostData:
@@ -358,7 +358,7 @@ def _delete_instance(creation: Creation) -> None:
     if creation.entry.is_vps_ordered:
         _undo(delete_instance_of)(creation)
         # Should something else be left, the host is not to count as destroyed because its VPS is.
-        creation.note(vps_instance_id=None, is_vps_ordered=False)
+        creation.save(replace(creation.entry, vps_instance_id=None, is_vps_ordered=False))
 
 
 def _delete_key(creation: Creation) -> None:
@@ -372,7 +372,7 @@ def _forget_unless_something_is_left(creation: Creation) -> None:
         forget_host(creation.context, creation.entry)
         return
     creation.leftovers.append(f"Try again to remove it: {HOW_TO_REMOVE}")
-    creation.note(phase=HostPhase.FAILED, failure_reason=". ".join(creation.leftovers))
+    creation.save(replace(creation.entry, phase=HostPhase.FAILED, failure_reason=". ".join(creation.leftovers)))
 
 
 # In this order whatever is billed is undone first, and what remembers it is forgotten last.

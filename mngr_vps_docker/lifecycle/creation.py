@@ -61,10 +61,9 @@ class Creation:
         """The id of the host that is being made."""
         return self.request.host_id
 
-    def note(self, **changes: object) -> None:
+    def save(self, entry: LocalHostRecord) -> None:
         """Put what is now known of the host on disk, before anything else is done."""
-        self.entry = self.entry.model_copy(update=changes)
-        self.context.local_store.write(self.entry)
+        self.entry = self.context.local_store.write(entry)
 
     def begin_image_work(self, title: str, work: Callable[[], str]) -> None:
         """Have the image prepared in the background from now on, until ``stop_image_work``."""

@@ -8,6 +8,7 @@ from imbue.mngr_vps_docker.hosts.cloud_resources import delete_instance_of, dele
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.steps import Step, run_steps
+from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.text import logger
 
@@ -65,7 +66,7 @@ def forget_host(context: ProviderContext, entry: LocalHostRecord) -> None:
 def _note(destruction: Destruction) -> None:
     context, entry = destruction.context, destruction.entry
     try:
-        context.local_store.write(entry.model_copy(update={"phase": HostPhase.DESTROYING}))
+        context.local_store.write(replace(entry, phase=HostPhase.DESTROYING))
     except OSError as error:
         # Such as a full disk. What is billed goes all the same, and the note as it was still tells of it.
         logger.warning("It cannot be noted that {} is being destroyed: {}", entry.host_name, error)

@@ -29,6 +29,7 @@ from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.checks import check_tags
 from imbue.mngr_vps_docker.lifecycle.container import certified_data_json
 from imbue.mngr_vps_docker.lifecycle.names import claiming_name
+from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.pipeline import Pending, Pipeline
 from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
@@ -44,19 +45,6 @@ from imbue.mngr_vps_docker.text import logger
 from imbue.mngr_vps_docker.untrusted import UnusableDataError, json_object
 
 _MOST_ATTEMPTS: Final = 20
-RECORD_OWNED_FIELDS = frozenset(
-    {
-        "host_id",
-        "host_name",
-        "user_tags",
-        "snapshots",
-        "image",
-        "stop_reason",
-        "failure_reason",
-        "build_log",
-        "created_at",
-    }
-)
 
 
 def update_record(
@@ -68,13 +56,8 @@ def update_record(
     """
     last_seen = (context.local_store.read(observed.host_id) or observed.entry).record
     record = _store(context, observed).update_host_record(observed.host_id, change, last_seen=last_seen)
-    context.local_store.update(observed.host_id, record=record)
+    context.local_store.update(observed.host_id, lambda known: replace(known, record=record))
     return record
-
-
-def update_certified_data(context: ProviderContext, observed: ObservedHost, **changes: object) -> VpsDockerHostRecord:
-    """Set record-owned fields of a host's certified data, in the record and in data.json."""
-    return change_certified_data(context, observed, lambda data: data.model_copy(update=changes))
 
 
 def change_certified_data(
@@ -83,8 +66,8 @@ def change_certified_data(
     """Let ``change`` compute new record-owned fields from the current ones, in the record and in data.json."""
 
     def with_change(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
-        data = change(record.certified_host_data).model_copy(update={"updated_at": datetime.now(UTC)})
-        return record.model_copy(update={"certified_host_data": data})
+        data = replace(change(record.certified_host_data), updated_at=datetime.now(UTC))
+        return replace(record, certified_host_data=data)
 
     with _changing_data_json(context, observed):
         for attempt in range(_MOST_ATTEMPTS):
@@ -144,17 +127,16 @@ class PlannedChange:
         """Return the record with the change; where the pipeline found other content, make the change by asking."""
         if self._record is None or not all(result.value for result in self._results):
             return change_certified_data(self._context, self._observed, self._change)
-        self._context.local_store.update(self._observed.host_id, record=self._record)
-        return self._record
+        record = self._record
+        self._context.local_store.update(self._observed.host_id, lambda known: replace(known, record=record))
+        return record
 
 
 def _changed_record(record: VpsDockerHostRecord, change: CertifiedDataChange) -> VpsDockerHostRecord:
     changed = change(record.certified_host_data)
     if changed == record.certified_host_data:
         return record
-    return record.model_copy(
-        update={"certified_host_data": changed.model_copy(update={"updated_at": datetime.now(UTC)})}
-    )
+    return replace(record, certified_host_data=replace(changed, updated_at=datetime.now(UTC)))
 
 
 def rename_host(
@@ -162,8 +144,8 @@ def rename_host(
 ) -> VpsDockerHostRecord:
     """Give a host another name, unless one of ``others`` has it or is being given it: HostNameConflictError."""
     with claiming_name(context, name, observed.host_id, others):
-        record = update_certified_data(context, observed, host_name=str(name))
-        context.local_store.update(observed.host_id, host_name=str(name))
+        record = change_certified_data(context, observed, lambda data: replace(data, host_name=str(name)))
+        context.local_store.update(observed.host_id, lambda known: replace(known, host_name=str(name)))
         return record
 
 
@@ -175,7 +157,7 @@ def change_tags(
     def with_tags(data: CertifiedHostData) -> CertifiedHostData:
         tags = change(dict(data.user_tags))
         check_tags(tags)
-        return data.model_copy(update={"user_tags": tags})
+        return replace(data, user_tags=tags)
 
     return change_certified_data(context, observed, with_tags)
 
@@ -197,12 +179,23 @@ def _with_change(
     change: CertifiedDataChange, data_json: CertifiedHostData | None, record: VpsDockerHostRecord
 ) -> VpsDockerHostRecord:
     owner = record.certified_host_data
-    changed = change(data_json or owner).model_copy(update={"updated_at": datetime.now(UTC)})
-    return record.model_copy(update={"certified_host_data": _with_owned_fields(changed, owner)})
+    changed = replace(change(data_json or owner), updated_at=datetime.now(UTC))
+    return replace(record, certified_host_data=_with_owned_fields(changed, owner))
 
 
 def _with_owned_fields(data: CertifiedHostData, owner: CertifiedHostData) -> CertifiedHostData:
-    return data.model_copy(update={name: getattr(owner, name) for name in RECORD_OWNED_FIELDS})
+    return replace(
+        data,
+        host_id=owner.host_id,
+        host_name=owner.host_name,
+        user_tags=owner.user_tags,
+        snapshots=owner.snapshots,
+        image=owner.image,
+        stop_reason=owner.stop_reason,
+        failure_reason=owner.failure_reason,
+        build_log=owner.build_log,
+        created_at=owner.created_at,
+    )
 
 
 def _changed_by_others(observed: ObservedHost) -> VpsDockerError:
@@ -271,7 +264,7 @@ def _replace_data_json(
 
 def _content(data: CertifiedHostData) -> bytes:
     """What is in a host's data.json. To a host that reads it there is nothing to say about a stop."""
-    return certified_data_json(data.model_copy(update={"stop_reason": None})).encode()
+    return certified_data_json(replace(data, stop_reason=None)).encode()
 
 
 def _write_on_volume(context: ProviderContext, observed: ObservedHost, path: str, content: str) -> None:

@@ -28,6 +28,7 @@ from imbue.mngr_vps_docker.lifecycle.container import (
     setup_command,
 )
 from imbue.mngr_vps_docker.lifecycle.metadata import PlannedChange, update_record
+from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.ssh.pipeline import Pipeline
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
 from imbue.mngr_vps_docker.text import logger
@@ -45,7 +46,7 @@ def stop_host(context: ProviderContext, observed: ObservedHost, *, timeout_secon
     container = config.container_name
 
     def with_stop_reason(data: CertifiedHostData) -> CertifiedHostData:
-        return data.model_copy(update={"stop_reason": HostState.STOPPED.value})
+        return replace(data, stop_reason=HostState.STOPPED.value)
 
     change = PlannedChange(context, observed, with_stop_reason, is_in_data_json=False)
     pipeline = Pipeline(context.vps(address, observed.host_id), f"stop container {container}")
@@ -59,7 +60,7 @@ def stop_host(context: ProviderContext, observed: ObservedHost, *, timeout_secon
     except NoSuchContainerError:
         return
     change.finish()
-    context.local_store.update(observed.host_id, state=HostState.STOPPED)
+    context.local_store.update(observed.host_id, lambda known: replace(known, state=HostState.STOPPED))
 
 
 def start_host(
@@ -96,7 +97,7 @@ def _bring_up(context: ProviderContext, observed: ObservedHost, address: str, co
     container, host_id = config.container_name, observed.host_id
 
     def without_stop_reason(data: CertifiedHostData) -> CertifiedHostData:
-        return data.model_copy(update={"stop_reason": None})
+        return replace(data, stop_reason=None)
 
     change = PlannedChange(context, observed, without_stop_reason, is_in_data_json=False)
     pipeline = Pipeline(context.vps(address, host_id), f"start container {container}")
@@ -110,7 +111,7 @@ def _bring_up(context: ProviderContext, observed: ObservedHost, address: str, co
     record = change.finish()
     record = _with_container(context, observed.with_record(record), found)
     enter_container(context, address=address, host_id=host_id, container=container)
-    context.local_store.update(host_id, state=HostState.RUNNING)
+    context.local_store.update(host_id, lambda known: replace(known, state=HostState.RUNNING))
     return observed.started(record, found)
 
 
@@ -121,9 +122,9 @@ def _with_container(context: ProviderContext, observed: ObservedHost, found: Con
     """
 
     def naming_it(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
-        running = {"image": found.image, "is_container_behind_vps": is_behind_vps(found)}
-        config = record.config and record.config.model_copy(update=running)
-        return record.model_copy(update={"container_id": found.id, "config": config})
+        behind_vps = is_behind_vps(found)
+        config = record.config and replace(record.config, image=found.image, is_container_behind_vps=behind_vps)
+        return replace(record, container_id=found.id, config=config)
 
     record = observed.record
     if record is not None and naming_it(record) == record:
@@ -162,7 +163,7 @@ def _replace_container(
     def made_from(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
         now = record.config or config
         chosen = image or now.image or context.config.default_image
-        return record.model_copy(update={"config": now.model_copy(update={"image": chosen})})
+        return replace(record, config=replace(now, image=chosen))
 
     record = update_record(context, observed, made_from)
     wanted = (record.config or config).image or context.config.default_image

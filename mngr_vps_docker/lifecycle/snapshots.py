@@ -23,6 +23,7 @@ from imbue.mngr_vps_docker.lifecycle.container import locked
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
 from imbue.mngr_vps_docker.lifecycle.metadata import PlannedChange, change_certified_data
 from imbue.mngr_vps_docker.lifecycle.power import SNAPSHOT_REPOSITORY, remove_snapshot_image
+from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.ssh.pipeline import Pipeline
 from imbue.mngr_vps_docker.text import excerpt, logger
 
@@ -45,7 +46,7 @@ def create_snapshot(context: ProviderContext, observed: ObservedHost, name: Snap
     def with_snapshot(data: CertifiedHostData) -> CertifiedHostData:
         others = [other for other in data.snapshots if other.id != image]
         _check_name(observed, name, others)
-        return data.model_copy(update={"snapshots": [*others, snapshot]})
+        return replace(data, snapshots=[*others, snapshot])
 
     change = PlannedChange(context, observed, with_snapshot)
     docker = context.docker(address, observed.host_id)
@@ -76,7 +77,7 @@ def delete_snapshot(context: ProviderContext, observed: ObservedHost, snapshot_i
         raise SnapshotNotFoundError(snapshot_id)
 
     def without_snapshot(data: CertifiedHostData) -> CertifiedHostData:
-        return data.model_copy(update={"snapshots": [kept for kept in data.snapshots if kept.id != snapshot_id]})
+        return replace(data, snapshots=[kept for kept in data.snapshots if kept.id != snapshot_id])
 
     record = change_certified_data(context, observed, without_snapshot)
     docker = context.docker(address, observed.host_id)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
+from imbue.mngr_vps_docker.primitives import replace
 
 type CertifiedDataChange = Callable[[CertifiedHostData], CertifiedHostData]
 
@@ -32,6 +33,6 @@ def change_between(before: CertifiedHostData, after: CertifiedHostData) -> Certi
             changed["plugin"] = kept | {
                 name: data for name, data in after.plugin.items() if data != before.plugin.get(name)
             }
-        return current.model_copy(update=changed)
+        return replace(current, **changed)
 
     return change

@@ -5,7 +5,7 @@ truth: the truth of a finished host is the record on its VPS, and the truth of w
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from enum import auto
@@ -19,7 +19,7 @@ from imbue.imbue_common.frozen_model import FrozenModel
 from imbue.mngr.primitives import HostId, HostState
 from imbue.mngr_vps_docker.docker.run_options import without_values
 from imbue.mngr_vps_docker.files import is_locked, locked, remove_folder, write_atomically
-from imbue.mngr_vps_docker.primitives import HOST_ID_PATTERN, UtcDatetime, VpsInstanceId
+from imbue.mngr_vps_docker.primitives import HOST_ID_PATTERN, UtcDatetime, VpsInstanceId, replace
 from imbue.mngr_vps_docker.state.agent_data import valid_agents
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.text import data_without_passwords, logger
@@ -89,11 +89,11 @@ class LocalHostRecord(FrozenModel):
     @property
     def on_disk(self) -> Self:
         """The entry as it is written: without passwords in URLs and values of ``--env``, which the VPS keeps."""
-        shown = self.model_copy(update={"agents": tuple(data_without_passwords(self.agents))})
-        if self.record is None or self.record.config is None:
-            return shown
-        config = self.record.config.model_copy(update={"start_args": without_values(self.record.config.start_args)})
-        return shown.model_copy(update={"record": self.record.model_copy(update={"config": config})})
+        record = self.record
+        if record is not None and record.config is not None:
+            config = replace(record.config, start_args=without_values(record.config.start_args))
+            record = replace(record, config=config)
+        return replace(self, agents=tuple(data_without_passwords(self.agents)), record=record)
 
     @property
     def is_silent(self) -> bool:
@@ -143,11 +143,11 @@ class LocalHostStore:
         with locked(self._lock_path(entry.host_id, _NOTE)):
             return self._put(entry)
 
-    def update(self, host_id: HostId, **changes: object) -> LocalHostRecord | None:
-        """Change some fields of an entry; None where there is no entry to change."""
+    def update(self, host_id: HostId, change: Callable[[LocalHostRecord], LocalHostRecord]) -> LocalHostRecord | None:
+        """Write what ``change`` makes of an entry; None where there is no entry to change."""
         with self.alone(host_id, _NOTE) as is_known:
             entry = self.read(host_id) if is_known else None
-            return None if entry is None else self._put(entry.model_copy(update=changes))
+            return None if entry is None else self._put(change(entry))
 
     def forget(self, host_id: HostId) -> None:
         """Remove everything that this machine keeps of a host, its keys too; one that is not known is no error."""
@@ -202,7 +202,7 @@ class LocalHostStore:
         """Note that the host has an agent, so that it is finished for good."""
         entry = self.read(host_id)
         if entry is not None and entry.awaits_agent:
-            self.update(host_id, awaits_agent=False, failure_reason=None)
+            self.update(host_id, lambda known: replace(known, awaits_agent=False, failure_reason=None))
         self._stop_awaiting(host_id)
 
     def note_failure(self, host_id: HostId, reason: str) -> None:
@@ -213,7 +213,7 @@ class LocalHostStore:
         if self._lock_path(host_id, _FIRST_AGENT) in _AWAITING:
             entry = self.read(host_id)
             if entry is not None and entry.failure_reason is None:
-                self.update(host_id, failure_reason=reason)
+                self.update(host_id, lambda known: replace(known, failure_reason=reason))
 
     def is_attended(self, host_id: HostId) -> bool:
         """Whether a live process on this machine is creating or destroying the host, or making its first agent."""

@@ -15,7 +15,7 @@ from imbue.imbue_common.frozen_model import FrozenModel
 from imbue.mngr.interfaces.data_types import CertifiedHostData, HostConfig
 from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.errors import HostRecordError
-from imbue.mngr_vps_docker.primitives import VpsInstanceId, is_image_reference
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, is_image_reference, replace
 from imbue.mngr_vps_docker.untrusted import UnusableDataError, describe_invalid, json_object, parse_utc
 
 SCHEMA_VERSION: Final = 1
@@ -132,8 +132,8 @@ def _believable(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
         parse_utc(snapshot.created_at)
         if len(snapshot.id) > _LONGEST_IMAGE or not is_image_reference(snapshot.id):
             raise UnusableDataError("the id of a snapshot is none")
-    times = {"created_at": parse_utc(data.created_at), "updated_at": parse_utc(data.updated_at)}
-    return record.model_copy(update={_CERTIFIED: data.model_copy(update=times)})
+    data = replace(data, created_at=parse_utc(data.created_at), updated_at=parse_utc(data.updated_at))
+    return replace(record, certified_host_data=data)
 
 
 def encode_agent_data(agent_data: Mapping[str, object]) -> bytes:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,7 +18,7 @@ from imbue.mngr.hosts.offline_host import OfflineHost
 from imbue.mngr.primitives import HostId, HostName, HostState
 from imbue.mngr_vps_docker.errors import VpsApiError, VpsConnectionError, VpsDockerError, VpsProvisioningError
 from imbue.mngr_vps_docker.hosts.vps_reader import MAX_PARALLEL_READINGS
-from imbue.mngr_vps_docker.primitives import VpsInstanceId
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, replace
 from imbue.mngr_vps_docker.state import keys, local_store
 from imbue.mngr_vps_docker.state.local_store import HostPhase
 from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
@@ -104,7 +103,7 @@ def test_an_answer_is_discarded_if_the_local_record_changed(world: World, is_ask
 
     def rename(_purpose: str) -> None:
         if not is_asked.is_set():
-            local_store.update(entry.host_id, host_name="renamed")
+            local_store.update(entry.host_id, lambda known: replace(known, host_name="renamed"))
         is_asked.set()
 
     vps.before_command = rename
@@ -217,7 +216,12 @@ def test_the_next_command_deletes_an_uploaded_key_that_create_left(world: World)
     world.arrange(host_id, CASES["stopped with an agent"])
     world.cloud.add_key(host_id, LONG_AGO)
     local_store = world.local_store
-    local_store.update(host_id, ssh_key_id=f"key of {host_id}", ssh_key_name=world.cloud.keys[f"key of {host_id}"])
+    local_store.update(
+        host_id,
+        lambda known: replace(
+            known, ssh_key_id=f"key of {host_id}", ssh_key_name=world.cloud.keys[f"key of {host_id}"]
+        ),
+    )
     busy = FaultyClient(real=world.cloud, faults=(Fault("delete_ssh_key", VpsApiError(503, "busy")),))
     assert states(world.process(busy)) == {host_id: HostState.STOPPED}
     assert len(world.cloud.keys) == 1
@@ -278,7 +282,9 @@ def test_listing_does_not_overwrite_the_phase_of_a_host_being_destroyed(world: W
     world.arrange(host_id, CASES["stopped with an agent"])
     local_store = world.local_store
     machine = world.vps(host_id)
-    machine.before_command = lambda _purpose: local_store.update(host_id, phase=HostPhase.DESTROYING)
+    machine.before_command = lambda _purpose: local_store.update(
+        host_id, lambda known: replace(known, phase=HostPhase.DESTROYING)
+    )
     states(world.process())
     entry = local_store.read(host_id)
     assert entry is not None

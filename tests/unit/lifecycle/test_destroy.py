@@ -13,7 +13,7 @@ from imbue.mngr_vps_docker.errors import VpsApiError, VpsDockerError, VpsProvisi
 from imbue.mngr_vps_docker.hosts import cloud_resources
 from imbue.mngr_vps_docker.hosts.cloud_resources import key_name
 from imbue.mngr_vps_docker.lifecycle.destroy import destroy_host
-from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus
+from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus, replace
 from imbue.mngr_vps_docker.ssh import known_hosts
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.state import local_store as journals
@@ -60,7 +60,10 @@ def test_destroy_uses_what_the_owner_of_the_host_saved(world: World, host_id: Ho
     context = world.context
     seen = ordered(world, host_id, is_vps_ordered=False)
     world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
-    context.local_store.update(host_id, is_vps_ordered=True, vps_instance_id=VpsInstanceId(ADDRESS), vps_ip=ADDRESS)
+    context.local_store.update(
+        host_id,
+        lambda known: replace(known, is_vps_ordered=True, vps_instance_id=VpsInstanceId(ADDRESS), vps_ip=ADDRESS),
+    )
     destroy_host(context, seen)
     check_that_nothing_is_left(world)
 

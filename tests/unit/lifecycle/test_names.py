@@ -8,6 +8,7 @@ import pytest
 from imbue.mngr.errors import HostNameConflictError
 from imbue.mngr.primitives import HostId, HostName
 from imbue.mngr_vps_docker.errors import VpsApiError, VpsProvisioningError
+from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.local_store import LocalHostRecord, LocalHostStore
 from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
 from support.provider import states
@@ -83,6 +84,6 @@ def test_a_name_that_is_given_up_elsewhere_is_free(world: World) -> None:
     world.arrange(host_id, CASES["stopped with an agent"])
     local_store = world.local_store
     states(world.process())
-    entry = local_store.update(host_id, host_name=NEW)
+    entry = local_store.update(host_id, lambda known: replace(known, host_name=NEW))
     assert entry is not None and entry.record is not None
     assert create(world) is VpsProvisioningError

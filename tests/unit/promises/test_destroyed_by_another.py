@@ -11,6 +11,7 @@ from loguru import logger
 from imbue.mngr.primitives import HostId, HostState
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
+from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state import local_store as journals
 from imbue.mngr_vps_docker.state.local_store import HostPhase
 from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
@@ -33,7 +34,7 @@ def being_destroyed(world: World, host_id: HostId) -> Iterator[None]:
     """As while another process waits for the cloud."""
     local_store = world.local_store
     with local_store.owned(host_id):
-        local_store.update(host_id, phase=HostPhase.DESTROYING)
+        local_store.update(host_id, lambda known: replace(known, phase=HostPhase.DESTROYING))
         world.network.machines.clear()
         yield
 
@@ -85,10 +86,10 @@ def test_gc_passes_over_a_host_that_is_destroyed_while_it_looks(
     world: World, host_id: HostId, warnings: list[str]
 ) -> None:
     with being_destroyed(world, host_id):
-        world.local_store.update(host_id, phase=HostPhase.READY)
+        world.local_store.update(host_id, lambda known: replace(known, phase=HostPhase.READY))
 
         def destroy(listed: object) -> object:
-            world.local_store.update(host_id, phase=HostPhase.DESTROYING)
+            world.local_store.update(host_id, lambda known: replace(known, phase=HostPhase.DESTROYING))
             return listed
 
         client = FaultyClient(real=world.cloud, faults=(Fault("find_instances", transform=destroy),))

@@ -11,6 +11,7 @@ from imbue.mngr.api.gc import gc_machines
 from imbue.mngr.errors import MngrError
 from imbue.mngr.interfaces.data_types import SnapshotRecord
 from imbue.mngr.primitives import AgentId, ErrorBehavior, HostId, HostState, SnapshotId, VolumeId
+from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.local_store import HostPhase
 from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
 from support.builders import LONG_AGO
@@ -45,7 +46,7 @@ def test_gc_keeps_a_host_whose_create_ends_during_the_listing(world: World) -> N
     world.add_agent(host_id)
 
     def end_create(listed: object) -> object:
-        local_store.update(host_id, phase=HostPhase.READY)
+        local_store.update(host_id, lambda known: replace(known, phase=HostPhase.READY))
         create.__exit__(None, None, None)
         return listed
 
@@ -104,7 +105,7 @@ def test_the_keys_of_a_host_outlive_a_wrong_answer_of_the_cloud(world: World) ->
     assert entry.gone_since is None
     world.cloud.instances.clear()
     states(world.process())
-    local_store.update(host_id, gone_since=datetime.now(UTC) - timedelta(days=8))
+    local_store.update(host_id, lambda known: replace(known, gone_since=datetime.now(UTC) - timedelta(days=8)))
     collect_garbage(world.process())
     assert not world.local_record_path(host_id).parent.exists()
 
@@ -126,7 +127,9 @@ def test_the_snapshots_of_a_host_that_is_gone_went_with_it(world: World) -> None
     assert entry.record is not None
     snapshots = [SnapshotRecord(id="mngr-snapshot:1", name="s1", created_at="2020-01-01T00:00:00+00:00")]
     data = entry.record.certified_host_data.model_copy(update={"snapshots": snapshots})
-    local_store.update(host_id, record=entry.record.model_copy(update={"certified_host_data": data}))
+    local_store.update(
+        host_id, lambda known: replace(known, record=entry.record.model_copy(update={"certified_host_data": data}))
+    )
     collect_garbage(world.process())
     process = world.process()
     assert process.list_snapshots(host_id) == []

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from imbue.mngr.primitives import AgentId, HostId, HostState
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.hosts.timings import Patience, Timings
+from imbue.mngr_vps_docker.primitives import replace
 from support.builders import LONG_AGO
 from support.memory_provider import MemoryProvider
 from support.provider import states
@@ -177,7 +177,7 @@ def test_a_package_that_lists_by_itself_waits_no_longer(world: World, silent: Ho
 
 def test_agents_of_a_silent_host_stay_known(world: World, silent: HostId) -> None:
     agent = {"id": AgentId.generate(), "name": "a1"}
-    world.local_store.update(silent, agents=(agent,))
+    world.local_store.update(silent, lambda known: replace(known, agents=(agent,)))
     for _ in range(2):
         assert world.listed()[silent] == ["a1"]
     assert states(world.process())[silent] is HostState.RUNNING

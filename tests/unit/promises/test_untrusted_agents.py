@@ -18,6 +18,7 @@ from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.hosts.listing import Listing, parse_listing
 from imbue.mngr_vps_docker.hosts.observed_host import NO_COMMAND
 from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
+from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.local_store import HostPhase
 from imbue.mngr_vps_docker.text import printable_data
 from support.world import World, agent_names, discovered, rows
@@ -118,7 +119,9 @@ def test_an_agent_without_a_name_is_shown_under_the_one_that_mngr_kept(world: Wo
 
 def test_agents_saved_by_earlier_versions_are_validated(world: World, corrupted: HostId, healthy: HostId) -> None:
     local_store = world.local_store
-    local_store.update(corrupted, agents=({"id": ID, "name": "kept"}, {"id": ID, "name": 5}))
+    local_store.update(
+        corrupted, lambda known: replace(known, agents=({"id": ID, "name": "kept"}, {"id": ID, "name": 5}))
+    )
     world.network.machines.pop(world.address(corrupted))
     assert world.listed() == {corrupted: ["kept"], healthy: ["kept"]}
     world.rows()
@@ -132,8 +135,11 @@ def test_half_a_character_costs_that_character_only(world: World, corrupted: Hos
 @pytest.mark.parametrize("host_name", ["h1", "h.1", "a b\x1b[2J", " ", "é", "-"])
 def test_an_unfinished_host_is_shown_by_an_agent_of_its_name(world: World, corrupted: HostId, host_name: str) -> None:
     local_store = world.local_store
-    local_store.update(corrupted, phase=HostPhase.FAILED, failure_reason="\x1b[2Jno room", agents=(), record=None)
-    local_store.update(corrupted, host_name=host_name)
+    local_store.update(
+        corrupted,
+        lambda known: replace(known, phase=HostPhase.FAILED, failure_reason="\x1b[2Jno room", agents=(), record=None),
+    )
+    local_store.update(corrupted, lambda known: replace(known, host_name=host_name))
     host, (agent,) = world.rows()[corrupted]
     assert (host.state, agent.command, agent.type) == (HostState.FAILED, NO_COMMAND, "unfinished-host")
     assert (host.name.isprintable(), host.failure_reason) == (True, r"\x1b[2Jno room")

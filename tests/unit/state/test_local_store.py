@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from imbue.mngr.primitives import HostId
+from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.keys import ProviderKeys
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord, LocalHostStore
 
@@ -35,13 +36,13 @@ def test_an_entry_is_read_back_as_it_was_written(local_store: LocalHostStore) ->
 
 def test_an_unknown_host_has_no_local_record(local_store: LocalHostStore) -> None:
     assert local_store.read(HostId.generate()) is None
-    assert local_store.update(HostId.generate(), vps_ip="192.0.2.1") is None
+    assert local_store.update(HostId.generate(), lambda known: replace(known, vps_ip="192.0.2.1")) is None
     assert local_store.read_all() == []
 
 
 def test_an_update_changes_only_what_it_names(local_store: LocalHostStore) -> None:
     written = local_store.write(entry())
-    local_store.update(written.host_id, vps_ip="192.0.2.1")
+    local_store.update(written.host_id, lambda known: replace(known, vps_ip="192.0.2.1"))
     assert local_store.read(written.host_id) == written.model_copy(update={"vps_ip": "192.0.2.1"})
 
 
@@ -64,7 +65,7 @@ def test_only_a_write_replaces_a_torn_file_and_keeps_a_copy(local_store: LocalHo
     path = tmp_path / "hosts" / written.host_id / "host.json"
     path.write_bytes(b"torn")
     assert local_store.read(written.host_id) is None
-    assert local_store.update(written.host_id, vps_ip="192.0.2.1") is None
+    assert local_store.update(written.host_id, lambda known: replace(known, vps_ip="192.0.2.1")) is None
     assert path.read_bytes() == b"torn"
     local_store.write(written)
     assert (local_store.read(written.host_id), local_store.unreadable_entries()) == (written, [])
@@ -119,7 +120,7 @@ def test_forgetting_a_host_leaves_nothing(local_store: LocalHostStore, tmp_path:
 def test_nothing_that_comes_too_late_brings_a_forgotten_host_back(local_store: LocalHostStore, tmp_path: Path) -> None:
     host_id = local_store.write(entry()).host_id
     local_store.forget(host_id)
-    assert local_store.update(host_id, vps_ip="192.0.2.1") is None
+    assert local_store.update(host_id, lambda known: replace(known, vps_ip="192.0.2.1")) is None
     assert not local_store.is_owned(host_id)
     with local_store.alone(host_id, "power") as is_known:
         assert not is_known
@@ -149,7 +150,7 @@ def test_a_host_may_be_forgotten_while_others_look_at_it(local_store: LocalHostS
         while not ends.is_set():
             local_store.read_all()
             local_store.unreadable_entries()
-            local_store.update(known.host_id, vps_ip="192.0.2.1")
+            local_store.update(known.host_id, lambda known: replace(known, vps_ip="192.0.2.1"))
             local_store.is_owned(known.host_id)
 
     with ThreadPoolExecutor() as pool:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pyinfra.api.host import Host as PyinfraHost
 
     from imbue.mngr_vps_docker.hosts.details import FieldGenerators, OnError
+    from imbue.mngr_vps_docker.hosts.host_access import HostAccess
     from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
     from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
     from imbue.mngr_vps_docker.state.certified_changes import CertifiedDataChange
@@ -221,7 +222,7 @@ class VpsDockerProvider(PackageHooks):
         observed = self._hosts.awaited(host_ref.host_id)
         host = self._online_host(observed) if observed.is_online else None
         return details.describe(
-            self._context, self.mngr_ctx.config, observed, host, agent_refs, field_generators, on_error
+            self._access(observed), self.mngr_ctx.config, host, agent_refs, field_generators, on_error
         )
 
     # --- snapshots ------------------------------------------------------------------------------------------------
@@ -272,7 +273,7 @@ class VpsDockerProvider(PackageHooks):
         """The host's folder of mngr, readable while the host is stopped; None while its VPS cannot be reached."""
         from imbue.mngr_vps_docker.lifecycle import volumes
 
-        return volumes.volume_for_host(self._context, self._hosts.get(_host_id(host)))
+        return volumes.volume_for_host(self._access(self._hosts.get(_host_id(host))))
 
     # --- tags and name --------------------------------------------------------------------------------------------
 
@@ -363,13 +364,17 @@ class VpsDockerProvider(PackageHooks):
         found = self._hosts.discover(is_silent_awaited=is_silent_awaited)
         return [observed for observed in found if include_destroyed or not observed.is_gone]
 
+    def _access(self, observed: "ObservedHost") -> "HostAccess":
+        from imbue.mngr_vps_docker.hosts import host_access
+
+        return host_access.HostAccess(self._context, observed)
+
     def _online_host(self, observed: "ObservedHost") -> "VpsDockerHost":
         from imbue.mngr_vps_docker.hosts import mngr_hosts
 
         return mngr_hosts.online_host(
             self,
-            self._context,
-            observed,
+            self._access(observed),
             on_host_data=self._on_host_data,
             on_sshd_down=self._on_sshd_down,
             kept_agent=self._hosts.kept_agent,

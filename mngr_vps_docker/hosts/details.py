@@ -19,9 +19,9 @@ from imbue.mngr.interfaces.data_types import AgentDetails, HostDetails
 from imbue.mngr.interfaces.host import OnlineHostInterface
 from imbue.mngr.primitives import AgentId, AgentLifecycleState, CommandString, DiscoveredAgent, DiscoveredHost, SSHInfo
 from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError, RemoteOutputError
-from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.host_access import HostAccess
 from imbue.mngr_vps_docker.hosts.listing import Listing, LiveAgent, read_listing
-from imbue.mngr_vps_docker.hosts.observed_host import NO_COMMAND, ObservedHost, list_snapshots, require_usable
+from imbue.mngr_vps_docker.hosts.observed_host import NO_COMMAND, list_snapshots
 from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.agent_data import SeenAgents, believed
@@ -34,9 +34,8 @@ type OnError = Callable[[DiscoveredAgent | DiscoveredHost, BaseException], None]
 
 
 def describe(
-    context: ProviderContext,
+    access: HostAccess,
     config: MngrConfig,
-    observed: ObservedHost,
     host: VpsDockerHost | None,
     agent_refs: Sequence[DiscoveredAgent],
     field_generators: FieldGenerators | None,
@@ -47,35 +46,37 @@ def describe(
     A host that turns out not to answer is shown as last seen. What goes wrong with one agent is handed to
     ``on_error``, if given, which may raise, and the agent is left out; else the agent is shown as last seen.
     """
+    context, observed = access.context, access.observed
     if host is not None:
         try:
             # The same machine as ``host.ssh``, waited for as briefly as in any listing.
             patience = context.timings.listing
             listing = read_listing(
-                context.container(require_usable(observed)[0], observed.host_id, patience.connect_seconds),
+                replace(access, connect_timeout_seconds=patience.connect_seconds).container,
                 host_dir=str(context.host_dir),
                 prefix=context.prefix,
                 container=observed.container,
                 timeout_seconds=patience.answer_seconds,
             )
-            row = host_details(context, observed, listing)
+            row = host_details(access, listing)
             agents = _RunningAgents(host, row, listing, config, field_generators or {})
             return row, [shown for agent in agent_refs if (shown := agents.row(agent, on_error)) is not None]
         except (HostConnectionError, RemoteCommandTimeoutError) as error:
             observed = observed.with_problem(error)
         except RemoteOutputError as error:
             observed = replace(observed, problem=error)
-    row = host_details(context, observed, None)
+    row = host_details(replace(access, observed=observed), None)
     return row, [_offline_agent(agent, row) for agent in agent_refs]
 
 
-def host_details(context: ProviderContext, observed: ObservedHost, listing: Listing | None) -> HostDetails:
+def host_details(access: HostAccess, listing: Listing | None) -> HostDetails:
     """One host's row; ``listing`` is None for a host that does not run or cannot be asked."""
+    observed = access.observed
     data = observed.certified_data
     common = HostDetails(
         id=observed.host_id,
         name=observed.name,
-        provider_name=context.provider_name,
+        provider_name=access.context.provider_name,
         state=observed.state,
         image=printable_data(data.image),
         tags=printable_data(data.user_tags),
@@ -91,7 +92,7 @@ def host_details(context: ProviderContext, observed: ObservedHost, listing: List
         boot_time=listing.boot_time,
         uptime_seconds=listing.uptime_seconds,
         resource=listing.resources,
-        ssh=_ssh_info(context, observed),
+        ssh=_ssh_info(access),
         is_locked=listing.locked_time is not None,
         locked_time=listing.locked_time,
         plugin=printable_data(live.plugin),
@@ -197,15 +198,12 @@ def _offline_agent(agent: DiscoveredAgent, details: HostDetails) -> AgentDetails
     )
 
 
-def _ssh_info(context: ProviderContext, observed: ObservedHost) -> SSHInfo | None:
-    if observed.entry.vps_ip is None:
-        return None
-    connection = context.container(observed.entry.vps_ip, observed.host_id)
-    target = connection.target
+def _ssh_info(access: HostAccess) -> SSHInfo:
+    target = access.container.target
     return SSHInfo(
         user=target.user,
         host=target.host,
         port=target.port,
         key_path=target.identity_file,
-        command=connection.ssh_command(None),
+        command=access.container.ssh_command(None),
     )

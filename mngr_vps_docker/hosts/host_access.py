@@ -1,4 +1,4 @@
-"""What every lifecycle operation of a provider needs: its names, its settings, its cloud, and ways to its machines."""
+"""What every operation needs: the provider's names, settings and cloud, and the ways to the machines of one host."""
 
 import hashlib
 import threading
@@ -10,8 +10,9 @@ from typing import Self
 from imbue.mngr.primitives import HostId, ProviderInstanceName
 from imbue.mngr_vps_docker.config import LOOPBACK_ADDRESS, VpsDockerProviderConfig
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
-from imbue.mngr_vps_docker.errors import VpsAuthenticationError
+from imbue.mngr_vps_docker.errors import VpsAuthenticationError, VpsDockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost, require_usable
 from imbue.mngr_vps_docker.hosts.timings import Timings
 from imbue.mngr_vps_docker.primitives import HOST_VOLUME_PREFIX
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
@@ -20,9 +21,10 @@ from imbue.mngr_vps_docker.ssh.gateway import by_way_of, forward
 from imbue.mngr_vps_docker.ssh.known_hosts import KnownHostsFile, address_name
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner, run_process
 from imbue.mngr_vps_docker.ssh.target import SshTarget
+from imbue.mngr_vps_docker.state.host_volume import HostVolumeOverSsh
 from imbue.mngr_vps_docker.state.keys import ProviderKeys
 from imbue.mngr_vps_docker.state.local_store import LocalHostStore
-from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
 HOST_ID_TAG = "mngr-host-id"
@@ -252,6 +254,81 @@ class ProviderContext:
                     is_gone=lambda: host_id is not None and self.local_store.is_going(host_id),
                 )
             return self._connections[target]
+
+
+@dataclass(frozen=True, slots=True)
+class HostAccess:
+    """The ways to the machines of one host; nothing is connected before a command is run.
+
+    What takes an address raises VpsDockerError for a host that has none yet. ``connect_timeout_seconds`` counts where
+    it is shorter than the ssh_connect_timeout of the settings. Tests give ``context`` a runner and timings of theirs.
+    """
+
+    context: ProviderContext
+    observed: ObservedHost
+    connect_timeout_seconds: float | None = None
+
+    @property
+    def host_id(self) -> HostId:
+        """The host's id."""
+        return self.observed.host_id
+
+    @property
+    def address(self) -> str:
+        """The address of the VPS."""
+        if self.observed.entry.vps_ip is None:
+            raise VpsDockerError(f"Host {self.observed.name} has no VPS with an address yet")
+        return self.observed.entry.vps_ip
+
+    @property
+    def config(self) -> VpsHostConfig:
+        """How the host was made; raises one clear error for a host that cannot be worked on."""
+        return require_usable(self.observed)[1]
+
+    @property
+    def container_name(self) -> str:
+        """The name of the host's container: as its record says, else as a new host's would be."""
+        made = self.observed.record and self.observed.record.config
+        return made.container_name if made else self.context.container_name(self.observed.name)
+
+    @property
+    def volume_name(self) -> str:
+        """The Docker volume of the host: as its record says, else as a new host's would be."""
+        made = self.observed.record and self.observed.record.config
+        return made.volume_name if made else self.context.host_volume_name(self.host_id)
+
+    @property
+    def vps(self) -> SshConnection:
+        """Root on the VPS."""
+        return self.context.vps(self.address, self.host_id, self.connect_timeout_seconds)
+
+    @property
+    def docker(self) -> DockerOverSsh:
+        """Docker on the VPS."""
+        return DockerOverSsh(self.vps)
+
+    @property
+    def store(self) -> VpsDockerHostStore:
+        """The host's record on the VPS."""
+        return self.context.store(self.vps)
+
+    @property
+    def volume(self) -> HostVolumeOverSsh:
+        """The host's folder of mngr, as files on the VPS: also while the container is stopped."""
+        return HostVolumeOverSsh(connection=self.vps, volume_name=self.volume_name)
+
+    @property
+    def container(self) -> SshConnection:
+        """Root in the container."""
+        return self.context.container(self.address, self.host_id, self.connect_timeout_seconds)
+
+    def pin_vps(self, *public_keys: str) -> None:
+        """Trust ``public_keys`` and no other from the VPS."""
+        self.context.pin_vps(self.host_id, self.address, *public_keys)
+
+    def pin_container(self, public_key: str) -> None:
+        """Trust ``public_key`` and no other from the container."""
+        self.context.pin_container(self.host_id, self.address, public_key)
 
 
 def _local_ports(host_id: HostId) -> list[int]:

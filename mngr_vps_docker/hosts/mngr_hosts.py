@@ -11,7 +11,7 @@ from imbue.mngr.providers.base_provider import BaseProviderInstance
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsConnectionError, VpsDockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
-from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.host_access import HostAccess, ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost, require_usable
 from imbue.mngr_vps_docker.hosts.outer_host import (
     HostDataListener,
@@ -52,25 +52,23 @@ def discovered_agents(provider: BaseProviderInstance, observed: ObservedHost) ->
 
 def online_host(
     provider: BaseProviderInstance,
-    context: ProviderContext,
-    observed: ObservedHost,
+    access: HostAccess,
     *,
     on_host_data: HostDataListener,
     on_sshd_down: SshdRepair,
     kept_agent: KeptAgents,
 ) -> VpsDockerHost:
     """The host as mngr works on it while its container runs; nothing is connected yet."""
+    context, observed = access.context, access.observed
     address, _config = require_usable(observed)
-    record = observed.record
-    if record is not None and record.container_ssh_host_public_key is not None:
-        context.pin_container(observed.host_id, address, record.container_ssh_host_public_key)
-    connection = context.container(address, observed.host_id)
+    if observed.record is not None and observed.record.container_ssh_host_public_key is not None:
+        access.pin_container(observed.record.container_ssh_host_public_key)
     return VpsDockerHost(
         id=observed.host_id,
         connector=SshConnector(
             address, lambda: context.container_for_others(address, observed.host_id), context.runner
         ),
-        ssh=connection,
+        ssh=access.container,
         provider_instance=provider,
         mngr_ctx=provider.mngr_ctx,
         on_host_data=on_host_data,

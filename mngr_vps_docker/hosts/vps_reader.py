@@ -19,11 +19,10 @@ from imbue.mngr_vps_docker.errors import (
     VpsConnectionError,
     VpsDockerError,
 )
-from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.host_access import HostAccess, ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.hosts.timings import Patience
 from imbue.mngr_vps_docker.primitives import replace
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord, Unreachable
 from imbue.mngr_vps_docker.state.vps_state import VpsState, read_vps_state
 from imbue.mngr_vps_docker.text import logger
@@ -53,10 +52,11 @@ def ask(context: ProviderContext, observed: ObservedHost, patience: Patience | N
     """
     patience = patience or listing_patience(context, observed.entry)
     with _as_host_error():
+        host = _recognized(context, observed, patience.connect_seconds)
         return read_vps_state(
-            _connection(context, observed, patience.connect_seconds),
+            host.vps,
             state_volume=context.state_volume_name,
-            container=_container_name(context, observed),
+            container=host.container_name,
             timeout_seconds=patience.answer_seconds,
         )
 
@@ -64,7 +64,7 @@ def ask(context: ProviderContext, observed: ObservedHost, patience: Patience | N
 def is_logged_in(context: ProviderContext, observed: ObservedHost) -> bool:
     """Whether to ask the host's VPS costs no login; raises VpsDockerError."""
     with _as_host_error():
-        return _connection(context, observed).is_open
+        return _recognized(context, observed).vps.is_open
 
 
 def observe(
@@ -206,22 +206,12 @@ def with_attendance(context: ProviderContext, observed: ObservedHost) -> Observe
     return replace(observed, entry=replace(entry, failure_reason=current.failure_reason), is_abandoned=True)
 
 
-def _connection(
+def _recognized(
     context: ProviderContext, observed: ObservedHost, connect_timeout_seconds: float | None = None
-) -> SshConnection:
-    host_id, address = observed.host_id, observed.entry.vps_ip
-    if address is None:
-        raise VpsDockerError(f"The VPS of {observed.name} has no address")
-    context.recognize(host_id, address)
-    return context.vps(address, host_id, connect_timeout_seconds)
-
-
-def _container_name(context: ProviderContext, observed: ObservedHost) -> str:
-    """What the host's container is probably called."""
-    record = observed.record
-    if record is not None and record.config is not None:
-        return record.config.container_name
-    return context.container_name(observed.name)
+) -> HostAccess:
+    host = HostAccess(context, observed, connect_timeout_seconds)
+    context.recognize(host.host_id, host.address)
+    return host
 
 
 def _remember(context: ProviderContext, found: ObservedHost) -> LocalHostRecord:

@@ -7,8 +7,7 @@ from imbue.mngr.interfaces.data_types import ActivityConfig
 from imbue.mngr.primitives import HostId, HostName
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
 from imbue.mngr_vps_docker.docker.models import ContainerInfo
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
-from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.host_access import HostAccess, ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.background import BackgroundWork, Milestone
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
@@ -50,15 +49,18 @@ class Creation:
     leftovers: list[str] = field(default_factory=list)
 
     @property
+    def host(self) -> HostAccess:
+        """The ways to the host's machines, as far as it is made."""
+        return HostAccess(self.context, ObservedHost(self.entry))
+
+    @property
     def address(self) -> str:
-        """The address of the VPS, which must be known by now."""
-        if self.entry.vps_ip is None:
-            raise VpsProvisioningError(f"The VPS of {self.request.name} has no address yet")
-        return self.entry.vps_ip
+        """The address of the VPS; raises VpsDockerError if it is not known yet."""
+        return self.host.address
 
     @property
     def host_id(self) -> HostId:
-        """The id of the host that is being made."""
+        """The host's id."""
         return self.request.host_id
 
     def save(self, entry: LocalHostRecord) -> None:

@@ -1,24 +1,14 @@
 """Destroying a host: everything that was made for it, in an order that keeps it findable until nothing is billed."""
 
-from dataclasses import dataclass
-
 from imbue.mngr.errors import MngrError
 from imbue.mngr_vps_docker.errors import VpsDockerError, describe_error
 from imbue.mngr_vps_docker.hosts.cloud_resources import delete_instance_of, delete_key_of
-from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.host_access import HostAccess, ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.steps import Step, run_steps
 from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.text import logger
-
-
-@dataclass(frozen=True, slots=True)
-class Destruction:
-    """A host that is being destroyed."""
-
-    context: ProviderContext
-    entry: LocalHostRecord
 
 
 def destroy_host(context: ProviderContext, entry: LocalHostRecord) -> None:
@@ -36,7 +26,8 @@ def destroy_host(context: ProviderContext, entry: LocalHostRecord) -> None:
             context.local_store.forget(entry.host_id)
             return
         try:
-            run_steps(DESTROY_STEPS, Destruction(context, newer or entry), on_failure=lambda *_: False)
+            host = HostAccess(context, ObservedHost(newer or entry))
+            run_steps(DESTROY_STEPS, host, on_failure=lambda *_: False)
         # A provider package's client may raise anything, and the user gets one clear line of it.
         except Exception as error:
             raise VpsDockerError(
@@ -63,19 +54,19 @@ def forget_host(context: ProviderContext, entry: LocalHostRecord) -> None:
     context.local_store.forget(entry.host_id)
 
 
-def _note(destruction: Destruction) -> None:
-    context, entry = destruction.context, destruction.entry
+def _mark(host: HostAccess) -> None:
+    entry = host.observed.entry
     try:
-        context.local_store.write(replace(entry, phase=HostPhase.DESTROYING))
+        host.context.local_store.write(replace(entry, phase=HostPhase.DESTROYING))
     except OSError as error:
-        # Such as a full disk. What is billed goes all the same, and the note as it was still tells of it.
-        logger.warning("It cannot be noted that {} is being destroyed: {}", entry.host_name, error)
+        # Such as a full disk. What is billed is removed all the same, and the file as it was still names it.
+        logger.warning("It cannot be saved that {} is being destroyed: {}", entry.host_name, error)
 
 
-# The key goes after the VPS: as long as there is one, it says to other machines that the host was never finished.
-DESTROY_STEPS: tuple[Step[Destruction], ...] = (
-    Step("Noting that the host is to go", _note),
-    Step("Destroying the VPS", lambda host: delete_instance_of(host.context, host.entry)),
-    Step("Taking its public key from the cloud", lambda host: delete_key_of(host.context, host.entry)),
-    Step("Forgetting its keys and notes", lambda host: forget_host(host.context, host.entry)),
+# The key goes after the VPS: as long as it is there, it tells other machines that the host was never finished.
+DESTROY_STEPS: tuple[Step[HostAccess], ...] = (
+    Step("Noting that the host is to go", _mark),
+    Step("Destroying the VPS", lambda host: delete_instance_of(host.context, host.observed.entry)),
+    Step("Taking its public key from the cloud", lambda host: delete_key_of(host.context, host.observed.entry)),
+    Step("Forgetting its keys and notes", lambda host: forget_host(host.context, host.observed.entry)),
 )

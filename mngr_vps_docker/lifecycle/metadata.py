@@ -23,20 +23,17 @@ from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId, HostName
 from imbue.mngr_vps_docker.docker.errors import NoSuchVolumeError
 from imbue.mngr_vps_docker.errors import RemoteOutputError, VpsDockerError
-from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
-from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.host_access import HostAccess, ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.checks import check_tags
 from imbue.mngr_vps_docker.lifecycle.container import certified_data_json
 from imbue.mngr_vps_docker.lifecycle.names import claiming_name
 from imbue.mngr_vps_docker.primitives import replace
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.pipeline import Pending, Pipeline
 from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
 from imbue.mngr_vps_docker.state.certified_changes import CertifiedDataChange
 from imbue.mngr_vps_docker.state.host_volume import (
     COMPARED_BYTES,
-    HostVolumeOverSsh,
     UnsafeVolumePathError,
     WrongFileTypeError,
 )
@@ -55,7 +52,7 @@ def update_record(
     In the place of one that cannot be read goes this machine's copy.
     """
     last_seen = (context.local_store.read(observed.host_id) or observed.entry).record
-    record = _store(context, observed).update_host_record(observed.host_id, change, last_seen=last_seen)
+    record = HostAccess(context, observed).store.update_host_record(observed.host_id, change, last_seen=last_seen)
     context.local_store.update(observed.host_id, lambda known: replace(known, record=record))
     return record
 
@@ -106,14 +103,14 @@ class PlannedChange:
         if reading is None or reading.record is None or (is_in_data_json and not reading.is_volume_read):
             return
         record = _changed_record(reading.record, change)
-        commands = [_store(context, observed).replace_record_command(reading.record, record)]
+        commands = [HostAccess(context, observed).store.replace_record_command(reading.record, record)]
         if is_in_data_json and reading.data_json_sha256 is not None:
             try:
                 old = CertifiedHostData.model_validate(reading.data_json)
             except ValidationError:
                 return
             data = _with_owned_fields(old, record.certified_host_data)
-            volume = host_volume(context, observed)
+            volume = HostAccess(context, observed).volume
             commands.append(
                 volume.replace_file_command("data.json", _content(data), expected_sha256=reading.data_json_sha256)
             )
@@ -208,7 +205,7 @@ def _as_it_is(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
 
 def persist_agent_data(context: ProviderContext, observed: ObservedHost, agent_data: Mapping[str, object]) -> None:
     """Keep a copy of an agent's data for when the host is offline; of a stopped host, change the original too."""
-    _store(context, observed).persist_agent_data(observed.host_id, agent_data)
+    HostAccess(context, observed).store.persist_agent_data(observed.host_id, agent_data)
     context.local_store.note_agent(observed.host_id)
     agent_id = str(agent_data.get("id"))
     if not observed.is_running and _has_live_agent(observed, agent_id):
@@ -218,7 +215,7 @@ def persist_agent_data(context: ProviderContext, observed: ObservedHost, agent_d
 
 def remove_persisted_agent_data(context: ProviderContext, observed: ObservedHost, agent_id: AgentId) -> None:
     """Forget the copy of an agent's data."""
-    _store(context, observed).remove_persisted_agent_data(observed.host_id, agent_id)
+    HostAccess(context, observed).store.remove_persisted_agent_data(observed.host_id, agent_id)
 
 
 def _has_live_agent(observed: ObservedHost, agent_id: str) -> bool:
@@ -245,7 +242,7 @@ class _DataJson:
 def _read_data_json(context: ProviderContext, observed: ObservedHost) -> _DataJson:
     content = b""
     try:
-        content = host_volume(context, observed).read_file("data.json", limit_bytes=COMPARED_BYTES)
+        content = HostAccess(context, observed).volume.read_file("data.json", limit_bytes=COMPARED_BYTES)
         return _DataJson(content, CertifiedHostData.model_validate(json_object(content)))
     except (FileNotFoundError, NoSuchVolumeError) as error:
         logger.debug("Host {} has no data.json: {}", observed.name, error)
@@ -259,7 +256,7 @@ def _replace_data_json(
     context: ProviderContext, observed: ObservedHost, found: _DataJson, data: CertifiedHostData
 ) -> bool:
     """Write data.json unless it was changed since it was ``found``, and say whether it was written."""
-    return host_volume(context, observed).replace_file("data.json", _content(data), expected=found.content)
+    return HostAccess(context, observed).volume.replace_file("data.json", _content(data), expected=found.content)
 
 
 def _content(data: CertifiedHostData) -> bytes:
@@ -268,27 +265,4 @@ def _content(data: CertifiedHostData) -> bytes:
 
 
 def _write_on_volume(context: ProviderContext, observed: ObservedHost, path: str, content: str) -> None:
-    host_volume(context, observed).write_files({path: content.encode()})
-
-
-def host_volume(context: ProviderContext, observed: ObservedHost) -> HostVolumeOverSsh:
-    """The host's folder of mngr, as files on its VPS: to be read and written while the container is stopped, too."""
-    return HostVolumeOverSsh(connection=_vps(context, observed), volume_name=host_volume_name(context, observed))
-
-
-def host_volume_name(context: ProviderContext, observed: ObservedHost) -> str:
-    """The Docker volume of a host: as its record says, else by convention."""
-    record = observed.record
-    if record is not None and record.config is not None:
-        return record.config.volume_name
-    return context.host_volume_name(observed.host_id)
-
-
-def _store(context: ProviderContext, observed: ObservedHost) -> VpsDockerHostStore:
-    return context.store(_vps(context, observed))
-
-
-def _vps(context: ProviderContext, observed: ObservedHost) -> SshConnection:
-    if observed.entry.vps_ip is None:
-        raise VpsDockerError(f"Host {observed.name} has no VPS yet")
-    return context.vps(observed.entry.vps_ip, observed.host_id)
+    HostAccess(context, observed).volume.write_files({path: content.encode()})

@@ -1,14 +1,13 @@
 """The hosts' volumes as mngr sees them: one Docker volume to a host, on its VPS."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from imbue.mngr.errors import ProviderUnavailableError
 from imbue.mngr.interfaces.data_types import VolumeInfo
 from imbue.mngr.interfaces.volume import HostVolume
 from imbue.mngr.primitives import HostId, VolumeId
-from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.host_access import HostAccess, ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.lifecycle.metadata import host_volume, host_volume_name
 
 
 def host_id_of(volume_id: VolumeId) -> HostId:
@@ -16,13 +15,12 @@ def host_id_of(volume_id: VolumeId) -> HostId:
     return HostId(f"host-{volume_id.get_uuid().hex}")
 
 
-def list_volumes(context: ProviderContext, observed_hosts: Iterable[ObservedHost]) -> list[VolumeInfo]:
+def list_volumes(context: ProviderContext, observed_hosts: Sequence[ObservedHost]) -> list[VolumeInfo]:
     """The volumes of all hosts.
 
     Raises ProviderUnavailableError if any host could not be read: mngr's gc deletes the volumes of hosts that it did
     not see, and goes on without this provider's.
     """
-    observed_hosts = list(observed_hosts)
     unread = [
         observed.name for observed in observed_hosts if observed.problem is not None and observed.reading is None
     ]
@@ -32,7 +30,7 @@ def list_volumes(context: ProviderContext, observed_hosts: Iterable[ObservedHost
     return [
         VolumeInfo(
             volume_id=VolumeId(f"vol-{observed.host_id.get_uuid().hex}"),
-            name=host_volume_name(context, observed),
+            name=HostAccess(context, observed).volume_name,
             size_bytes=0,
             host_id=observed.host_id,
         )
@@ -41,8 +39,8 @@ def list_volumes(context: ProviderContext, observed_hosts: Iterable[ObservedHost
     ]
 
 
-def volume_for_host(context: ProviderContext, observed: ObservedHost) -> HostVolume | None:
+def volume_for_host(host: HostAccess) -> HostVolume | None:
     """The host's folder of mngr, readable while the host is stopped; None while its VPS cannot be read."""
-    if observed.reading is None or observed.record is None:
+    if host.observed.reading is None or host.observed.record is None:
         return None
-    return HostVolume(volume=host_volume(context, observed))
+    return HostVolume(volume=host.volume)

@@ -9,6 +9,7 @@ from imbue.mngr.primitives import HostId, HostState
 from imbue.mngr_vps_docker.docker.models import ContainerInfo
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError, VpsConnectionError
 from imbue.mngr_vps_docker.hosts.details import host_details
+from imbue.mngr_vps_docker.hosts.host_access import HostAccess
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
@@ -172,6 +173,6 @@ def test_a_host_that(name: str) -> None:
 
 def test_a_vps_that_needs_a_reboot_says_so_and_is_used_as_before(world: World) -> None:
     observed = ObservedHost(entry(), reading("running", needs_reboot=True))
-    row = host_details(world.context, observed, None)
+    row = host_details(HostAccess(world.context, observed), None)
     assert "`mngr exec <agent> --outer reboot`" in str(row.failure_reason)
     assert (row.state, observed.is_online, observed.certified_data.failure_reason) == (HostState.RUNNING, True, None)

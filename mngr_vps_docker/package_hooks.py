@@ -13,6 +13,7 @@ from imbue.mngr.interfaces.host import OuterHostInterface
 from imbue.mngr.primitives import HostId, HostName
 from imbue.mngr.providers.base_provider import BaseProviderInstance
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
+from imbue.mngr_vps_docker.hosts.timings import Timings
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class PackageHooks(BaseProviderInstance):
 
     config: VpsDockerProviderConfig = Field(frozen=True, description="The provider's settings")
     vps_client: VpsClientInterface = Field(frozen=True, description="The cloud's API")
+    timings: Timings = Field(default=Timings(), frozen=True, exclude=True, repr=False, description="How long it waits")
 
     _host_record_cache: "dict[HostId, VpsDockerHostRecord]" = PrivateAttr(default_factory=dict)
 
@@ -50,6 +52,7 @@ class PackageHooks(BaseProviderInstance):
             host_dir=PurePosixPath(self.host_dir),
             config=self.config,
             client=self.vps_client,
+            timings=self.timings,
         )
 
     @cached_property

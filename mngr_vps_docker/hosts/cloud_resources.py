@@ -19,12 +19,6 @@ from imbue.mngr_vps_docker.primitives import HOST_ID_PATTERN, VpsInstanceId, Vps
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.text import logger
 
-# Most clouds go on reporting a destroyed instance for some seconds; one that is still there after a minute is billed.
-GONE_TIMEOUT_SECONDS = 60.0
-# What a cloud's listing may lag behind its own answers, as long as it is worth waiting for.
-LISTING_LAG_SECONDS = 10.0
-_POLL_SECONDS = 0.5
-
 # Earlier keys do not say how long; then as long as this machine's own would take.
 _NAME: Final = re.compile(rf"mngr-({HOST_ID_PATTERN})-(\d{{10,11}})(?:-(\d{{1,9}}))?")
 
@@ -101,15 +95,16 @@ def delete_instance_of(context: ProviderContext, entry: LocalHostRecord) -> None
     A VPS whose order was answered too late, wrongly or never, or taken twice, is found by its tag. Raises
     VpsDockerError naming the VPS that remains, or that may.
     """
-    deadline = time.monotonic() + LISTING_LAG_SECONDS
+    timings = context.timings
+    deadline = time.monotonic() + timings.listing_lag_seconds
     while not _delete_instances_that_there_are(context, entry):
-        if not entry.may_still_appear:
+        if not entry.may_still_appear(timings.appearing_seconds):
             return
         if time.monotonic() >= deadline:
             raise VpsDockerError(
                 f"A VPS of {entry.host_name} may still appear: one was ordered just now, and the cloud shows none"
             )
-        time.sleep(_POLL_SECONDS)
+        time.sleep(timings.cloud_poll_seconds)
 
 
 def delete_key_of(context: ProviderContext, entry: LocalHostRecord) -> None:
@@ -201,11 +196,12 @@ def _unless_gone(act: Callable[[], object]) -> bool:
 
 def _wait_until_gone(context: ProviderContext, instance_id: VpsInstanceId) -> None:
     """Return when the cloud says that the VPS is being destroyed; raises VpsApiError 404 or 410 if it already is."""
-    deadline = time.monotonic() + GONE_TIMEOUT_SECONDS
+    timings = context.timings
+    deadline = time.monotonic() + timings.gone_seconds
     while (status := context.client.get_instance_status(instance_id)) is not VpsInstanceStatus.DESTROYING:
         if time.monotonic() >= deadline:
             raise VpsDockerError(
                 f"the cloud took the order to destroy it and still reports it as {status} after"
-                f" {GONE_TIMEOUT_SECONDS:.0f} s"
+                f" {timings.gone_seconds:.0f} s"
             )
-        time.sleep(_POLL_SECONDS)
+        time.sleep(timings.cloud_poll_seconds)

@@ -235,7 +235,11 @@ def _sighting_of_unlisted(context: ProviderContext, entry: LocalHostRecord) -> O
     # A provider package's client may raise anything, and what it says of one VPS is not to hide the others.
     except Exception as error:  # noqa: BLE001
         if isinstance(error, VpsApiError) and error.is_gone:
-            return ObservedHost(entry) if entry.may_still_appear else _gone(context, entry)
+            return (
+                ObservedHost(entry)
+                if entry.may_still_appear(context.timings.appearing_seconds)
+                else _gone(context, entry)
+            )
         return ObservedHost(entry, problem=_not_told(error))
     if status is VpsInstanceStatus.DESTROYING:
         return _gone(context, entry)

@@ -67,6 +67,7 @@ class ProviderContext:
         host_dir: PurePosixPath,
         config: VpsDockerProviderConfig,
         client: VpsClientInterface,
+        timings: Timings,
     ) -> Self:
         """The context of a provider whose keys, notes and logs are in the folder ``root``."""
         keys = ProviderKeys(root)
@@ -80,6 +81,7 @@ class ProviderContext:
             keys=keys,
             local_store=LocalHostStore(keys.hosts_folder),
             command_log=CommandLog(root / "logs" / "ssh.jsonl"),
+            timings=timings,
         )
 
     @property

@@ -12,7 +12,7 @@ from imbue.mngr_vps_docker.errors import VpsApiError, VpsDockerError
 from imbue.mngr_vps_docker.hosts.discovery import Findings, asking_the_cloud, discover, discover_one, finished
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.hosts.timings import ANSWER_SECONDS, Patience
+from imbue.mngr_vps_docker.hosts.timings import Patience
 from imbue.mngr_vps_docker.hosts.vps_reader import is_unreachable, unless_destroyed, with_attendance
 from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
@@ -93,7 +93,11 @@ class HostCache:
             if observed.reading is not None or not is_unreachable(observed.problem):
                 return observed
         seconds_left = self.connect_seconds_left(host_id)
-        looked = None if seconds_left < 1 else self._look_at(host_id, Patience(seconds_left, ANSWER_SECONDS))
+        looked = (
+            None
+            if seconds_left < 1
+            else self._look_at(host_id, Patience(seconds_left, self._context.timings.command_answer_seconds))
+        )
         if looked is None:
             return self.get(host_id)
         if looked.reading is None:

@@ -52,8 +52,6 @@ from imbue.mngr_vps_docker.text import logger
 
 # Clouds have images whose root must set a password, or may not log in, until cloud-init has run.
 _ACCOUNT_GRACE_SECONDS = 60.0
-# A cloud that does not answer for a moment is not to cost a host that is all but finished.
-_KEY_PAUSES_SECONDS = (1.0, 3.0)
 # What the cloud will give is not known yet: an address of documentation (RFC 5737), which no Host line means.
 _UNKNOWN_ADDRESS = "192.0.2.1"
 _PREPARING_IMAGE = "Preparing the image"
@@ -288,7 +286,7 @@ def _enter_container(creation: Creation) -> None:
 
 def _take_key_back(creation: Creation) -> None:
     """The VPS has the public key; that the cloud has it no more says to other machines that the host is finished."""
-    for pause_seconds in (*_KEY_PAUSES_SECONDS, None):
+    for pause_seconds in (*creation.context.timings.key_retry_pauses_seconds, None):
         try:
             delete_uploaded_key(creation.context, creation.entry)
         except VpsDockerError as error:

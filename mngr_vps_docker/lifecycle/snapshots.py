@@ -27,9 +27,6 @@ from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.ssh.pipeline import Pipeline
 from imbue.mngr_vps_docker.text import excerpt, logger
 
-# What another machine may take to list an image that it has made, by far.
-LISTING_SECONDS = 3600.0
-
 
 def create_snapshot(context: ProviderContext, observed: ObservedHost, name: SnapshotName | None) -> SnapshotId:
     """Commit the host's container to an image and list it in the record; warn of volumes that are not part of it.
@@ -61,7 +58,7 @@ def create_snapshot(context: ProviderContext, observed: ObservedHost, name: Snap
         left_out = sorted(observed.container.volumes.keys() - {str(HOST_VOLUME_PATH)})
         if left_out:
             logger.warning("Snapshot {} leaves out what is on volumes of the container: {}", name, ", ".join(left_out))
-    _remove_unlisted_images(docker, observed.with_record(record), images.value)
+    _remove_unlisted_images(context, docker, observed.with_record(record), images.value)
     return SnapshotId(image)
 
 
@@ -84,17 +81,20 @@ def delete_snapshot(context: ProviderContext, observed: ObservedHost, snapshot_i
     # Docker keeps an image that a container runs from; this one goes when the container is replaced.
     if config.image != snapshot_id:
         remove_snapshot_image(docker, snapshot_id)
-    _remove_unlisted_images(docker, observed.with_record(record), docker.list_images(SNAPSHOT_REPOSITORY))
+    images = docker.list_images(SNAPSHOT_REPOSITORY)
+    _remove_unlisted_images(context, docker, observed.with_record(record), images)
 
 
-def _remove_unlisted_images(docker: DockerOverSsh, observed: ObservedHost, images: Iterable[ImageInfo]) -> None:
+def _remove_unlisted_images(
+    context: ProviderContext, docker: DockerOverSsh, observed: ObservedHost, images: Iterable[ImageInfo]
+) -> None:
     """Remove those ``images`` of which no record knows, except those that another machine may be about to list."""
     if observed.reading is None or observed.reading.record is None or observed.container is None:
         return
     config = observed.reading.record.config
     used = {observed.container.image_id, observed.container.image, None if config is None else config.image}
     listed = {snapshot.id for snapshot in observed.certified_data.snapshots}
-    made_before = datetime.now(UTC) - timedelta(seconds=LISTING_SECONDS)
+    made_before = datetime.now(UTC) - timedelta(seconds=context.timings.unlisted_snapshot_seconds)
     for image in images:
         if {image.id, *image.tags} & (used | listed) or image.created_at is None or image.created_at > made_before:
             continue

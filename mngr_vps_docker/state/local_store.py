@@ -25,15 +25,11 @@ from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.text import data_without_passwords, logger
 from imbue.mngr_vps_docker.untrusted import describe_invalid
 
-# How long a cloud may take until it shows what it was asked to make, also if the answer was lost on the way.
-APPEARING_SECONDS = 300.0
 # What the locks of a host are for, beside those of other modules.
 _NOTE: Final = "host"
 _OWNER: Final = "owner"
 _FIRST_AGENT: Final = "agent"
 _USE: Final = "use"
-# How long destroying a host waits for those on this machine that are in the middle of changing it.
-_USE_SECONDS: Final = 10.0
 # Locks of the hosts that this process has made and that have no agent yet, by path: LocalHostStore.await_agent.
 _AWAITING: Final[dict[Path, ExitStack]] = {}
 
@@ -79,12 +75,11 @@ class LocalHostRecord(FrozenModel):
         default=(), description="Last seen data of its agents"
     )
 
-    @property
-    def may_still_appear(self) -> bool:
-        """Whether that the cloud shows no VPS of it means nothing yet: it was ordered just now, and never seen."""
+    def may_still_appear(self, appearing_seconds: float) -> bool:
+        """Whether a VPS that the cloud does not show may be one that was ordered just now, and never seen."""
         if not self.is_vps_ordered or self.vps_ordered_at is None or self.vps_ip is not None:
             return False
-        return datetime.now(UTC) - self.vps_ordered_at < timedelta(seconds=APPEARING_SECONDS)
+        return datetime.now(UTC) - self.vps_ordered_at < timedelta(seconds=appearing_seconds)
 
     @property
     def on_disk(self) -> Self:
@@ -180,12 +175,12 @@ class LocalHostStore:
                 stack.enter_context(locked(self._lock_path(host_id, _USE), is_folder_made=False, is_shared=True))
             yield
 
-    def wait_until_unused(self, host_id: HostId) -> None:
-        """Wait until no process of this machine is in the middle of changing the host; some seconds at most."""
+    def wait_until_unused(self, host_id: HostId, timeout_seconds: float) -> None:
+        """Wait until no process of this machine is in the middle of changing the host, or the time is over."""
         path = self._lock_path(host_id, _USE)
         with (
             suppress(FileNotFoundError, BlockingIOError),
-            locked(path, timeout_seconds=_USE_SECONDS, is_folder_made=False),
+            locked(path, timeout_seconds=timeout_seconds, is_folder_made=False),
         ):
             pass
 

@@ -17,11 +17,10 @@ from imbue.mngr.primitives import HostId, HostName, HostState
 from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.errors import VpsApiError, VpsProvisioningError
-from imbue.mngr_vps_docker.hosts import cloud_resources
 from imbue.mngr_vps_docker.hosts.cloud_resources import UploadedKey, key_name
+from imbue.mngr_vps_docker.hosts.timings import Timings
 from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus
 from imbue.mngr_vps_docker.ssh.command_log import read_log
-from imbue.mngr_vps_docker.state import local_store
 from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultMoment, FaultyClient
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 from support.local_provider import local_provider
@@ -37,12 +36,13 @@ REFUSED = VpsApiError(500, "out of stock")
 UNANSWERED = ConnectionError("connection reset by peer")
 
 
+# Clouds that lag do so for less than a second here.
+BRIEF = Timings(gone_seconds=0.5, listing_lag_seconds=0.5, appearing_seconds=0.5)
+
+
 @pytest.fixture(autouse=True)
-def nothing_left(mngr: MngrCli, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Clouds that lag do so for less than a second here, and each test leaves the account as empty as it found it."""
-    monkeypatch.setattr(cloud_resources, "GONE_TIMEOUT_SECONDS", 0.5)
-    monkeypatch.setattr(cloud_resources, "LISTING_LAG_SECONDS", 0.5)
-    monkeypatch.setattr(local_store, "APPEARING_SECONDS", 0.5)
+def nothing_left(mngr: MngrCli) -> Iterator[None]:
+    """Each test leaves the account as empty as it found it."""
     yield
     leftovers = mngr.leftovers()
     mngr.tear_down()
@@ -50,7 +50,7 @@ def nothing_left(mngr: MngrCli, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 def provider_of(mngr: MngrCli, client: VpsClientInterface, **settings: object) -> LocalVpsProvider:
-    return mngr.provider(client, **settings)
+    return mngr.provider(client, timings=BRIEF, **settings)
 
 
 def faulty(mngr: MngrCli, *faults: Fault) -> FaultyClient:
@@ -320,7 +320,7 @@ def test_another_machine_leaves_a_create_alone_until_it_must_have_ended(
 ) -> None:
     with create_until(mngr, "Starting the container and setting it up") as process:
         process.kill()
-    provider = local_provider(tmp_path, mngr.account, mngr.cloud)
+    provider = local_provider(tmp_path, mngr.account, mngr.cloud, timings=BRIEF)
     with provider.mngr_ctx.concurrency_group:
         assert list(states(provider).values()) == [HostState.BUILDING]
         collect_garbage(provider)
@@ -338,7 +338,7 @@ def test_a_key_without_a_machine_is_found_and_removed_from_anywhere(mngr: MngrCl
     lone, fresh = HostId.generate(), HostId.generate()
     for name in (key_name(lone, long_ago, 60.0), key_name(fresh, now, 60.0), "somebody-else", f"mngr-{lone}"):
         mngr.cloud.upload_ssh_key(name, public_key)
-    provider = local_provider(tmp_path, mngr.account, mngr.cloud)
+    provider = local_provider(tmp_path, mngr.account, mngr.cloud, timings=BRIEF)
     with provider.mngr_ctx.concurrency_group:
         assert states(provider) == {lone: HostState.FAILED}
         collect_garbage(provider)

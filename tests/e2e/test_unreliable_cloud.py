@@ -8,7 +8,7 @@ import pytest
 
 from imbue.mngr.primitives import HostName, HostState
 from imbue.mngr_vps_docker.errors import VpsProvisioningError
-from imbue.mngr_vps_docker.hosts import cloud_resources
+from imbue.mngr_vps_docker.hosts.timings import Timings
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultMoment, FaultyClient
 from support.provider import ProviderLab, states
@@ -39,13 +39,12 @@ def test_a_host_lives_and_goes_while_the_listing_lags(lab: ProviderLab) -> None:
     provider.destroy_host(host_id)
 
 
-def test_a_lost_order_is_found_though_the_listing_lags(lab: ProviderLab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cloud_resources, "_POLL_SECONDS", 0.05)
+def test_a_lost_order_is_found_though_the_listing_lags(lab: ProviderLab) -> None:
     client = FaultyClient(
         real=lab.cloud, faults=(Fault("create_instance", LOST, FaultMoment.ANSWER_LOST),), listing_lag_calls=3
     )
     with pytest.raises(VpsProvisioningError, match="connection reset by peer"):
-        lab.process(client).create_host(HOST)
+        lab.process(client, timings=Timings(cloud_poll_seconds=0.05)).create_host(HOST)
     client.check_that_all_happened()
 
 

@@ -9,6 +9,7 @@ from imbue.mngr.primitives import ProviderInstanceName
 from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.config import LocalVpsProviderConfig
 from imbue.mngr_local_vps.operating_systems import agent_image_of_os
+from imbue.mngr_vps_docker.hosts.timings import Timings
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
 PROVIDER_NAME = ProviderInstanceName("local-vps")
@@ -25,6 +26,7 @@ def local_provider(
     client: VpsClientInterface,
     *,
     provider_class: type[LocalVpsProvider] = LocalVpsProvider,
+    timings: Timings | None = None,
     **settings: object,
 ) -> LocalVpsProvider:
     """A new provider object, as a new process would have it, on the state that lies in ``profile``."""
@@ -39,4 +41,5 @@ def local_provider(
         mngr_ctx=MngrContext(config=mngr_config, pm=pluggy.PluginManager("mngr"), profile_dir=profile),
         config=config,
         vps_client=client,
+        timings=timings or Timings(),
     )

@@ -15,6 +15,7 @@ from imbue.mngr_local_vps.clean import clean
 from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_local_vps.engine import lines_of, run_docker
 from imbue.mngr_local_vps.labels import ACCOUNT_LABEL
+from imbue.mngr_vps_docker.hosts.timings import Timings
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 from support.local_provider import local_provider, settings_of_os
 from support.remote import wait_for
@@ -31,6 +32,7 @@ class ProviderLab:
     folder: Path
     os_id: str
     account: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
+    timings: Timings = field(default_factory=Timings)
     _groups: ExitStack = field(default_factory=ExitStack)
 
     def process(
@@ -39,12 +41,15 @@ class ProviderLab:
         *,
         machine: str = "here",
         provider_class: type[LocalVpsProvider] = LocalVpsProvider,
+        timings: Timings | None = None,
         **settings: object,
     ) -> LocalVpsProvider:
         """The provider as a new process on ``machine`` has it, with nothing in memory."""
         folder, cloud = self.folder / machine, client or self.cloud
         settings = settings_of_os(self.os_id) | settings
-        process = local_provider(folder, self.account, cloud, provider_class=provider_class, **settings)
+        process = local_provider(
+            folder, self.account, cloud, provider_class=provider_class, timings=timings or self.timings, **settings
+        )
         self._groups.enter_context(process.mngr_ctx.concurrency_group)
         self._groups.callback(lambda: [connection.close() for connection in process._context._connections.values()])
         return process

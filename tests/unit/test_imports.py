@@ -12,6 +12,8 @@ def test_loading_the_provider_imports_nothing_that_reaches_a_vps() -> None:
     own = {name.removeprefix(f"{OWN_NAME}.") for name in done.stdout.split() if name.startswith(f"{OWN_NAME}.")}
     assert own == {
         "config",
+        "hosts",
+        "hosts.timings",
         "instance",
         "package_hooks",
         "primitives",

@@ -20,8 +20,8 @@ from e2e.faults.drive import SEED
 
 from imbue.mngr.primitives import HostId, HostName, HostState
 from imbue.mngr_vps_docker.hosts.cloud_resources import uploaded_keys
-from imbue.mngr_vps_docker.lifecycle import snapshots as snapshots
-from imbue.mngr_vps_docker.state import local_store
+from imbue.mngr_vps_docker.hosts.timings import Timings
+from imbue.mngr_vps_docker.primitives import replace
 from support.fault_points import FaultKind
 from support.provider import ProviderLab, collect_garbage, states
 from support.remote import heed_signals
@@ -66,10 +66,8 @@ def chosen_runs(*, ending: bool) -> list[tuple[str, str, FaultKind]]:
     return [run for run in ALWAYS if run in runs] + today.sample(runs, RUNS_PER_DAY)
 
 
-@pytest.fixture(autouse=True)
-def prompt_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The local cloud shows at once what it was asked to make, so there is no waiting for what it does not show."""
-    monkeypatch.setattr(local_store, "APPEARING_SECONDS", 0.0)
+# The local cloud shows at once what it was asked to make, so there is no waiting for what it does not show.
+PROMPT = Timings(appearing_seconds=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +76,7 @@ def labs(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) 
     made: list[ProviderLab] = []
 
     def make() -> ProviderLab:
-        made.append(ProviderLab(tmp_path_factory.mktemp("lab"), os_id))
+        made.append(ProviderLab(tmp_path_factory.mktemp("lab"), os_id, timings=PROMPT))
         return made[-1]
 
     yield make
@@ -255,7 +253,7 @@ def test_a_host_is_whole_or_gone(lab: ProviderLab, operation: str, point: str, k
 
 @pytest.mark.parametrize(("operation", "point", "kind"), chosen_runs(ending=False))
 def test_a_host_has_all_that_it_had_and_starts(
-    lasting: tuple[ProviderLab, HostId], operation: str, point: str, kind: FaultKind, monkeypatch: pytest.MonkeyPatch
+    lasting: tuple[ProviderLab, HostId], operation: str, point: str, kind: FaultKind
 ) -> None:
     lab, host_id = lasting
     lab.process().start_host(host_id).write_file(LAYER, b"kept")
@@ -271,7 +269,7 @@ def test_a_host_has_all_that_it_had_and_starts(
     assert provider.get_host_tags(host_id) == host.get_certified_data().user_tags == {"kept": "yes"}
     assert listed_snapshots(lab, host_id) <= set(images_of_snapshots(lab, host_id))
     # What was made and never listed, or listed no more and never removed, goes with the next change.
-    monkeypatch.setattr(snapshots, "LISTING_SECONDS", 0.0)
+    provider = lab.process(timings=replace(PROMPT, unlisted_snapshot_seconds=0.0))
     provider.create_snapshot(host_id)
     in_use = images_in_use(lab, host_id)
     assert listed_snapshots(lab, host_id) - in_use == set(images_of_snapshots(lab, host_id)) - in_use

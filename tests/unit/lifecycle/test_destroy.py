@@ -10,7 +10,6 @@ import pytest
 from imbue.mngr.errors import MngrError
 from imbue.mngr.primitives import HostId, HostName, HostState
 from imbue.mngr_vps_docker.errors import VpsApiError, VpsDockerError, VpsProvisioningError
-from imbue.mngr_vps_docker.hosts import cloud_resources
 from imbue.mngr_vps_docker.hosts.cloud_resources import key_name
 from imbue.mngr_vps_docker.lifecycle.destroy import destroy_host
 from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus, replace
@@ -26,9 +25,8 @@ from support.world import ADDRESS, CASES, World
 
 
 @pytest.fixture(autouse=True)
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cloud_resources, "LISTING_LAG_SECONDS", 0.2)
-    monkeypatch.setattr(cloud_resources, "_POLL_SECONDS", 0.01)
+def impatience(world: World) -> None:
+    world.network.timings = replace(world.network.timings, listing_lag_seconds=0.2, cloud_poll_seconds=0.01)
 
 
 @pytest.fixture
@@ -121,13 +119,11 @@ def test_a_vps_that_the_listing_shows_late_is_removed_once_it_does(world: World,
     check_that_nothing_is_left(world)
 
 
-def test_a_vps_that_never_appears_is_waited_for_until_the_deadline(
-    world: World, host_id: HostId, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_vps_that_never_appears_is_waited_for_until_the_deadline(world: World, host_id: HostId) -> None:
     ordered(world, host_id)
     with pytest.raises(MngrError, match="may still appear"):
         world.process().destroy_host(host_id)
-    monkeypatch.setattr(journals, "APPEARING_SECONDS", 0.0)
+    world.network.timings = replace(world.network.timings, appearing_seconds=0.0)
     collect_garbage(world.process())
     check_that_nothing_is_left(world)
 
@@ -254,7 +250,7 @@ def test_no_trouble_on_this_machine_keeps_a_vps_from_being_destroyed(
 def test_a_host_is_known_until_the_cloud_says_that_its_vps_is_gone(
     world: World, host_id: HostId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cloud_resources, "GONE_TIMEOUT_SECONDS", 0.1)
+    world.network.timings = replace(world.network.timings, gone_seconds=0.1)
     world.remember(host_id)
     world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
     lingering = Fault("get_instance_status", transform=lambda _status: VpsInstanceStatus.ACTIVE)

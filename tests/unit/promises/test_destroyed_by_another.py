@@ -12,7 +12,6 @@ from imbue.mngr.primitives import HostId, HostState
 from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.primitives import replace
-from imbue.mngr_vps_docker.state import local_store as journals
 from imbue.mngr_vps_docker.state.local_store import HostPhase
 from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
 from support.provider import collect_garbage, states
@@ -98,10 +97,8 @@ def test_gc_passes_over_a_host_that_is_destroyed_while_it_looks(
     assert ADDRESS in world.cloud.instances
 
 
-def test_destroying_waits_for_changes_of_the_host(
-    world: World, host_id: HostId, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(journals, "_USE_SECONDS", 60.0)
+def test_destroying_waits_for_changes_of_the_host(world: World, host_id: HostId) -> None:
+    world.network.timings = replace(world.network.timings, use_seconds=60.0)
     local_store = world.local_store
     destroying = threading.Thread(target=world.process().destroy_host, args=(host_id,))
     # Two at once, as two commands of a user may.
@@ -113,8 +110,8 @@ def test_destroying_waits_for_changes_of_the_host(
     assert world.cloud.instances == {}
 
 
-def test_destroying_does_not_wait_for_ever(world: World, host_id: HostId, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journals, "_USE_SECONDS", 0.1)
+def test_destroying_does_not_wait_for_ever(world: World, host_id: HostId) -> None:
+    world.network.timings = replace(world.network.timings, use_seconds=0.1)
     with world.local_store.in_use(host_id):
         world.process().destroy_host(host_id)
     assert world.cloud.instances == {}

@@ -75,7 +75,6 @@ def discover(
         # In this order: a host that another process makes meanwhile is not taken for one of another machine.
         entries = {entry.host_id: entry for entry in context.local_store.read_all()}
         delete_leftover_keys(context, entries.values())
-        unreadable = {entry.host_id: entry for entry in context.local_store.unreadable_entries()}
 
         def sightings_of_noted(entry: LocalHostRecord) -> list[ObservedHost]:
             return _sightings_of_noted(context, entry, by_host.get(entry.host_id, ()))
@@ -86,10 +85,6 @@ def discover(
         for host_id in by_host.keys() - entries.keys():
             observed_hosts += _sightings_of_unknown(host_id, by_host[host_id], keys.get(host_id))
         known = entries.keys() | by_host.keys()
-        observed_hosts += [
-            ObservedHost(entry, is_noted=False) for host_id, entry in unreadable.items() if host_id not in known
-        ]
-        known |= unreadable.keys()
         is_listed = instances is not None
         observed_hosts = [
             *(_with_findings(observed, findings, is_listed=is_listed) for observed in observed_hosts),

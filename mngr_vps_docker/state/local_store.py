@@ -105,44 +105,54 @@ class LocalHostStore:
 
     def __init__(self, hosts_folder: Path) -> None:
         self._hosts_folder = hosts_folder
-        self._reported: set[Path] = set()
+        self._unreadable: set[HostId] = set()
         self._known: set[HostId] = set()
 
     def read(self, host_id: HostId) -> LocalHostRecord | None:
-        """Return the entry of ``host_id``, or None where there is none that can be read."""
+        """Return the entry of ``host_id``, or None where there is none.
+
+        Of a host whose file cannot be read it is known that it exists, and its ``failure_reason`` names the file.
+        """
         path = self._path(host_id)
         try:
-            entry = LocalHostRecord.model_validate_json(path.read_bytes())
+            content, modified = path.read_bytes(), path.stat().st_mtime
+            entry = LocalHostRecord.model_validate_json(content)
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            if path not in self._reported:
-                logger.warning("The local note {} of a host cannot be read: {}", path, describe_invalid(error))
-            self._reported.add(path)
-            return None
+            problem = describe_invalid(error)
+            reason = f"{path} cannot be read ({problem}): move it away, or update mngr if a newer version wrote it"
+            if host_id not in self._unreadable:
+                logger.warning("{}", reason)
+            self._unreadable.add(host_id)
+            return LocalHostRecord(
+                host_id=host_id,
+                host_name=host_id,
+                phase=HostPhase.READY,
+                created_at=datetime.fromtimestamp(modified, UTC),
+                is_vps_ordered=True,
+                failure_reason=reason,
+            )
         self._known.add(host_id)
+        self._unreadable.discard(host_id)
         return entry
 
     def read_all(self) -> list[LocalHostRecord]:
-        """Return every readable entry, oldest first."""
-        entries = (self.read(host_id) for host_id in self._host_ids())
+        """Return every entry, oldest first."""
+        names = (path.parent.name for path in self._hosts_folder.glob("host-*/host.json"))
+        entries = (self.read(HostId(name)) for name in names if re.fullmatch(HOST_ID_PATTERN, name))
         return sorted((entry for entry in entries if entry is not None), key=lambda entry: entry.created_at)
 
-    def unreadable_entries(self) -> list[LocalHostRecord]:
-        """Return what can still be said of the hosts whose entry cannot be read: that they are there."""
-        unreadable_entries = (self._stand_in(host_id) for host_id in self._host_ids())
-        return [stand_in for stand_in in unreadable_entries if stand_in is not None]
-
     def write(self, entry: LocalHostRecord) -> LocalHostRecord:
-        """Put ``entry`` on disk (fsync) and return it. What was there and could not be read is kept beside it."""
+        """Put ``entry`` on disk (fsync) and return it."""
         with locked(self._lock_path(entry.host_id, _NOTE)):
             return self._put(entry)
 
     def update(self, host_id: HostId, change: Callable[[LocalHostRecord], LocalHostRecord]) -> LocalHostRecord | None:
-        """Write what ``change`` makes of an entry; None where there is no entry to change."""
+        """Write what ``change`` makes of an entry; None where there is none, or one that cannot be read."""
         with self.alone(host_id, _NOTE) as is_known:
             entry = self.read(host_id) if is_known else None
-            return None if entry is None else self._put(change(entry))
+            return None if entry is None or host_id in self._unreadable else self._put(change(entry))
 
     def forget(self, host_id: HostId) -> None:
         """Remove everything that this machine keeps of a host, its keys too; one that is not known is no error."""
@@ -236,45 +246,9 @@ class LocalHostStore:
         if awaiting is not None:
             awaiting.close()
 
-    def _stand_in(self, host_id: HostId) -> LocalHostRecord | None:
-        path = self._path(host_id)
-        if self._unreadable_content(host_id) is None:
-            return None
-        try:
-            seen_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        except FileNotFoundError:
-            return None
-        return LocalHostRecord(
-            host_id=host_id,
-            host_name=host_id,
-            phase=HostPhase.READY,
-            created_at=seen_at,
-            is_vps_ordered=True,
-            failure_reason=f"the local note {path} of it cannot be read",
-        )
-
     def _put(self, entry: LocalHostRecord) -> LocalHostRecord:
-        unreadable = self._unreadable_content(entry.host_id)
-        if unreadable is not None:
-            write_atomically(self._path(entry.host_id).with_suffix(".unreadable"), unreadable)
         write_atomically(self._path(entry.host_id), entry.on_disk.model_dump_json(indent=2).encode())
         return entry
-
-    def _unreadable_content(self, host_id: HostId) -> bytes | None:
-        """What is in the place of an entry and is none."""
-        content = b""
-        try:
-            content = self._path(host_id).read_bytes()
-            LocalHostRecord.model_validate_json(content)
-        except FileNotFoundError:
-            return None
-        except ValidationError:
-            return content
-        return None
-
-    def _host_ids(self) -> list[HostId]:
-        names = (path.parent.name for path in self._hosts_folder.glob("host-*/host.json"))
-        return [HostId(name) for name in names if re.fullmatch(HOST_ID_PATTERN, name)]
 
     def _path(self, host_id: HostId) -> Path:
         return self._hosts_folder / host_id / "host.json"

@@ -244,14 +244,17 @@ def test_a_key_is_orphaned_only_if_no_provider_has_its_vps(world: World) -> None
     assert world.cloud.keys == {}
 
 
-def test_an_unreadable_local_record_is_rebuilt_from_the_vps(world: World) -> None:
+def test_a_host_with_an_unreadable_local_record_is_used_and_the_file_left_alone(world: World) -> None:
     host_id = HostId.generate()
     world.arrange(host_id, CASES["with a note that cannot be read"])
-    states(world.process())
-    assert world.local_record_path(host_id).with_suffix(".unreadable").read_text() == "torn"
-    world.network.machines.clear()
     ((_host, agents),) = world.discovered().items()
     assert [agent.agent_name for agent in agents] == ["a1"]
+    world.process().add_tags_to_host(host_id, {"k": "v"})
+    assert world.local_record_path(host_id).read_text() == "torn"
+    world.network.machines.clear()
+    ((host, agents),) = world.discovered().items()
+    row, _ = world.process().get_host_and_agent_details(host, agents)
+    assert str(world.local_record_path(host_id)) in (row.failure_reason or "")
 
 
 def test_an_unreadable_local_record_is_reported_once(world: World) -> None:

@@ -46,30 +46,26 @@ def test_an_update_changes_only_what_it_names(local_store: LocalHostStore) -> No
     assert local_store.read(written.host_id) == written.model_copy(update={"vps_ip": "192.0.2.1"})
 
 
-def test_a_torn_entry_hides_no_other_and_its_host_is_not_forgotten(
-    local_store: LocalHostStore, tmp_path: Path
-) -> None:
+def test_an_unreadable_entry_hides_no_other_and_names_its_file(local_store: LocalHostStore, tmp_path: Path) -> None:
     torn, whole = local_store.write(entry("a")), local_store.write(entry("b"))
     path = tmp_path / "hosts" / torn.host_id / "host.json"
     path.write_bytes(path.read_bytes()[:40])
     (tmp_path / "hosts" / "host-of-nobody").mkdir()
     (tmp_path / "hosts" / "host-of-nobody" / "host.json").touch()
-    assert local_store.read_all() == [whole]
-    (stand_in,) = local_store.unreadable_entries()
-    assert stand_in.host_id == torn.host_id
-    assert str(path) in (stand_in.failure_reason or "")
+    found = {entry.host_id: entry for entry in local_store.read_all()}
+    assert found.keys() == {torn.host_id, whole.host_id}
+    assert (found[whole.host_id], found[torn.host_id].phase) == (whole, HostPhase.READY)
+    assert str(path) in (found[torn.host_id].failure_reason or "")
 
 
-def test_only_a_write_replaces_a_torn_file_and_keeps_a_copy(local_store: LocalHostStore, tmp_path: Path) -> None:
+def test_an_update_leaves_an_unreadable_entry_alone(local_store: LocalHostStore, tmp_path: Path) -> None:
     written = local_store.write(entry())
     path = tmp_path / "hosts" / written.host_id / "host.json"
     path.write_bytes(b"torn")
-    assert local_store.read(written.host_id) is None
     assert local_store.update(written.host_id, lambda known: replace(known, vps_ip="192.0.2.1")) is None
     assert path.read_bytes() == b"torn"
     local_store.write(written)
-    assert (local_store.read(written.host_id), local_store.unreadable_entries()) == (written, [])
-    assert path.with_suffix(".unreadable").read_bytes() == b"torn"
+    assert local_store.read(written.host_id) == written
 
 
 @pytest.mark.parametrize("moment", ["2026-01-02T03:04:05", "2026-01-02T03:04:05Z", "2026-01-02T05:04:05+02:00"])
@@ -149,7 +145,6 @@ def test_a_host_may_be_forgotten_while_others_look_at_it(local_store: LocalHostS
     def look() -> None:
         while not ends.is_set():
             local_store.read_all()
-            local_store.unreadable_entries()
             local_store.update(known.host_id, lambda known: replace(known, vps_ip="192.0.2.1"))
             local_store.is_owned(known.host_id)
 

@@ -1,4 +1,4 @@
-"""The shared connection to one machine: opened once, by whoever needs it first, and used by all until it is idle.
+"""The shared login to one machine: opened once, by the process that needs it first, and used by all until it is idle.
 
 ssh's own ``ControlMaster=auto`` logs in once per thread when many start at once, so the master is opened explicitly,
 under a lock that holds across processes.
@@ -9,23 +9,24 @@ import math
 import os
 import re
 import signal
+import socket
 import stat
+import struct
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.files import PRIVATE_FOLDER_MODE, locked, make_private_folder
-from imbue.mngr_vps_docker.ssh.mux import master_process_id
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
-from imbue.mngr_vps_docker.ssh.process import ProcessRunner
+from imbue.mngr_vps_docker.ssh.process import ProcessRunner, run_process
 from imbue.mngr_vps_docker.ssh.target import SshTarget, control_path_option, exit_argv, forward_argv, master_argv
-from imbue.mngr_vps_docker.ssh.version import installed_openssh
 
 # sockaddr_un.sun_path less the suffix of 17 bytes that ssh adds while it binds (measured with OpenSSH 9.2).
 _LONGEST_CONTROL_PATH_BYTES: Final = 76 if sys.platform == "darwin" else 90
@@ -45,6 +46,18 @@ _TRACES_KEPT_SECONDS: Final = 24 * 3600.0
 # What lies beside a socket; the lock goes last.
 _BESIDE: Final = (".failure", ".lock")
 _CLIENT_LOG: Final = "client-"
+
+# Debian 11's; the oldest whose behaviour with a shared connection is known to be the one described in this package.
+_OLDEST_OPENSSH: Final = (8, 4)
+_VERSION_TIMEOUT_SECONDS: Final = 10.0
+_VERSION: Final = re.compile(r"OpenSSH_(?:for_Windows_)?(\d+)\.(\d+)")
+# PROTOCOL.mux, sections 1 (hello) and 4 (health check); every packet is its length in bytes and big-endian words.
+_MUX_VERSION: Final = 4
+_HELLO: Final = 0x00000001
+_ALIVE_CHECK: Final = 0x10000004
+_ALIVE: Final = 0x80000005
+_REQUEST_ID: Final = 0
+_LONGEST_PACKET_BYTES: Final = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,3 +318,62 @@ def _masters_at(control_path: Path) -> Iterator[int]:
             words = (folder / "cmdline").read_bytes().split(b"\0")
             if b"-M" in words and os.fsencode(control_path_option(control_path)) in words:
                 yield int(folder.name)
+
+
+@cache
+def installed_openssh(runner: ProcessRunner = run_process) -> tuple[int, int]:
+    """The major and minor version of the OpenSSH client on PATH.
+
+    Raises BinaryNotInstalledError if there is none, VpsDockerError if it is another ssh or too old a one.
+    """
+    result = runner(("ssh", "-V"), timeout_seconds=_VERSION_TIMEOUT_SECONDS)
+    # OpenSSH answers on stderr ("OpenSSH_9.2p1 Debian-2, OpenSSL 3.0"), others on stdout.
+    answer = (result.stderr or result.stdout).decode(errors="replace").strip()
+    found = _VERSION.search(answer)
+    version = (0, 0) if found is None else (int(found[1]), int(found[2]))
+    if version < _OLDEST_OPENSSH:
+        oldest = ".".join(map(str, _OLDEST_OPENSSH))
+        raise VpsDockerError(f"The ssh on PATH must be OpenSSH {oldest} or newer, but says that it is: {answer}")
+    return version
+
+
+def master_process_id(control_path: Path, timeout_seconds: float) -> int | None:
+    """The process that holds a shared connection, or None if none answers within ``timeout_seconds`` per packet.
+
+    It speaks OpenSSH's PROTOCOL.mux. ``ssh -O check`` asks the same but costs a process, which a busy machine may take
+    so long to start that a healthy master would be taken for wedged, and killed with all that runs over it.
+    """
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(timeout_seconds)
+        try:
+            client.connect(str(control_path))
+            client.sendall(_packet(_HELLO, _MUX_VERSION) + _packet(_ALIVE_CHECK, _REQUEST_ID))
+            while True:
+                match _words(client):
+                    case [kind, _, process_id, *_] if kind == _ALIVE:
+                        return process_id
+        except (OSError, EOFError):
+            return None
+
+
+def _packet(*words: int) -> bytes:
+    return struct.pack(f">{1 + len(words)}I", 4 * len(words), *words)
+
+
+def _words(client: socket.socket) -> tuple[int, ...]:
+    """The whole words of the next packet."""
+    (length,) = struct.unpack(">I", _exactly(client, 4))
+    if not 4 <= length <= _LONGEST_PACKET_BYTES:
+        raise EOFError(f"a packet of {length} bytes")
+    body = _exactly(client, length)
+    return struct.unpack_from(f">{length // 4}I", body)
+
+
+def _exactly(client: socket.socket, size_bytes: int) -> bytes:
+    data = bytearray()
+    while len(data) < size_bytes:
+        chunk = client.recv(size_bytes - len(data))
+        if not chunk:
+            raise EOFError("the master hung up")
+        data += chunk
+    return bytes(data)

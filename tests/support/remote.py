@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.mux import master_process_id
+from imbue.mngr_vps_docker.ssh.master import master_process_id
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 
 

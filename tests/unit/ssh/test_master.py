@@ -1,16 +1,22 @@
-"""Why a login failed is told from ssh's words, and sockets lie only where nobody else can reach them."""
+"""Login failures are classified, sockets are private, an unfit ssh is refused, and only a living master counts."""
 
 import os
+import socket
+import struct
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.ssh import master
-from imbue.mngr_vps_docker.ssh.master import login_failure, socket_folder
+from imbue.mngr_vps_docker.ssh.master import installed_openssh, login_failure, master_process_id, socket_folder
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
+from imbue.mngr_vps_docker.ssh.process import ProcessResult
 
 SOMEBODY_ELSE = 65534
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to somebody else")
@@ -144,3 +150,84 @@ def test_so_is_a_home(places: Path, how: str) -> None:
         os.chown(places / "home" / ".cache", SOMEBODY_ELSE, -1)
     with pytest.raises(VpsDockerError, match="set XDG_RUNTIME_DIR to a folder of yours"):
         socket_folder()
+
+
+def says(text: str) -> Any:
+    """A runner of an ssh whose ``-V`` says ``text``."""
+    return lambda *_arguments, **_options: ProcessResult(exit_code=0, stdout=b"", stderr=text.encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("OpenSSH_9.2p1 Debian-2+deb12u7, OpenSSL 3.0.17 1 Jul 2025", (9, 2)),
+        ("OpenSSH_10.0p2, LibreSSL 3.3.6", (10, 0)),
+        ("OpenSSH_for_Windows_9.5p1, LibreSSL 3.8.2", (9, 5)),
+    ],
+)
+def test_the_version_is_read_from_what_ssh_says(text: str, version: tuple[int, int]) -> None:
+    assert installed_openssh(says(text)) == version
+
+
+@pytest.mark.parametrize("text", ["OpenSSH_7.9p1", "Dropbear v2022.83", ""])
+def test_another_ssh_is_refused_in_its_own_words(text: str) -> None:
+    with pytest.raises(VpsDockerError, match=f"must be OpenSSH 8.4 or newer, but says that it is: {text}"):
+        installed_openssh(says(text))
+
+
+def test_the_installed_ssh_will_do() -> None:
+    assert installed_openssh() >= (8, 4)
+
+
+HELLO = struct.pack(">III", 8, 1, 4)
+
+
+@pytest.fixture
+def control_path(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Where a stand-in for a master listens, who says what the test names to the first that comes."""
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(ConnectionError):
+                connection.sendall(request.param)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(4096):
+                    pass
+
+        thread = Thread(target=answer, daemon=True)
+        thread.start()
+        yield path
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    "control_path", [HELLO + struct.pack(">IIII", 12, 0x80000005, 0, 4711)], indirect=True, ids=["alive"]
+)
+def test_a_master_tells_its_process_id(control_path: Path) -> None:
+    assert master_process_id(control_path, timeout_seconds=10) == 4711
+
+
+@pytest.mark.parametrize(
+    "control_path",
+    [b"", HELLO, HELLO + struct.pack(">II", 4, 0x80000005), b"HTTP/1.1 400 Bad Request\r\n", HELLO + b"\0\0"],
+    indirect=True,
+    ids=["hangs up", "says hello and hangs up", "half an answer", "another protocol", "is cut off"],
+)
+def test_who_answers_otherwise_is_no_master(control_path: Path) -> None:
+    assert master_process_id(control_path, timeout_seconds=10) is None
+
+
+def test_who_is_silent_is_no_master(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        server.listen()
+        assert master_process_id(tmp_path / "socket", timeout_seconds=0.1) is None
+
+
+def test_where_nobody_listens_is_no_master(tmp_path: Path) -> None:
+    assert master_process_id(tmp_path / "none", timeout_seconds=10) is None

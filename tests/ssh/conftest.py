@@ -1,7 +1,7 @@
-"""A real sshd for each test that wants one, and a connection to it that is ended afterwards; all of it twice.
+"""A real sshd for each test that wants one, and a connection to it that is ended afterwards.
 
-The second time in the worst of homes: its path is too long for any socket, and the user's own ssh configuration leads
-everything astray.
+Tests that log in where a user's home could interfere use ``both_homes``. The second one is hostile: its path
+is too long for any socket, and the user's own ssh configuration leads everything astray.
 """
 
 import os
@@ -30,8 +30,8 @@ Host *
 """
 
 
-@pytest.fixture(params=["plain", "hostile"], autouse=True)
-def home(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture(params=["plain", "hostile"])
+def both_homes(request: pytest.FixtureRequest) -> Iterator[None]:
     environment: dict[str, str] = {}
     if request.param == "hostile":
         environment = request.getfixturevalue("hostile_environment")

@@ -1,7 +1,5 @@
 """What a distance between the machines does, and what a network can do to a connection."""
 
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,14 +29,6 @@ def through(proxy: DelayingProxy, sshd: LoopbackSshd) -> Iterator[SshConnection]
         connection.close()
 
 
-def test_nothing_arrives_before_its_time(proxy: DelayingProxy) -> None:
-    with socket.create_connection(("127.0.0.1", proxy.ports[0]), timeout=5) as client:
-        began = time.monotonic()
-        # sshd speaks first, once it is connected to: a round trip for that, half a one there and half a one back.
-        assert client.recv(4) == b"SSH-"
-        assert time.monotonic() - began >= 2 * ROUND_TRIP_SECONDS
-
-
 def test_commands_share_one_connection_over_a_distance(proxy: DelayingProxy, sshd: LoopbackSshd) -> None:
     with through(proxy, sshd) as connection:
         data = bytes(range(256)) * 10_000
@@ -63,8 +53,6 @@ def test_a_network_that_stalls_loses_nothing(proxy: DelayingProxy, sshd: Loopbac
     with through(proxy, sshd) as connection:
         assert run(connection, "true").is_success
         with proxy.stalled():
-            began = time.monotonic()
             stalled = run(connection, "echo never", timeout_seconds=1, effect=Effect.READ_ONLY)
             assert not stalled.is_success
-            assert time.monotonic() - began < 30
         assert run(connection, "echo again").stdout == b"again\n"

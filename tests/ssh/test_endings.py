@@ -18,11 +18,6 @@ from support.loopback_sshd import LoopbackSshd
 from support.remote import master_pid, processes_with, run, wait_for
 
 
-@pytest.fixture(autouse=True)
-def home() -> None:
-    """Once is enough: these take long, and depend on no home."""
-
-
 def test_a_command_that_heeds_no_signal_is_killed(
     connection: SshConnection, sshd: LoopbackSshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ from imbue.mngr_vps_docker.ssh.target import SshTarget, standalone_argv
 from support.loopback_sshd import LoopbackSshd
 from support.remote import run
 
+pytestmark = pytest.mark.usefixtures("both_homes")
+
 HERE = "127.0.0.1"
 # An address of documentation (RFC 5737), to which nothing leads.
 NOWHERE = "192.0.2.1"

@@ -20,11 +20,6 @@ from support.loopback_sshd import LoopbackSshd
 from support.remote import run
 
 
-@pytest.fixture(autouse=True)
-def home() -> None:
-    """Once is enough: what is logged depends on no home."""
-
-
 @pytest.fixture
 def log(tmp_path: Path) -> CommandLog:
     return CommandLog(tmp_path / "logs" / "ssh.jsonl")

@@ -13,11 +13,6 @@ from support.loopback_sshd import LoopbackSshd
 from support.remote import run
 
 
-@pytest.fixture(autouse=True)
-def home() -> None:
-    """Once is enough: each test has a folder of its own."""
-
-
 @pytest.mark.parametrize(
     "name", ["a b", "100%d", "it's", 'q"q', "b\\s", 'b\\"', "$x", "#h", "é", "~x", "a=b", "a,b;c"]
 )

@@ -42,6 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+@pytest.mark.usefixtures("both_homes")
 def test_a_ready_machine_costs_one_login(connection: SshConnection, sshd: LoopbackSshd) -> None:
     assert connection.wait_until_ready(PATIENCE_SECONDS) == ""
     assert run(connection, "echo there").text == "there\n"

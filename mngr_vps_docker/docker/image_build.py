@@ -26,7 +26,7 @@ from imbue.mngr_vps_docker.docker.errors import (
 )
 from imbue.mngr_vps_docker.docker.secret_options import as_script
 from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.ssh.connection import OnLine, SshConnection
+from imbue.mngr_vps_docker.ssh.connection import OnLine, SshConnection, Stream
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect
 from imbue.mngr_vps_docker.ssh.shell import Secret, ShellScript, quote
 from imbue.mngr_vps_docker.text import MASK
@@ -94,9 +94,9 @@ def build_image(
         purpose = f"build image {spec.tag}"
         mask = _Mask(values)
 
-        def show(text: str, is_stdout: bool) -> None:
+        def show(text: str, stream: Stream) -> None:
             if on_line is not None and not _DIGEST.match(text):
-                on_line(text if is_stdout else mask(text), is_stdout)
+                on_line(text if stream is Stream.STDOUT else mask(text), stream)
 
         # A second run finds in Docker's cache what a first one, whose connection was lost, has built.
         outcome = connection.stream(
@@ -116,7 +116,7 @@ def build_image(
         # Most Dockerfiles that begin with it need nothing of it.
         problem = f"{syntax[1]} cannot be fetched, and without it: "
         if on_line is not None:
-            on_line(f"{syntax[1]} cannot be fetched: building without it\n", False)
+            on_line(f"{syntax[1]} cannot be fetched: building without it\n", Stream.STDERR)
         outcome = attempt(replace(spec, is_own_syntax=True))
     if not outcome.is_success:
         raise _build_error(outcome, problem)

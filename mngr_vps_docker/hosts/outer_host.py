@@ -152,7 +152,7 @@ class _OverOpenSsh(OuterHostInterface):
         """Run shell text and hand on each line of both its streams as it comes."""
         outcome = self.ssh.stream(
             _with_environment(command, env),
-            on_line=lambda line, _is_stdout: on_line(line),
+            on_line=lambda line, _stream: on_line(line),
             purpose=_purpose(command),
             timeout_seconds=DEFAULT_COMMAND_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds,
         )

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from imbue.mngr_vps_docker.ssh.span import span
+from imbue.mngr_vps_docker.ssh.command_log import operation
 
 
 class NeverReachedError(Exception):
@@ -49,7 +49,7 @@ class BackgroundWork[Answer]:
         """Begin."""
 
         def run() -> Answer:
-            with span(self._title):
+            with operation(self._title):
                 return self._work()
 
         pool = ThreadPoolExecutor(1, thread_name_prefix=self._title)

@@ -13,7 +13,7 @@ from imbue.mngr_vps_docker.docker_over_ssh import BuildSpec, DockerOverSsh
 from imbue.mngr_vps_docker.errors import BuildArgumentError, RemoteCommandTimeoutError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.background import Milestone
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.connection import SshConnection, Stream
 from imbue.mngr_vps_docker.ssh.master import installed_openssh
 from imbue.mngr_vps_docker.ssh.pipe import pipe
 from imbue.mngr_vps_docker.ssh.shell import Secret
@@ -125,6 +125,6 @@ def _stream_snapshot(context: ProviderContext, docker: DockerOverSsh, snapshot: 
     return snapshot.image_id
 
 
-def _log_build_line(line: str, is_stdout: bool) -> None:
+def _log_build_line(line: str, _stream: Stream) -> None:
     if line.strip():
         logger.log(LogLevel.BUILD.value, "{}", line.rstrip(), source="docker")

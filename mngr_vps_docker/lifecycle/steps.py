@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from imbue.mngr_vps_docker.errors import describe_error
-from imbue.mngr_vps_docker.ssh.span import span
+from imbue.mngr_vps_docker.ssh.command_log import operation
 from imbue.mngr_vps_docker.text import logger
 
 
@@ -37,7 +37,7 @@ def run_steps[State](
             begun.append(step)
             logger.info("{} ...", step.title)
             started = time.monotonic()
-            with span(step.title):
+            with operation(step.title):
                 step.do(state)
             logger.info("  {:.1f} s", time.monotonic() - started)
     except BaseException as error:

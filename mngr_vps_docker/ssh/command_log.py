@@ -3,11 +3,16 @@
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
+from uuid import uuid4
 
 from imbue.mngr_vps_docker.files import PRIVATE_FILE_MODE, is_at, locked, make_private_folder
 from imbue.mngr_vps_docker.ssh.shell import join, quote
@@ -16,6 +21,46 @@ from imbue.mngr_vps_docker.text import data_without_passwords, logger, printable
 TRACE_VARIABLE: Final = "MNGR_VPS_TRACE"
 _ROTATE_AT_BYTES: Final = 10 << 20
 _LOCK_SECONDS: Final = 5.0
+_SUBCOMMAND: Final = re.compile(r"[a-z][a-z-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What commands are part of: all of this process, or a step of it; ``title`` names the steps, outermost first."""
+
+    id: str
+    title: str
+
+
+_current: ContextVar[Operation | None] = ContextVar("operation", default=None)
+
+
+def current_operation() -> Operation:
+    """The innermost operation of this thread; the process, where a thread was given none."""
+    return _current.get() or _process_operation()
+
+
+@contextmanager
+def operation(title: str) -> Iterator[Operation]:
+    """Run the block as an operation of its own, part of the current one."""
+    inner = Operation(_new_id(), f"{current_operation().title} > {title}")
+    token = _current.set(inner)
+    try:
+        yield inner
+    finally:
+        _current.reset(token)
+
+
+@cache
+def _process_operation() -> Operation:
+    """The program and its subcommand, but no more of its arguments: they may hold secrets."""
+    program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    subcommand = sys.argv[1] if len(sys.argv) > 1 else ""
+    return Operation(_new_id(), f"{program} {subcommand}" if _SUBCOMMAND.fullmatch(subcommand) else program)
+
+
+def _new_id() -> str:
+    return uuid4().hex[:12]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +220,7 @@ def _commands(lines: BinaryIO, begun: bytearray) -> Iterator[LoggedCommand]:
             continue
 
 
-def trace(text: str) -> None:
+def trace(line: Callable[[], str]) -> None:
     """With MNGR_VPS_TRACE=1, show a line on stderr."""
     if os.environ.get(TRACE_VARIABLE) == "1":
-        print(printable(without_passwords(text)), file=sys.stderr, flush=True)  # noqa: T201
+        print(printable(without_passwords(line())), file=sys.stderr, flush=True)  # noqa: T201

@@ -1,52 +1,50 @@
 """Running commands on one machine over the system's ssh."""
 
 import random
-import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Final
 
-from imbue.mngr_vps_docker.ssh.command_log import CommandLog, LoggedCommand, trace
+from imbue.mngr_vps_docker.ssh.command_log import CommandLog
 from imbue.mngr_vps_docker.ssh.file_scripts import NO_SUCH_FILE, read_script, replace_script, write_script
-from imbue.mngr_vps_docker.ssh.framing import LineSplitter, OutputReader
-from imbue.mngr_vps_docker.ssh.master import LoginFailure, SshMaster, login_failure
+from imbue.mngr_vps_docker.ssh.framing import LineSplitter, OnLine, OutputReader
+from imbue.mngr_vps_docker.ssh.master import LoginFailure, SshMaster
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, NotStartedReason, OutcomeStatus
-from imbue.mngr_vps_docker.ssh.probe import PROBE_COMMAND, PROBE_PURPOSE, PROBE_TIMEOUT_SECONDS, probe_failure
-from imbue.mngr_vps_docker.ssh.process import OnChunk, ProcessRunner, StopReason, run_process
-from imbue.mngr_vps_docker.ssh.readiness import wait_until_ready
+from imbue.mngr_vps_docker.ssh.process import OnChunk, ProcessRunner, StandardInput, Stream, is_repeatable, run_process
+from imbue.mngr_vps_docker.ssh.readiness import (
+    PROBE_COMMAND,
+    PROBE_PURPOSE,
+    PROBE_TIMEOUT_SECONDS,
+    probe_failure,
+    wait_until_ready,
+)
 from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
-from imbue.mngr_vps_docker.ssh.session import run_in_session
-from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN, join, redacted, secret_names, shell_argv
-from imbue.mngr_vps_docker.ssh.span import current_span
-from imbue.mngr_vps_docker.ssh.standard_input import MeteredInput, StandardInput, is_repeatable
+from imbue.mngr_vps_docker.ssh.session import Call, run_in_session, silence
+from imbue.mngr_vps_docker.ssh.shell import join
 from imbue.mngr_vps_docker.ssh.target import SshTarget, standalone_argv
 
-__all__ = ["LARGE_OUTPUT_BYTES", "OnLine", "SshConnection", "StandardInput"]
-
-type OnLine = Callable[[str, bool], None]
+__all__ = ["LARGE_OUTPUT_BYTES", "OnLine", "SshConnection", "StandardInput", "Stream"]
 
 # Below sshd's MaxSessions (10 by default): past it the server refuses sessions.
 _MAX_SESSIONS: Final = 8
-# A command that is longer than this cannot be pasted as an argument, which holds 128 KiB with a byte for its end.
-_LONGEST_ARGUMENT_BYTES: Final = 120_000
 # What an infinite deadline means: some threads cannot wait for longer.
 _LONGEST_SECONDS: Final = 30 * 24 * 3600.0
 _MAX_REPEATS: Final = 3
 _FIRST_DELAY_SECONDS: Final = 0.2
 _LONGEST_DELAY_SECONDS: Final = 2.0
 _TAIL_BYTES: Final = 64 << 10
-# What is taken of the answer to a question of our own, and of a command or file that the user asked for.
+# The limit of the answer to a question of our own, and of a command or file that the user asked for.
 _OUTPUT_BYTES: Final = 8 << 20
 LARGE_OUTPUT_BYTES: Final = 1 << 30
-# A file of unknown size may take this long, as long as it comes.
+# A file of unknown size may take this long, as long as bytes arrive.
 _LONGEST_READ_SECONDS: Final = 6 * 3600.0
 _IDLE_TRANSFER_SECONDS: Final = 60.0
 _SLOWEST_BYTES_PER_SECOND: Final = 100_000
-
-INTERRUPTED: Final = "INTERRUPTED"
+# Why a command never started although the shared connection is there: another login would not help.
+_LOGIN_CANNOT_HELP: Final = frozenset(
+    {NotStartedReason.SESSION_REFUSED, NotStartedReason.ACCOUNT_REFUSED, NotStartedReason.CONNECT_TIMEOUT}
+)
 
 
 class SshConnection:
@@ -92,8 +90,8 @@ class SshConnection:
         is interrupted. A command that never started is tried again, a few times, where waiting may help; one that was
         lost half-way only if its ``effect`` allows it.
         """
-        call = _Call(command, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect)
-        return self._run(call, OutputReader(limit_bytes=limit_bytes))
+        reader = OutputReader(limit_bytes=limit_bytes)
+        return self._run(command, reader, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect)
 
     def call[T](self, command: RemoteCommand[T], *, stdin: StandardInput = None, on_line: OnLine | None = None) -> T:
         """Run a command and return what it reads of its outcome; see RemoteCommand.
@@ -131,13 +129,13 @@ class SshConnection:
         stdin: StandardInput = None,
         effect: Effect = Effect.NON_IDEMPOTENT,
     ) -> CommandOutcome:
-        """Like ``run``, and hand each line to ``on_line(line, is_stdout)`` as it comes.
+        """Like ``run``, and hand each line to ``on_line(line, stream)`` as it comes.
 
         The outcome holds only the end of both streams. Lines of an attempt that was lost are not taken back.
         """
         lines = None if on_line is None else LineSplitter(on_line)
         reader = OutputReader(on_chunk=lines, on_begin=None if lines is None else lines.flush, tail_bytes=_TAIL_BYTES)
-        outcome = self._run(_Call(command, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect), reader)
+        outcome = self._run(command, reader, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect)
         if lines is not None:
             lines.flush()
         return outcome
@@ -152,11 +150,10 @@ class SshConnection:
         idle_timeout_seconds: float | None = None,
         stdin: StandardInput = None,
     ) -> CommandOutcome:
-        """Like ``stream``, for output that is not text; what ``on_chunk(chunk, is_stdout)`` raises ends it."""
+        """Like ``stream``, for output that is not text; what ``on_chunk(chunk, stream)`` raises ends it."""
         reader = OutputReader(on_chunk=on_chunk, tail_bytes=_TAIL_BYTES)
-        return self._run(
-            _Call(command, purpose, timeout_seconds, idle_timeout_seconds, stdin, Effect.NON_IDEMPOTENT), reader
-        )
+        effect = Effect.NON_IDEMPOTENT
+        return self._run(command, reader, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect)
 
     def wait_until_ready(self, timeout_seconds: float, *, account_grace_seconds: float = 0.0) -> str:
         """Wait until the machine lets us in, under the pinned host key, and a command gives its exact output.
@@ -237,189 +234,70 @@ class SshConnection:
         self._is_abandoned = True
         self._master.close()
 
-    def _run(self, call: "_Call", reader: OutputReader) -> CommandOutcome:
-        give_up_at = time.monotonic() + self.target.connect_timeout_seconds
+    def _run(
+        self,
+        command: str,
+        reader: OutputReader,
+        purpose: str,
+        timeout_seconds: float,
+        idle_timeout_seconds: float | None,
+        stdin: StandardInput,
+        effect: Effect,
+    ) -> CommandOutcome:
+        """Run the command, repeat it where that may help, and log each attempt however it ends."""
+        began_at = time.monotonic()
+        deadline = began_at + min(timeout_seconds, _LONGEST_SECONDS)
+        call = Call(self.target, command, purpose, effect, stdin, deadline, idle_timeout_seconds, reader, self._log)
+        may_run_again = effect is not Effect.NON_IDEMPOTENT and is_repeatable(stdin)
         attempt = 0
         while True:
-            outcome = self._attempt(call, reader)
-            if not self._may_help_to_repeat(call, outcome, attempt, give_up_at):
+            outcome: CommandOutcome | None = None
+            call.begin()
+            try:
+                outcome = self._attempt(call)
+            finally:
+                call.write_log(outcome)
+            if outcome.status is OutcomeStatus.LOST:
+                is_repeated = may_run_again and attempt < _MAX_REPEATS
+            else:
+                # Other processes use the machine's sessions too; a command whose session is refused has done nothing.
+                is_recent = time.monotonic() < began_at + self.target.connect_timeout_seconds
+                is_repeated = outcome.reason is NotStartedReason.SESSION_REFUSED and is_recent
+            if self._is_abandoned or call.seconds_left <= 0 or not is_repeated:
                 return outcome
             delay = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2**attempt) * random.uniform(0.5, 1.5)
             time.sleep(min(delay, max(0.0, call.seconds_left)))
             attempt += 1
 
-    def _may_help_to_repeat(self, call: "_Call", outcome: CommandOutcome, attempt: int, give_up_at: float) -> bool:
-        if self._is_abandoned or call.seconds_left <= 0:
-            return False
-        if outcome.status is OutcomeStatus.LOST:
-            may_run_again = call.effect is not Effect.NON_IDEMPOTENT and is_repeatable(call.stdin)
-            return may_run_again and attempt < _MAX_REPEATS and not outcome.detail
-        # Other processes use the machine's sessions too; one that is refused has done nothing.
-        return outcome.reason is NotStartedReason.SESSION_REFUSED and time.monotonic() < give_up_at
-
-    def _attempt(self, call: "_Call", reader: OutputReader) -> CommandOutcome:
-        """Run the command once and log it, however it ends."""
-        line = redacted(call.command)
-        is_long = _is_too_long(join(shell_argv(line)))
-        argv = standalone_argv(self.target, join(shell_argv(RUN_STDIN if is_long else line)))
-        trace(f"+ {join(argv)}")
-        metered = None if call.stdin is None else MeteredInput(call.stdin)
-        log_id = secrets.token_hex(4)
-        began, started = datetime.now(UTC), time.monotonic()
-        outcome: CommandOutcome | None = None
-        try:
-            failure, stop = self._when_there_is_a_session(call, reader, metered)
-            outcome = self._outcome(call, reader, argv, time.monotonic() - started, failure, stop, log_id)
-            return outcome
-        finally:
-            logged = LoggedCommand(
-                id=log_id,
-                parent=current_span().id,
-                operation=current_span().title,
-                time=began.isoformat(),
-                machine=self.target.name,
-                host_id=self.target.host_key_alias or self.target.host,
-                purpose=call.purpose,
-                is_read_only=call.effect is Effect.READ_ONLY,
-                argv=argv,
-                script=line if is_long else None,
-                secrets=secret_names(call.command),
-                outcome=INTERRUPTED if outcome is None else outcome.status.value,
-                milliseconds=round((time.monotonic() - started) * 1000),
-                stdout_bytes=reader.byte_counts[True],
-                stderr_bytes=reader.byte_counts[False],
-                exit_code=None if outcome is None else outcome.exit_code,
-                reason=None if outcome is None or outcome.reason is None else outcome.reason.value,
-                detail="" if outcome is None else outcome.detail,
-                stdin_bytes=None if metered is None else metered.byte_count,
-                stdin_sha256=None if metered is None else metered.sha256,
-            )
-            trace(f"= {logged.result} in {logged.milliseconds} ms: {call.purpose} on {self.target.name}")
-            if self._log is not None:
-                self._log.write(logged)
-
-    def _outcome(
-        self,
-        call: "_Call",
-        reader: OutputReader,
-        argv: tuple[str, ...],
-        elapsed_seconds: float,
-        failure: LoginFailure | None,
-        stop: StopReason | None,
-        log_id: str,
-    ) -> CommandOutcome:
-        exit_code = reader.exit_code
-        if failure is not None:
-            status = OutcomeStatus.NEVER_STARTED
-        elif reader.excess is not None:
-            status = OutcomeStatus.TOO_MUCH_OUTPUT
-        elif stop in (StopReason.DEADLINE, StopReason.IDLE):
-            status = OutcomeStatus.TIMED_OUT
-        elif exit_code is None:
-            status = OutcomeStatus.LOST
-        else:
-            status = OutcomeStatus.COMPLETED
-        detail = reader.excess or "" if failure is None else failure.detail
-        if stop in (StopReason.IDLE, StopReason.UNANSWERED):
-            silent_seconds = call.idle_timeout_seconds if stop is StopReason.IDLE else elapsed_seconds
-            detail = f"nothing was heard for {silent_seconds:.0f} s"
-        return CommandOutcome(
-            status=status,
-            argv=argv,
-            host=self.target.name,
-            purpose=call.purpose,
-            elapsed_seconds=elapsed_seconds,
-            ran_seconds=reader.ran_seconds,
-            exit_code=exit_code if status is OutcomeStatus.COMPLETED else None,
-            stdout=reader.stdout,
-            stderr=reader.stderr,
-            greeting=reader.greeting,
-            reason=None if failure is None else failure.reason,
-            detail=detail,
-            log_id=None if self._log is None else log_id,
-        )
-
-    def _when_there_is_a_session(
-        self, call: "_Call", reader: OutputReader, metered: MeteredInput | None
-    ) -> tuple[LoginFailure | None, StopReason | None]:
-        """Run one attempt; return why it never started, if it did not, and why we ended it, if we did."""
+    def _attempt(self, call: Call) -> CommandOutcome:
+        """Run the command once, when there is a session for it, and after a login if there must be one."""
         if self._is_abandoned:
-            return LoginFailure(NotStartedReason.OTHER, "it is not wanted any more"), None
+            return call.not_started(LoginFailure(NotStartedReason.OTHER, "the operation was cancelled"))
         if call.seconds_left <= 0:
-            return None, StopReason.DEADLINE
+            return call.outcome(OutcomeStatus.TIMED_OUT)
         if not self._sessions.acquire(timeout=call.seconds_left):
-            return LoginFailure(NotStartedReason.BUSY, f"{_MAX_SESSIONS} other commands are running there"), None
+            words = f"{_MAX_SESSIONS} other commands are running there"
+            return call.not_started(LoginFailure(NotStartedReason.BUSY, words))
         try:
-            return self._over_shared_connection(call, reader, metered)
+            # The shared connection is nearly always there, and asking first would cost time.
+            asked_at = time.monotonic()
+            outcome = run_in_session(call, self._master, self._runner)
+            if outcome.status is not OutcomeStatus.NEVER_STARTED or outcome.reason in _LOGIN_CANNOT_HELP:
+                return outcome
+            failure = self._log_in(call, time.monotonic() - asked_at)
+            return run_in_session(call, self._master, self._runner) if failure is None else call.not_started(failure)
         finally:
             self._sessions.release()
 
-    def _over_shared_connection(
-        self, call: "_Call", reader: OutputReader, metered: MeteredInput | None
-    ) -> tuple[LoginFailure | None, StopReason | None]:
-        # The shared connection is nearly always there, and asking first would cost time.
-        failure: LoginFailure | None = None
-        for is_last in (False, True):
-            if failure is not None:
-                return failure, None
-            session = run_in_session(
-                self._master,
-                self._runner,
-                call.command,
-                metered,
-                reader,
-                timeout_seconds=call.seconds_left,
-                idle_timeout_seconds=call.idle_timeout_seconds,
-            )
-            if session.refusal is not None:
-                return LoginFailure(NotStartedReason.ACCOUNT_REFUSED, session.refusal), None
-            # That it had not begun in time is no proof of anything: the shared connection is left to the others.
-            if session.may_have_begun or session.stop in (StopReason.DEADLINE, StopReason.IDLE):
-                return None, session.stop
-            silence = LoginFailure(
-                NotStartedReason.CONNECT_TIMEOUT, f"it has not answered for {session.elapsed_seconds:.0f} s"
-            )
-            if session.stop is StopReason.UNANSWERED:
-                # If the machine is gone, the keepalives of the master end it, and the next command logs in.
-                return silence, None
-            failure = login_failure(session.messages)
-            if is_last or failure.reason is NotStartedReason.SESSION_REFUSED:
-                return failure, None
-            # A machine that was waited for over the shared connection has used that much of its time.
-            connect_seconds = self.target.connect_timeout_seconds - session.elapsed_seconds
-            failure = self._log_in(call, connect_seconds) if connect_seconds > 0 else silence
-        return failure, None
-
-    def _log_in(self, call: "_Call", connect_timeout_seconds: float) -> LoginFailure | None:
+    def _log_in(self, call: Call, waited_seconds: float) -> LoginFailure | None:
+        """Log in; a machine that was waited for over the shared connection has used that much of its time."""
+        connect_seconds = self.target.connect_timeout_seconds - waited_seconds
+        if connect_seconds <= 0:
+            return silence(waited_seconds)
         if self._is_gone():
             return LoginFailure(NotStartedReason.OTHER, "its host is being destroyed")
-        began = time.monotonic()
-        failure = self._master.open(call.seconds_left, connect_timeout_seconds)
+        began_at = time.monotonic()
+        failure = self._master.open(call.seconds_left, connect_seconds)
         # A login has a limit of its own, which is not the command's.
-        call.deadline += time.monotonic() - began
+        call.deadline += time.monotonic() - began_at
         return failure
-
-
-@dataclass(slots=True)
-class _Call:
-    """What was asked for, see SshConnection.run, and when it must have ended."""
-
-    command: str
-    purpose: str
-    timeout_seconds: float
-    idle_timeout_seconds: float | None
-    stdin: StandardInput
-    effect: Effect
-    deadline: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.timeout_seconds = min(self.timeout_seconds, _LONGEST_SECONDS)
-        self.deadline = time.monotonic() + self.timeout_seconds
-
-    @property
-    def seconds_left(self) -> float:
-        return self.deadline - time.monotonic()
-
-
-def _is_too_long(text: str) -> bool:
-    return len(text.encode("utf-8", "surrogateescape")) > _LONGEST_ARGUMENT_BYTES

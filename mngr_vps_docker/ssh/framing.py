@@ -10,10 +10,13 @@ import codecs
 import io
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
+from imbue.mngr_vps_docker.ssh.process import OnChunk, Stream
 from imbue.mngr_vps_docker.ssh.shell import as_stdin, quote, run_from_stdin
+
+type OnLine = Callable[[str, Stream], None]
 
 # ASCII's record separator: hardly ever printed, so that a stream is hardly ever held back to see what follows.
 _RECORD_SEPARATOR: Final = b"\x1e"
@@ -44,14 +47,6 @@ class Framing:
     def marker(self) -> bytes:
         """What both lines begin with."""
         return _RECORD_SEPARATOR + self.nonce.encode()
-
-    def start_line(self, process_id: int) -> bytes:
-        """The line that says that the command starts, as a child of the machine's process ``process_id``."""
-        return b"%s:%d\n" % (self.marker, process_id)
-
-    def end_line(self, exit_code: int, began_at: str = "0", ended_at: str = "0") -> bytes:
-        """The line that says how and when the command ended, by the machine's clock."""
-        return f"{self.marker.decode()} {exit_code} {began_at} {ended_at}\n".encode()
 
     def script(self, command: str, *, is_watched: bool = False) -> bytes:
         """What stdin begins with, so that the text of ``wrap`` runs ``command``.
@@ -111,21 +106,34 @@ def is_time_out(exit_code: int, ran_seconds: float, timeout_seconds: float) -> b
 
 
 class OutputLimitError(Exception):
-    """More was printed than is taken: whatever prints it is to be ended."""
+    """More was printed than is taken: the program that prints it is to be ended."""
+
+
+@dataclass(slots=True)
+class _StreamState:
+    """One stream of one attempt; ``held`` may be the beginning of a marker, ``noise`` came before the start."""
+
+    stream: Stream
+    has_started: bool = False
+    exit_code: int | None = None
+    held: bytes = b""
+    noise: bytearray = field(default_factory=bytearray)
+    kept: bytearray = field(default_factory=bytearray)
+    byte_count: int = 0
 
 
 class OutputReader:
     """Takes ssh's output piece by piece and keeps what is the command's own.
 
-    Each piece goes to ``on_chunk(chunk, is_stdout)`` as it comes, if given; ``on_begin`` is called before each further
-    attempt. All output is kept, or the last ``tail_bytes`` of each stream. Raises OutputLimitError once both streams
-    together have more than ``limit_bytes``, if given, or what comes before the command starts has no end.
+    Each piece goes to ``on_chunk`` as it comes, if given; ``on_begin`` is called before each further attempt. All
+    output is kept, or the last ``tail_bytes`` of each stream. Raises OutputLimitError once both streams together have
+    more than ``limit_bytes``, if given, or more than a mebibyte comes before the command starts.
     """
 
     def __init__(
         self,
         *,
-        on_chunk: Callable[[bytes, bool], None] | None = None,
+        on_chunk: OnChunk | None = None,
         on_begin: Callable[[], None] | None = None,
         tail_bytes: int | None = None,
         limit_bytes: int | None = None,
@@ -140,18 +148,12 @@ class OutputReader:
         """Start over, for an attempt with other markers."""
         if self._on_begin is not None:
             self._on_begin()
-        self._framing = framing
+        self._marker = framing.marker
         marker = re.escape(framing.marker)
         self._start_line = re.compile(marker + rb":(\d{1,10})\n")
         self._end_line = re.compile(marker + rb" (\d{1,3}) (\d{1,12}(?:\.\d{1,2})?) (\d{1,12}(?:\.\d{1,2})?)\n")
-        self._kept = {True: bytearray(), False: bytearray()}
-        self._held = {True: b"", False: b""}
-        self._is_started = {True: False, False: False}
-        self._ends: dict[bool, int] = {}
-        self._before = {True: bytearray(), False: bytearray()}
+        self._stdout, self._stderr = _StreamState(Stream.STDOUT), _StreamState(Stream.STDERR)
         self._noise_bytes = 0
-        self.byte_counts = {True: 0, False: 0}
-        """How many bytes of stdout (True) and of stderr the command wrote."""
         self.ran_seconds: float | None = None
         """How long the command ran, by the machine's own clock, once its end was seen; None if it did not say."""
         self.process_id: int | None = None
@@ -162,146 +164,148 @@ class OutputReader:
     @property
     def has_started(self) -> bool:
         """Whether the command was seen to start."""
-        return any(self._is_started.values())
+        return self._stdout.has_started or self._stderr.has_started
 
     @property
     def exit_code(self) -> int | None:
         """The command's exit code, once its end was seen on both streams: nothing of its own can come any more."""
-        return self._ends[False] if len(self._ends) == len(self._is_started) else None
+        return None if self._stdout.exit_code is None else self._stderr.exit_code
 
     @property
     def messages(self) -> str:
         """The end of what came on stderr before the command started: ssh's own words, and those of a login shell."""
-        return bytes(self._before[False]).decode("utf-8", "replace")
+        return self._stderr.noise.decode("utf-8", "replace")
 
     @property
     def greeting(self) -> str:
         """The end of what came on stdout before the command started: from the start-up files of a login shell."""
-        return bytes(self._before[True]).decode("utf-8", "replace")
-
-    @property
-    def noise(self) -> str:
-        """The end of what came before the command started, on stderr or else on stdout."""
-        return self.messages.strip() or self.greeting.strip()
+        return self._stdout.noise.decode("utf-8", "replace")
 
     @property
     def stdout(self) -> bytes:
         """The command's standard output, as far as it was kept."""
-        return bytes(self._kept[True])
+        return bytes(self._stdout.kept)
 
     @property
     def stderr(self) -> bytes:
         """The command's standard error, as far as it was kept."""
-        return bytes(self._kept[False])
+        return bytes(self._stderr.kept)
 
-    def __call__(self, chunk: bytes, is_stdout: bool) -> None:
+    @property
+    def byte_counts(self) -> tuple[int, int]:
+        """How many bytes the command wrote to stdout and to stderr."""
+        return self._stdout.byte_count, self._stderr.byte_count
+
+    def __call__(self, chunk: bytes, stream: Stream) -> None:
         """Take the next piece of one stream."""
-        data = self._held[is_stdout] + chunk
-        self._held[is_stdout] = b""
-        if not self._is_started[is_stdout]:
+        state = self._stdout if stream is Stream.STDOUT else self._stderr
+        data, state.held = state.held + chunk, b""
+        if not state.has_started:
             start = self._start_line.search(data)
             if start is None:
-                self._note_before(self._without_possible_marker(data, is_stdout), is_stdout)
+                self._keep_noise(self._without_possible_marker(data, state), state)
                 return
-            self._is_started[is_stdout] = True
+            state.has_started = True
             self.process_id = int(start[1])
-            self._note_before(data[: start.start()], is_stdout)
+            self._keep_noise(data[: start.start()], state)
             data = data[start.end() :]
-        if is_stdout not in self._ends:
+        if state.exit_code is None:
             end = self._end_line.search(data)
             if end is None:
-                data = self._without_possible_marker(data, is_stdout)
+                data = self._without_possible_marker(data, state)
             else:
-                self._keep(data[: end.start()], is_stdout)
-                self._note_end(end, is_stdout)
+                self._keep(data[: end.start()], state)
+                code, began_at, ended_at = end.groups()
+                state.exit_code = int(code)
+                # A machine without such a clock says 0.
+                self.ran_seconds = float(ended_at) - float(began_at) if float(ended_at) else None
                 # What follows comes from what the command has left running.
                 data = data[end.end() :]
-        self._keep(data, is_stdout)
+        self._keep(data, state)
 
     def finish(self) -> None:
-        """Nothing more will come: judge what was held back."""
-        for is_stdout in (True, False):
-            held, self._held[is_stdout] = self._held[is_stdout], b""
-            if self._is_started[is_stdout]:
-                self._keep(held, is_stdout)
-            else:
-                self._note_before(held, is_stdout)
+        """Nothing more will come: what was held back is no marker."""
+        for state in (self._stdout, self._stderr):
+            held, state.held = state.held, b""
+            (self._keep if state.has_started else self._keep_noise)(held, state)
 
-    def _note_end(self, end: re.Match[bytes], is_stdout: bool) -> None:
-        code, began_at, ended_at = end.groups()
-        self._ends[is_stdout] = int(code)
-        # A machine without such a clock says 0.
-        self.ran_seconds = float(ended_at) - float(began_at) if float(ended_at) else None
-
-    def _without_possible_marker(self, data: bytes, is_stdout: bool) -> bytes:
-        marker = self._framing.marker
+    def _without_possible_marker(self, data: bytes, state: _StreamState) -> bytes:
         possible = data.rfind(_RECORD_SEPARATOR, max(0, len(data) - _LONGEST_MARKER_BYTES))
-        if possible < 0 or not marker.startswith(data[possible : possible + len(marker)]):
+        if possible < 0 or not self._marker.startswith(data[possible : possible + len(self._marker)]):
             return data
-        self._held[is_stdout] = data[possible:]
+        state.held = data[possible:]
         return data[:possible]
 
-    def _note_before(self, noise: bytes, is_stdout: bool) -> None:
+    def _keep_noise(self, noise: bytes, state: _StreamState) -> None:
         self._noise_bytes += len(noise)
         if self._noise_bytes > _NOISE_LIMIT_BYTES:
             self._refuse(f"more than {_NOISE_LIMIT_BYTES} bytes came before it started")
-        before = self._before[is_stdout]
-        before += noise
-        del before[:-_NOISE_TAIL_BYTES]
+        state.noise += noise
+        del state.noise[:-_NOISE_TAIL_BYTES]
 
     def _refuse(self, excess: str) -> NoReturn:
         self.excess = excess
         raise OutputLimitError(excess)
 
-    def _keep(self, data: bytes, is_stdout: bool) -> None:
+    def _keep(self, data: bytes, state: _StreamState) -> None:
         if not data:
             return
-        if self._limit_bytes is not None and sum(self.byte_counts.values()) + len(data) > self._limit_bytes:
+        if self._limit_bytes is not None and sum(self.byte_counts) + len(data) > self._limit_bytes:
             if self.exit_code is not None:
-                # Of what was left running nothing is wanted.
+                # It comes from what was left running.
                 return
             self._refuse(f"it printed more than {self._limit_bytes} bytes")
-        self.byte_counts[is_stdout] += len(data)
-        kept = self._kept[is_stdout]
-        kept += data
-        if self._tail_bytes is not None and len(kept) > 2 * self._tail_bytes:
-            del kept[: -self._tail_bytes]
+        state.byte_count += len(data)
+        state.kept += data
+        if self._tail_bytes is not None and len(state.kept) > 2 * self._tail_bytes:
+            del state.kept[: -self._tail_bytes]
         if self._on_chunk is not None:
-            self._on_chunk(data, is_stdout)
+            self._on_chunk(data, state.stream)
 
 
 class LineSplitter:
-    """Turns pieces of two streams into whole lines of text, without their ends; what is not UTF-8 is replaced.
+    """Turns pieces of two streams into whole lines of text, without their ends; bytes that are not UTF-8 are replaced.
 
-    A line without end is handed on in pieces.
+    A line without end is handed on in pieces of about a mebibyte.
     """
 
-    def __init__(self, on_line: Callable[[str, bool], None]) -> None:
-        self._on_line = on_line
-        self._decoders = {is_stdout: codecs.getincrementaldecoder("utf-8")("replace") for is_stdout in (True, False)}
-        self._begun = {True: io.StringIO(), False: io.StringIO()}
+    def __init__(self, on_line: OnLine) -> None:
+        self._lines = {stream: _Lines(stream, on_line) for stream in Stream}
 
-    def __call__(self, chunk: bytes, is_stdout: bool) -> None:
+    def __call__(self, chunk: bytes, stream: Stream) -> None:
         """Take the next piece of one stream."""
-        begun = self._begun[is_stdout]
-        first, *others = self._decoders[is_stdout].decode(chunk).split("\n")
-        begun.write(first)
-        for other in others:
-            self._hand_on(is_stdout)
-            begun.write(other)
-        if begun.tell() > _LONGEST_LINE:
-            self._hand_on(is_stdout)
+        self._lines[stream].add(chunk)
 
     def flush(self) -> None:
-        """Hand on last lines that have no end, and begin anew."""
-        for is_stdout, begun in self._begun.items():
-            begun.write(self._decoders[is_stdout].decode(b"", final=True))
-            if begun.tell():
-                self._hand_on(is_stdout)
+        """Hand on last lines that have no end, and start over."""
+        for lines in self._lines.values():
+            lines.flush()
 
-    def _hand_on(self, is_stdout: bool) -> None:
-        begun = self._begun[is_stdout]
-        line = begun.getvalue()
-        begun.seek(0)
-        begun.truncate()
-        self._on_line(line.removesuffix("\r"), is_stdout)
+
+class _Lines:
+    """The lines of one stream; ``_line`` holds the beginning of the next."""
+
+    def __init__(self, stream: Stream, on_line: OnLine) -> None:
+        self._stream = stream
+        self._on_line = on_line
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._line = io.StringIO()
+
+    def add(self, chunk: bytes) -> None:
+        first, *others = self._decoder.decode(chunk).split("\n")
+        self._line.write(first)
+        for other in others:
+            self._hand_on()
+            self._line.write(other)
+        if self._line.tell() > _LONGEST_LINE:
+            self._hand_on()
+
+    def flush(self) -> None:
+        self._line.write(self._decoder.decode(b"", final=True))
+        if self._line.tell():
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        line = self._line.getvalue()
+        self._line = io.StringIO()
+        self._on_line(line.removesuffix("\r"), self._stream)

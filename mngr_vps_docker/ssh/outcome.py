@@ -1,4 +1,4 @@
-"""What became of one remote command: the one result type of ``run`` and ``stream``."""
+"""How a remote command ended."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,13 +30,22 @@ class Effect(UpperCaseStrEnum):
 
 
 class OutcomeStatus(UpperCaseStrEnum):
-    """How far a remote command got."""
+    """How far a remote command got.
+
+    LOST began, and its end was not seen; UNANSWERED was sent to a machine that has said nothing since.
+    """
 
     COMPLETED = auto()
     NEVER_STARTED = auto()
+    UNANSWERED = auto()
     LOST = auto()
     TIMED_OUT = auto()
     TOO_MUCH_OUTPUT = auto()
+
+    @property
+    def logged(self) -> str:
+        """The command log's word, which is the same for LOST and UNANSWERED."""
+        return OutcomeStatus.LOST.value if self is OutcomeStatus.UNANSWERED else self.value
 
 
 class NotStartedReason(UpperCaseStrEnum):
@@ -63,9 +72,9 @@ _AUTHENTICATION_REASONS = frozenset(
         NotStartedReason.HOST_KEY_UNKNOWN,
     }
 )
-# A container's published port is answered by Docker's proxy, which hangs up when nothing listens behind it.
+# A proxy in front of the machine accepts the connection, and hangs up where nothing listens behind it.
 _SSHD_DOWN_REASONS = frozenset({NotStartedReason.REFUSED, NotStartedReason.CLOSED_BY_PEER})
-# The machine is well, and has no room for the command: refused by its sshd, or by our own limit.
+# The machine answers, but has no room for the command: its sshd refused it, or our own limit.
 _BUSY_REASONS = frozenset({NotStartedReason.SESSION_REFUSED, NotStartedReason.BUSY})
 
 
@@ -131,7 +140,7 @@ class CommandOutcome:
                 return SshBusyError(f"{self.host} is busy, and did not {self.purpose}: {self.detail}")
             case OutcomeStatus.NEVER_STARTED:
                 return VpsConnectionError(f"{self.host} is unreachable ({self.purpose}): {self.detail}")
-            case OutcomeStatus.LOST if self.detail:
+            case OutcomeStatus.UNANSWERED:
                 return VpsConnectionError(
                     f"{self.host} is unreachable ({self.purpose}{self.reference}): {self.detail}"
                 )
@@ -152,5 +161,9 @@ class CommandOutcome:
 
     def last_words(self, line_count: int = 5) -> str:
         """The last lines of stderr (of stdout, where stderr is empty), joined into one line."""
-        source = self.error_text.strip() or self.text.strip()
-        return " / ".join(line.strip() for line in source.splitlines()[-line_count:] if line.strip())
+        return last_lines(self.error_text, line_count) or last_lines(self.text, line_count)
+
+
+def last_lines(text: str, line_count: int = 5) -> str:
+    """The last lines of a text, joined into one line."""
+    return " / ".join(line.strip() for line in text.strip().splitlines()[-line_count:] if line.strip())

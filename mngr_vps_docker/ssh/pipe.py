@@ -5,7 +5,7 @@ from contextvars import copy_context
 from typing import Final
 
 from imbue.mngr_vps_docker.ssh.chunk_queue import AbandonedError, ChunkQueue
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.connection import SshConnection, Stream
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 
 _MAX_CHUNKS: Final = 64
@@ -25,11 +25,11 @@ def pipe(
     What the source has not finished is never taken for whole: if it fails, the sink is ended. Raises what went wrong
     on either side; the source's error first, as the sink's is mostly its consequence.
     """
-    stream = ChunkQueue(_MAX_CHUNKS)
+    queue = ChunkQueue(_MAX_CHUNKS)
 
-    def take(chunk: bytes, is_stdout: bool) -> None:
-        if is_stdout:
-            stream.put(chunk)
+    def take(chunk: bytes, stream: Stream) -> None:
+        if stream is Stream.STDOUT:
+            queue.put(chunk)
 
     def read_source() -> CommandOutcome | None:
         outcome = None
@@ -40,7 +40,7 @@ def pipe(
                 purpose=purpose,
                 timeout_seconds=timeout_seconds,
                 # A source that has nothing to say yet is ended all the same when there is no sink any more.
-                stdin=stream.until_abandoned(),
+                stdin=queue.until_abandoned(),
             )
             return outcome
         except AbandonedError:
@@ -48,20 +48,20 @@ def pipe(
             return None
         finally:
             if outcome is not None and outcome.is_success:
-                stream.finish()
+                queue.finish()
             else:
-                stream.abandon()
+                queue.abandon()
 
     sunk = None
     with ThreadPoolExecutor(1, thread_name_prefix="pipe-source") as pool:
         reading = pool.submit(copy_context().run, read_source)
         try:
-            sunk = sink.run(sink_command, purpose=purpose, timeout_seconds=timeout_seconds, stdin=stream.arriving())
+            sunk = sink.run(sink_command, purpose=purpose, timeout_seconds=timeout_seconds, stdin=queue.arriving())
         except AbandonedError:
             # The source has failed, and its outcome says why.
             pass
         finally:
-            stream.abandon()
+            queue.abandon()
     for outcome in (reading.result(), sunk):
         if outcome is not None:
             outcome.checked()

@@ -1,4 +1,4 @@
-"""Waiting for a machine that is still booting, without disturbing it."""
+"""Waiting until a machine that boots lets us in and runs a command exactly, at a rate that its sshd accepts."""
 
 import socket
 import time
@@ -7,8 +7,16 @@ from typing import Final
 
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError, VpsConnectionError
 from imbue.mngr_vps_docker.ssh.master import LoginFailure
-from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, NotStartedReason, OutcomeStatus
+from imbue.mngr_vps_docker.ssh.shell import quote
 from imbue.mngr_vps_docker.ssh.target import SshTarget
+
+# A machine that lets us in may still run no command, or change its output: shells, terminals and encodings are most
+# likely to change this text.
+_PROBE_TEXT: Final = "\\\\ \\n !x ' \" $HOME `id` * ~ #\n."
+PROBE_COMMAND: Final = f"printf %s {quote(_PROBE_TEXT)}"
+PROBE_PURPOSE: Final = "check that commands give their exact output"
+PROBE_TIMEOUT_SECONDS: Final = 20.0
 
 _POLL_SECONDS: Final = 0.2
 _TCP_TIMEOUT_SECONDS: Final = 5.0
@@ -22,7 +30,7 @@ _GRACE_SECONDS_OF: Final = {
     NotStartedReason.HOST_KEY_UNKNOWN: 30.0,
     NotStartedReason.AUTHENTICATION: 60.0,
 }
-# No sshd has seen any of that.
+# These did not reach an sshd.
 _NOT_ANSWERED: Final = frozenset(
     {
         NotStartedReason.REFUSED,
@@ -31,6 +39,28 @@ _NOT_ANSWERED: Final = frozenset(
         NotStartedReason.UNKNOWN_NAME,
     }
 )
+
+
+def probe_failure(outcome: CommandOutcome) -> LoginFailure | None:
+    """Why the machine is not ready, judging by what became of ``PROBE_COMMAND``; None if it is."""
+    match outcome.status:
+        case OutcomeStatus.COMPLETED if outcome.is_success and outcome.stdout == _PROBE_TEXT.encode():
+            return None
+        case OutcomeStatus.COMPLETED:
+            words = outcome.last_words() or "nothing"
+            reason = (
+                f"its login shell does not run commands as sh does: asked for {_PROBE_TEXT!r}, it printed {words!r}"
+            )
+            return LoginFailure(NotStartedReason.ACCOUNT_REFUSED, reason)
+        case OutcomeStatus.TOO_MUCH_OUTPUT:
+            return LoginFailure(NotStartedReason.ACCOUNT_REFUSED, f"its login shell does not stop: {outcome.detail}")
+        case OutcomeStatus.NEVER_STARTED if outcome.reason is not None:
+            return LoginFailure(outcome.reason, outcome.detail)
+        case OutcomeStatus.TIMED_OUT:
+            silence = f"a first command did not end within {PROBE_TIMEOUT_SECONDS:.0f} s"
+            return LoginFailure(NotStartedReason.CONNECT_TIMEOUT, silence)
+        case _:
+            return LoginFailure(NotStartedReason.CLOSED_BY_PEER, "the connection was lost during a first command")
 
 
 def wait_until_ready(
@@ -44,7 +74,7 @@ def wait_until_ready(
     grace_seconds_of = {**_GRACE_SECONDS_OF, NotStartedReason.ACCOUNT_REFUSED: account_grace_seconds}
     failing_since: dict[NotStartedReason, float] = {}
     failed_logins = 0
-    # Behind a proxy of the user's, only ssh can tell. And what is known to answer is not connected to for nothing.
+    # Behind a proxy, only ssh can tell. A port that is known to answer is not connected to again just to see.
     is_answering = bool(target.options)
     detail = "nothing listens there yet"
     while time.monotonic() < deadline:
@@ -75,5 +105,5 @@ def _accepts_connections(host: str, port: int) -> bool:
         with socket.create_connection((host, port), timeout=_TCP_TIMEOUT_SECONDS):
             return True
     except OSError:
-        # Refused, unreachable, unresolved or silent: all the same to somebody who waits.
+        # Refused, unreachable, unresolved or silent.
         return False

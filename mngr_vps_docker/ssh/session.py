@@ -1,117 +1,220 @@
-"""One command over the shared connection: framed, bounded, and with proof of whether it was ever asked for."""
+"""One command over the shared connection: framed, bounded, and with proof of whether it was asked for."""
 
+import hashlib
 import math
 import secrets
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from imbue.mngr_vps_docker.ssh.command_log import CommandLog, LoggedCommand, current_operation, trace
 from imbue.mngr_vps_docker.ssh.framing import Framing, OutputLimitError, OutputReader, is_time_out
-from imbue.mngr_vps_docker.ssh.master import SshMaster, client_log_prefix
-from imbue.mngr_vps_docker.ssh.process import Liveness, ProcessResult, ProcessRunner, StopReason
-from imbue.mngr_vps_docker.ssh.standard_input import PrecededInput, StandardInput, StdinGate, chunks_of, is_repeatable
-from imbue.mngr_vps_docker.ssh.target import shared_argv
+from imbue.mngr_vps_docker.ssh.master import LoginFailure, SshMaster, client_log_prefix, login_failure
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, NotStartedReason, OutcomeStatus, last_lines
+from imbue.mngr_vps_docker.ssh.process import (
+    Liveness,
+    ProcessResult,
+    ProcessRunner,
+    StandardInput,
+    StdinGate,
+    StopReason,
+    Stream,
+    chunks_of,
+    is_repeatable,
+)
+from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN, join, redacted, secret_names, shell_argv
+from imbue.mngr_vps_docker.ssh.target import SshTarget, shared_argv, standalone_argv
 
+INTERRUPTED: Final = "INTERRUPTED"
+
+# A longer command cannot be pasted as an argument: Linux allows 128 KiB (execve(2), MAX_ARG_STRLEN).
+_LONGEST_ARGUMENT_BYTES: Final = 120_000
 # What the end of a command may take to arrive after its deadline on the machine.
 _GRACE_SECONDS: Final = 1.5
 # A command says at its start that it has begun. While it does not, the master may be wedged, or the machine gone.
 _STALL_SECONDS: Final = 3.0
-# A command that runs is not given up because its master was once slow to answer, on a busy machine.
+# A busy machine's master may be slow to answer once; that does not end a running command.
 _MAX_MISSED_HEALTH_CHECKS: Final = 3
-# What ending a command takes, on a connection that just worked, while somebody waits for Ctrl-C.
+# What ending a command takes, on a connection that just worked, while the user waits for Ctrl-C.
 _END_TIMEOUT_SECONDS: Final = 3.0
 # ssh's exit code where it was not the session that ended.
 _SSH_FAILED: Final = 255
 _MESSAGES_BYTES: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class SessionResult:
-    """What became of asking for one command; what it printed, and its end, are with the reader.
+@dataclass(slots=True)
+class Call:
+    """One command to run, see SshConnection.run, and its current attempt.
 
-    ``stop`` is why we ended our ssh, if we did: UNANSWERED if nothing came for the connect timeout though the master
-    lives, STALLED if the master does not, DEADLINE also if the machine has ended the command then. ``messages`` are
-    ssh's own words. Unless it ``may_have_begun``, the command was never asked for, and may be asked for again.
-    ``refusal`` is what the machine said instead of running the command ("Please login as the user ubuntu"), or that it
-    said nothing, if it ended the session in order without having started anything.
+    ``argv`` is the command line that errors and the log show, with a login of its own; a command that is too long for
+    an argument is the ``script`` that it reads.
     """
 
-    stop: StopReason | None
-    may_have_begun: bool
-    messages: str
-    elapsed_seconds: float
-    refusal: str | None = None
+    target: SshTarget
+    command: str
+    purpose: str
+    effect: Effect
+    stdin: StandardInput
+    deadline: float
+    """When it must have ended, on the monotonic clock."""
+    idle_timeout_seconds: float | None
+    reader: OutputReader
+    log: CommandLog | None
+    argv: tuple[str, ...] = ()
+    script: str | None = None
+    id: str = ""
+    began_at: float = 0.0
+    _time: str = ""
+    _stdin_bytes: int = 0
+    _stdin_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        line = redacted(self.command)
+        words = join(shell_argv(line))
+        if len(words.encode("utf-8", "surrogateescape")) > _LONGEST_ARGUMENT_BYTES:
+            self.script, words = line, join(shell_argv(RUN_STDIN))
+        self.argv = standalone_argv(self.target, words)
+
+    @property
+    def seconds_left(self) -> float:
+        """The time to its deadline; none is left at 0 or below."""
+        return self.deadline - time.monotonic()
+
+    def begin(self) -> None:
+        """Begin an attempt: it has an id, a start and a line in the log of its own."""
+        self.id = secrets.token_hex(4)
+        self.began_at, self._time = time.monotonic(), datetime.now(UTC).isoformat()
+        self._stdin_bytes, self._stdin_sha256 = 0, None
+        trace(lambda: f"+ {join(self.argv)}")
+
+    def input_chunks(self) -> Iterator[bytes]:
+        """Its stdin from the beginning; what is taken of it is counted and digested for the log."""
+        digest = hashlib.sha256()
+        self._stdin_bytes = 0
+        for chunk in chunks_of(self.stdin):
+            digest.update(chunk)
+            self._stdin_bytes, self._stdin_sha256 = self._stdin_bytes + len(chunk), digest.hexdigest()
+            yield chunk
+
+    def outcome(
+        self, status: OutcomeStatus, detail: str = "", reason: NotStartedReason | None = None
+    ) -> CommandOutcome:
+        """The outcome of the current attempt, with what was read of it."""
+        is_completed = status is OutcomeStatus.COMPLETED
+        return CommandOutcome(
+            status=status,
+            argv=self.argv,
+            host=self.target.name,
+            purpose=self.purpose,
+            elapsed_seconds=time.monotonic() - self.began_at,
+            ran_seconds=self.reader.ran_seconds,
+            exit_code=self.reader.exit_code if is_completed else None,
+            stdout=self.reader.stdout,
+            stderr=self.reader.stderr,
+            greeting=self.reader.greeting,
+            reason=reason,
+            detail=detail,
+            log_id=None if self.log is None else self.id,
+        )
+
+    def not_started(self, failure: LoginFailure) -> CommandOutcome:
+        """The outcome of an attempt that asked the machine for nothing, or that it refused."""
+        return self.outcome(OutcomeStatus.NEVER_STARTED, failure.detail, failure.reason)
+
+    def write_log(self, outcome: CommandOutcome | None) -> None:
+        """Log the current attempt; ``outcome`` is None if it was interrupted."""
+        operation = current_operation()
+        stdout_bytes, stderr_bytes = self.reader.byte_counts
+        logged = LoggedCommand(
+            id=self.id,
+            parent=operation.id,
+            operation=operation.title,
+            time=self._time,
+            machine=self.target.name,
+            host_id=self.target.host_key_alias or self.target.host,
+            purpose=self.purpose,
+            is_read_only=self.effect is Effect.READ_ONLY,
+            argv=self.argv,
+            script=self.script,
+            secrets=secret_names(self.command),
+            outcome=INTERRUPTED if outcome is None else outcome.status.logged,
+            milliseconds=round((time.monotonic() - self.began_at) * 1000),
+            stdout_bytes=stdout_bytes,
+            stderr_bytes=stderr_bytes,
+            exit_code=None if outcome is None else outcome.exit_code,
+            reason=None if outcome is None or outcome.reason is None else outcome.reason.value,
+            detail="" if outcome is None else outcome.detail,
+            stdin_bytes=None if self.stdin is None else self._stdin_bytes,
+            stdin_sha256=self._stdin_sha256,
+        )
+        trace(lambda: f"= {logged.result} in {logged.milliseconds} ms: {self.purpose} on {self.target.name}")
+        if self.log is not None:
+            self.log.write(logged)
 
 
-def run_in_session(
-    master: SshMaster,
-    runner: ProcessRunner,
-    command: str,
-    stdin: StandardInput,
-    reader: OutputReader,
-    *,
-    timeout_seconds: float,
-    idle_timeout_seconds: float | None,
-) -> SessionResult:
-    """Run shell text over the shared connection, if that is open, and hand all that comes to ``reader``.
+def run_in_session(call: Call, master: SshMaster, runner: ProcessRunner) -> CommandOutcome:
+    """Run the command over the shared connection, if that is open; NEVER_STARTED if the machine was not asked.
 
     Ending our ssh does not end the command on the machine. At the deadline the machine does that by itself, if it has
-    ``timeout``. Before our ssh is ended, for whatever reason, the machine is told to: to the command, the end of our
-    ssh would look like the end of its input. Nothing is taken of a ``stdin`` that can be taken only once before the
-    command was seen to start.
+    ``timeout``. Before our ssh is ended, for whatever reason, the machine is told to end the command: to the command,
+    the end of our ssh would look like the end of its input. Nothing is taken of a stdin that can be taken only once
+    before the command was seen to start.
     """
-    began = time.monotonic()
-    framing = Framing(secrets.token_hex(8))
+    began_at = time.monotonic()
+    framing, reader = Framing(secrets.token_hex(8)), call.reader
     reader.begin(framing)
     control_path, target = master.control_path, master.target
     if not control_path.exists():
-        return SessionResult(None, may_have_begun=False, messages="", elapsed_seconds=0.0)
+        return call.not_started(login_failure(""))
     # The remote timeout(1) may know no finer fractions.
-    seconds = math.ceil(timeout_seconds * 10) / 10
-
-    silences = 0
+    seconds = math.ceil(call.seconds_left * 10) / 10
+    missed_checks = 0
 
     def is_worth_waiting() -> bool:
-        nonlocal silences
-        silences = 0 if master.is_alive() else silences + 1
+        nonlocal missed_checks
+        missed_checks = 0 if master.is_alive() else missed_checks + 1
         if reader.has_started:
-            return silences < _MAX_MISSED_HEALTH_CHECKS
-        return silences == 0 and time.monotonic() - began < target.connect_timeout_seconds
+            return missed_checks < _MAX_MISSED_HEALTH_CHECKS
+        return missed_checks == 0 and time.monotonic() - began_at < target.connect_timeout_seconds
 
-    gate, lifeline = StdinGate(), StdinGate()
-    script = framing.script(command, is_watched=stdin is None)
-    if stdin is None:
-        rest: StandardInput = lifeline.behind(())
-    else:
-        rest = stdin if is_repeatable(stdin) else gate.behind(chunks_of(stdin))
+    script = framing.script(call.command, is_watched=call.stdin is None)
+    gate = StdinGate()
 
-    def on_chunk(chunk: bytes, is_stdout: bool) -> None:
-        reader(chunk, is_stdout)
-        if reader.has_started:
+    def stdin() -> Iterator[bytes]:
+        yield script
+        # The script of a command without stdin takes the end of ours for that of the connection.
+        is_held = call.stdin is None or not is_repeatable(call.stdin)
+        yield from gate.behind(call.input_chunks()) if is_held else call.input_chunks()
+
+    def on_chunk(chunk: bytes, stream: Stream) -> None:
+        reader(chunk, stream)
+        if reader.exit_code is not None or (reader.has_started and call.stdin is not None):
             gate.open()
-        if reader.exit_code is not None:
-            lifeline.close()
 
     with tempfile.NamedTemporaryFile(dir=control_path.parent, prefix=client_log_prefix()) as log_file:
         log_path = Path(log_file.name)
 
         def end_command(stop: StopReason | None) -> None:
-            gate.close()
-            # Of a machine that has gone silent nothing more is asked, and what has ended needs no end.
+            # The end of our stdin ends a command that has none, but not what it runs, where there is no ``timeout``.
+            if call.stdin is not None:
+                gate.close()
+            # A machine that has gone silent is asked nothing more.
             if reader.process_id is not None and reader.exit_code is None and stop is not StopReason.STALLED:
                 runner(
                     shared_argv(target, control_path, framing.end_command(reader.process_id), log_path),
                     timeout_seconds=_END_TIMEOUT_SECONDS,
                 )
 
-        result: ProcessResult | None = None
+        result = ProcessResult(None, b"", b"")
         try:
             result = runner(
                 shared_argv(target, control_path, framing.wrap(len(script), seconds), log_path),
                 timeout_seconds=seconds + _GRACE_SECONDS,
-                stdin=PrecededInput(script, rest),
+                stdin=stdin(),
                 on_chunk=on_chunk,
                 watch=Liveness(
                     every_seconds=min(_STALL_SECONDS, target.connect_timeout_seconds),
@@ -119,37 +222,47 @@ def run_in_session(
                     is_complete=lambda: reader.exit_code is not None,
                     give_up=end_command,
                 ),
-                idle_timeout_seconds=idle_timeout_seconds,
+                idle_timeout_seconds=call.idle_timeout_seconds,
             )
             reader.finish()
         except OutputLimitError:
-            # The reader knows of what there was too much.
+            # The reader says of what there was too much.
             pass
         finally:
             gate.close()
-            lifeline.close()
         messages = log_file.read(_MESSAGES_BYTES).decode("utf-8", "replace")
-    elapsed_seconds = time.monotonic() - began
-    stop = None if result is None else result.stop
+
+    elapsed_seconds = time.monotonic() - began_at
+    if reader.excess is not None:
+        return call.outcome(OutcomeStatus.TOO_MUCH_OUTPUT, reader.excess)
     if reader.exit_code is not None:
         ran_seconds = elapsed_seconds if reader.ran_seconds is None else reader.ran_seconds
-        stop = StopReason.DEADLINE if is_time_out(reader.exit_code, ran_seconds, seconds) else None
-    elif stop is StopReason.STALLED and silences == 0:
-        stop = StopReason.UNANSWERED
-    has_begun = reader.has_started or reader.excess is not None
-    may_have_begun = has_begun or _has_opened_session(messages)
-    exit_code = None if result is None else result.exit_code
-    refusal = None
+        is_late = is_time_out(reader.exit_code, ran_seconds, seconds)
+        return call.outcome(OutcomeStatus.TIMED_OUT if is_late else OutcomeStatus.COMPLETED)
+    # That it had not begun in time proves nothing: the shared connection is left to the others.
+    if result.stop is StopReason.DEADLINE:
+        return call.outcome(OutcomeStatus.TIMED_OUT)
+    if result.stop is StopReason.IDLE:
+        return call.outcome(OutcomeStatus.TIMED_OUT, f"nothing was heard for {call.idle_timeout_seconds:.0f} s")
+    if reader.has_started:
+        return call.outcome(OutcomeStatus.LOST)
+    # ssh says (at -v) that the master opened a session, which it does as it asks for the command.
+    is_sent = "master session id" in messages
+    if result.stop is StopReason.STALLED and missed_checks == 0:
+        # If the machine is gone, the keepalives of the master end it, and the next command logs in.
+        if is_sent:
+            return call.outcome(OutcomeStatus.UNANSWERED, f"nothing was heard for {elapsed_seconds:.0f} s")
+        return call.not_started(silence(elapsed_seconds))
+    if not is_sent:
+        return call.not_started(login_failure(messages))
     # A shell that is killed or a session that is lost gives ssh's own exit code, and a killed ssh a negative one.
-    if may_have_begun and not has_begun and exit_code is not None and 0 <= exit_code < _SSH_FAILED:
-        refusal = _said(reader.noise) or f"its login shell ended with exit code {exit_code} and ran nothing"
-    return SessionResult(stop, may_have_begun, messages, elapsed_seconds, refusal)
+    if result.exit_code is not None and 0 <= result.exit_code < _SSH_FAILED:
+        noise = last_lines(reader.messages) or last_lines(reader.greeting)
+        words = noise or f"its login shell ended with exit code {result.exit_code} and ran nothing"
+        return call.not_started(LoginFailure(NotStartedReason.ACCOUNT_REFUSED, words))
+    return call.outcome(OutcomeStatus.LOST)
 
 
-def _said(noise: str, line_count: int = 5) -> str:
-    return " / ".join(line.strip() for line in noise.splitlines()[-line_count:] if line.strip())
-
-
-def _has_opened_session(messages: str) -> bool:
-    """Whether ssh said (at ``-v``) that the master opened a session, which it does as it asks for the command."""
-    return "master session id" in messages
+def silence(seconds: float) -> LoginFailure:
+    """The failure of a machine that was waited for and said nothing."""
+    return LoginFailure(NotStartedReason.CONNECT_TIMEOUT, f"it has not answered for {seconds:.0f} s")

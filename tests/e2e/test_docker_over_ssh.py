@@ -214,16 +214,16 @@ def test_any_words_survive_on_their_way_through_ssh_docker_and_two_shells(real: 
 
 
 def test_exec_streams_lines_as_they_come(real: Engine, running: str) -> None:
-    lines: list[tuple[str, bool]] = []
+    lines: list[tuple[str, str]] = []
     outcome = real.docker.exec(
         running,
         "echo out; echo err >&2",
         purpose="try",
         timeout_seconds=20,
-        on_line=lambda line, is_stdout: lines.append((line.rstrip("\n"), is_stdout)),
+        on_line=lambda line, stream: lines.append((line.rstrip("\n"), stream.name)),
     )
     assert outcome.is_success
-    assert sorted(lines) == [("err", False), ("out", True)]
+    assert sorted(lines) == [("err", "STDERR"), ("out", "STDOUT")]
 
 
 def test_dockers_refusal_is_never_taken_for_the_commands_exit_code(real: Engine, running: str) -> None:

@@ -61,7 +61,7 @@ def test_a_line_without_end_is_handed_on_in_pieces(connection: SshConnection) ->
     with cheap(16 * MIB):
         outcome = connection.stream(
             "head -c 50000000 /dev/zero | tr '\\0' x",
-            on_line=lambda line, _is_stdout: lengths.append(len(line)),
+            on_line=lambda line, _stream: lengths.append(len(line)),
             purpose="test",
             timeout_seconds=60,
         )

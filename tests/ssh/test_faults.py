@@ -23,7 +23,7 @@ from imbue.mngr_vps_docker.errors import (
     VpsDockerError,
 )
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.connection import SshConnection, Stream
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, NotStartedReason, OutcomeStatus
 from imbue.mngr_vps_docker.ssh.process import ProcessResult, run_process
 from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair
@@ -215,7 +215,7 @@ def test_lines_of_an_attempt_that_was_lost_do_not_run_into_those_of_the_next(
     command += "kill -9 $(ps -o ppid= -p $(ps -o ppid= -p $PPID)); echo; echo second"
     outcome = connection.stream(
         command,
-        on_line=lambda line, _is_stdout: lines.append(line),
+        on_line=lambda line, _stream: lines.append(line),
         purpose="test",
         timeout_seconds=20,
         effect=Effect.IDEMPOTENT,
@@ -313,7 +313,7 @@ def test_without_ssh_the_error_says_what_to_install(
 
 
 def test_a_log_that_cannot_be_written_changes_nothing(sshd: LoopbackSshd, tmp_path: Path) -> None:
-    def interrupt(_line: str, _is_stdout: bool) -> None:
+    def interrupt(_line: str, _stream: Stream) -> None:
         raise KeyboardInterrupt
 
     with closing(SshConnection(sshd.target(), log=CommandLog(tmp_path))) as connection:

@@ -11,7 +11,7 @@ import pytest
 
 from imbue.mngr_vps_docker.replay import main
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog, LoggedCommand, read_log
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.connection import SshConnection, Stream
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.pipeline import Pipeline
 from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
@@ -102,7 +102,7 @@ def test_what_goes_to_stdin_is_logged_by_size_and_digest(
 
 
 def test_an_interrupted_command_is_logged_as_one(logged: SshConnection, log: CommandLog) -> None:
-    def interrupt(_line: str, _is_stdout: bool) -> None:
+    def interrupt(_line: str, _stream: Stream) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
+from imbue.mngr_vps_docker.ssh.connection import SshConnection, Stream
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from support.loopback_sshd import LoopbackSshd
 from support.remote import processes_with, run, wait_for
@@ -126,10 +126,10 @@ def test_a_command_of_five_megabytes_runs(connection: SshConnection) -> None:
 
 
 def test_lines_arrive_as_they_are_printed(connection: SshConnection, tmp_path: Path) -> None:
-    lines: list[tuple[str, bool]] = []
+    lines: list[tuple[str, Stream]] = []
 
-    def on_line(line: str, is_stdout: bool) -> None:
-        lines.append((line, is_stdout))
+    def on_line(line: str, stream: Stream) -> None:
+        lines.append((line, stream))
         if line == "first":
             (tmp_path / "go").touch()
 
@@ -140,7 +140,7 @@ def test_lines_arrive_as_they_are_printed(connection: SshConnection, tmp_path: P
         timeout_seconds=20,
     )
     assert outcome.is_success
-    assert lines == [("first", True), ("second", False), ("third", True)]
+    assert lines == [("first", Stream.STDOUT), ("second", Stream.STDERR), ("third", Stream.STDOUT)]
 
 
 def test_a_timeout_ends_the_command_on_the_machine_too(connection: SshConnection) -> None:
@@ -210,7 +210,7 @@ def test_silence_for_too_long_ends_the_command_on_the_machine_too(
 
 
 def test_an_interruption_ends_the_command_on_the_machine_too(connection: SshConnection, sshd: LoopbackSshd) -> None:
-    def interrupt(_line: str, _is_stdout: bool) -> None:
+    def interrupt(_line: str, _stream: Stream) -> None:
         raise KeyboardInterrupt
 
     command = f"sleep 62.{sshd.port}"
@@ -247,7 +247,7 @@ def test_a_client_that_is_killed_takes_its_command_along(
 def test_two_hundred_megabytes_flow_through_and_only_their_end_is_kept(connection: SshConnection) -> None:
     size_bytes = 0
 
-    def count(chunk: bytes, _is_stdout: bool) -> None:
+    def count(chunk: bytes, _stream: Stream) -> None:
         nonlocal size_bytes
         size_bytes += len(chunk)
 
@@ -257,17 +257,16 @@ def test_two_hundred_megabytes_flow_through_and_only_their_end_is_kept(connectio
 
 
 def test_a_hundred_thousand_lines_on_both_streams_arrive_in_order(connection: SshConnection) -> None:
-    lines: dict[bool, list[str]] = {True: [], False: []}
+    lines: dict[Stream, list[str]] = {stream: [] for stream in Stream}
     outcome = connection.stream(
         "seq 100000 & seq 100000 >&2; wait",
-        on_line=lambda line, is_stdout: lines[is_stdout].append(line),
+        on_line=lambda line, stream: lines[stream].append(line),
         purpose="test",
         timeout_seconds=60,
     )
     expected = [str(number) for number in range(1, 100_001)]
     assert outcome.is_success
-    assert lines[True] == expected
-    assert lines[False] == expected
+    assert list(lines.values()) == [expected, expected]
 
 
 @pytest.mark.usefixtures("both_homes")

@@ -15,9 +15,8 @@ from typing import Final
 from pydantic import ConfigDict, Field
 
 from imbue.imbue_common.enums import UpperCaseStrEnum
-from imbue.mngr_vps_docker.ssh.process import Liveness, OnChunk, ProcessResult, ProcessRunner
-from imbue.mngr_vps_docker.ssh.span import current_span
-from imbue.mngr_vps_docker.ssh.standard_input import StandardInput
+from imbue.mngr_vps_docker.ssh.command_log import current_operation
+from imbue.mngr_vps_docker.ssh.process import Liveness, OnChunk, ProcessResult, ProcessRunner, StandardInput
 from imbue.mngr_vps_docker.testing.faulty_client import FaultyClient
 
 # What is asked again and again while something is waited for; only the first time is a point.
@@ -73,7 +72,7 @@ class FaultPoints:
 
     def _place(self, call: str) -> tuple[str, str] | None:
         """The step that is under way and the name of the call in it; None for one that is not a point."""
-        _, _, step = current_span().title.rpartition(" > ")
+        _, _, step = current_operation().title.rpartition(" > ")
         with self._lock:
             self._counts[f"{step}: {call}"] += 1
             number = self._counts[f"{step}: {call}"]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES, OnLine, SshConnection, StandardInput
+from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES, OnLine, SshConnection, StandardInput, Stream
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, OutcomeStatus
 from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN, ShellScript, as_stdin
 from imbue.mngr_vps_docker.ssh.target import SshTarget
@@ -122,8 +122,8 @@ class LocalMachine(SshConnection):
         effect: Effect = Effect.NON_IDEMPOTENT,
     ) -> CommandOutcome:
         outcome = self.run(command, purpose=purpose, timeout_seconds=timeout_seconds, stdin=stdin)
-        for text, is_stdout in ((outcome.text, True), (outcome.error_text, False)):
+        for text, stream in ((outcome.text, Stream.STDOUT), (outcome.error_text, Stream.STDERR)):
             for line in text.splitlines():
                 if on_line is not None:
-                    on_line(line, is_stdout)
+                    on_line(line, stream)
         return outcome

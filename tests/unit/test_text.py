@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsApiError, VpsDockerError
 from imbue.mngr_vps_docker.lifecycle.image import _log_build_line
+from imbue.mngr_vps_docker.ssh.connection import Stream
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, OutcomeStatus
 from imbue.mngr_vps_docker.text import logger, printable, printable_data, without_passwords
 from support.local_machine import LocalMachine
@@ -95,7 +96,7 @@ def test_a_failed_build_is_shown_in_lines_of_plain_text(tmp_path: Path) -> None:
 
 def test_no_line_of_the_log_carries_an_escape_sequence_or_passes_for_two(logged: list[str]) -> None:
     logger.warning("Left out {} on {}", NASTY, "a\nERROR forged")
-    _log_build_line(NASTY, is_stdout=True)
+    _log_build_line(NASTY, Stream.STDOUT)
     assert len(logged) == 2
     assert all(line.removesuffix("\n").isprintable() for line in logged)
 

@@ -24,8 +24,8 @@ from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.errors import VpsApiError, VpsProvisioningError
 from imbue.mngr_vps_docker.hosts.cloud_resources import UploadedKey
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.ssh.command_log import operation
 from imbue.mngr_vps_docker.ssh.process import run_process
-from imbue.mngr_vps_docker.ssh.span import span
 from imbue.mngr_vps_docker.testing.faulty_client import Fault
 from support.fault_points import FaultError, FaultKind, FaultPointClient, FaultPointRunner, FaultPoints
 from support.local_provider import local_provider, settings_of_os
@@ -41,7 +41,7 @@ MACHINES = GcResourceTypes(**dict.fromkeys(GcResourceTypes.model_fields, False) 
 
 def make_agent(provider: LocalVpsProvider, host: Host) -> None:
     """The first agent, as far as it is a provider's matter: until there is one, mngr takes nothing back."""
-    with span("Making the first agent"):
+    with operation("Making the first agent"):
         host.write_text_file(host.host_dir / "env", "A=b\n")
         provider.persist_agent_data(host.id, {"id": AgentId.generate(), "name": "a1"})
 

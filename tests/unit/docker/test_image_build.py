@@ -65,7 +65,7 @@ class Builder:
             self.machine,
             spec,
             depot_token=None,
-            on_line=lambda line, is_stdout: self.lines.append(line.rstrip("\n")),
+            on_line=lambda line, _stream: self.lines.append(line.rstrip("\n")),
             timeout_seconds=10,
         )
 

@@ -10,7 +10,7 @@ from imbue.mngr.primitives import HostId, HostName, IdleMode
 from imbue.mngr_vps_docker.lifecycle import background
 from imbue.mngr_vps_docker.lifecycle.background import BackgroundWork, Milestone, NeverReachedError
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest, Creation
-from imbue.mngr_vps_docker.ssh.span import current_span
+from imbue.mngr_vps_docker.ssh.command_log import current_operation
 from imbue.mngr_vps_docker.state.local_store import HostPhase
 from support.builders import local_record_of
 from support.world import ADDRESS, World
@@ -21,13 +21,13 @@ def test_work_waits_for_its_milestone_and_is_part_of_its_step() -> None:
 
     def work() -> str:
         milestone.wait()
-        return current_span().title
+        return current_operation().title
 
     begun = BackgroundWork("Doing it", work)
     begun.start()
     assert not begun.is_over
     milestone.reach()
-    assert begun.result() == f"{current_span().title} > Doing it"
+    assert begun.result() == f"{current_operation().title} > Doing it"
     assert begun.is_over
 
 

@@ -13,9 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
-from imbue.mngr_vps_docker.ssh.command_log import CommandLog, LoggedCommand, follow_log, read_log, trace
+from imbue.mngr_vps_docker.ssh.command_log import (
+    CommandLog,
+    LoggedCommand,
+    current_operation,
+    follow_log,
+    operation,
+    read_log,
+    trace,
+)
 from imbue.mngr_vps_docker.ssh.shell import one_line
-from imbue.mngr_vps_docker.ssh.span import current_span, span
 from imbue.mngr_vps_docker.ssh.target import SshTarget, standalone_argv
 
 COMMAND = LoggedCommand(
@@ -142,21 +149,21 @@ def test_a_log_is_written_whole_where_the_system_takes_it_in_pieces(
 
 
 def test_an_operation_names_its_parts_from_outer_to_inner() -> None:
-    outermost = current_span()
-    with span("create h1") as create, span("Waiting for its ssh") as step:
-        assert current_span() == step
+    outermost = current_operation()
+    with operation("create h1") as create, operation("Waiting for its ssh") as step:
+        assert current_operation() == step
         assert step.title == f"{outermost.title} > create h1 > Waiting for its ssh"
         assert step.id != create.id
-    assert current_span() == outermost
+    assert current_operation() == outermost
 
 
 def test_tracing_is_off_unless_it_was_asked_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("MNGR_VPS_TRACE", raising=False)
-    trace("unseen")
+    trace(lambda: "unseen")
     monkeypatch.setenv("MNGR_VPS_TRACE", "1")
-    trace("seen")
+    trace(lambda: "seen")
     assert capsys.readouterr().err == "seen\n"
 
 

@@ -8,16 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbue.mngr_vps_docker.ssh.framing import Framing, LineSplitter, OutputLimitError, OutputReader, is_time_out
+from imbue.mngr_vps_docker.ssh.process import Stream
 
 FRAMING = Framing("0123456789abcdef")
-START = FRAMING.start_line(4711)
 MARKER = FRAMING.marker
+START = MARKER + b":4711\n"
 
 
-def feed(reader: OutputReader, data: bytes, cuts: list[int], *, is_stdout: bool) -> None:
+def end_line(exit_code: int, began_at: str = "0", ended_at: str = "0") -> bytes:
+    return MARKER + f" {exit_code} {began_at} {ended_at}\n".encode()
+
+
+def feed(reader: OutputReader, data: bytes, cuts: list[int], stream: Stream) -> None:
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     for begin, end in itertools.pairwise(edges):
-        reader(data[begin:end], is_stdout)
+        reader(data[begin:end], stream)
 
 
 @given(
@@ -32,10 +37,10 @@ def test_any_output_in_any_pieces_is_read_exactly(
 ) -> None:
     reader = OutputReader()
     reader.begin(FRAMING)
-    end = FRAMING.end_line(code, "12.5", "14.75")
-    feed(reader, noise + START + out + end, cuts, is_stdout=True)
+    end = end_line(code, "12.5", "14.75")
+    feed(reader, noise + START + out + end, cuts, Stream.STDOUT)
     assert reader.exit_code is None
-    feed(reader, noise + START + err + end, cuts, is_stdout=False)
+    feed(reader, noise + START + err + end, cuts, Stream.STDERR)
     reader.finish()
     assert reader.ran_seconds == 2.25
     assert (reader.stdout, reader.stderr, reader.exit_code) == (out, err, code)
@@ -45,7 +50,7 @@ def test_any_output_in_any_pieces_is_read_exactly(
 def test_without_its_last_line_the_end_was_not_seen(err: bytes, cuts: list[int]) -> None:
     reader = OutputReader()
     reader.begin(FRAMING)
-    feed(reader, START + err, cuts, is_stdout=False)
+    feed(reader, START + err, cuts, Stream.STDERR)
     reader.finish()
     assert reader.has_started
     assert reader.process_id == 4711
@@ -57,9 +62,9 @@ def test_without_its_last_line_the_end_was_not_seen(err: bytes, cuts: list[int])
 def test_whatever_follows_a_marker_is_no_error(said: list[bytes]) -> None:
     reader = OutputReader()
     reader.begin(FRAMING)
-    for is_stdout in (True, False):
+    for stream in Stream:
         for piece in said:
-            reader(piece, is_stdout)
+            reader(piece, stream)
     reader.finish()
     assert reader.exit_code is None or 0 <= reader.exit_code <= 999
 
@@ -67,10 +72,10 @@ def test_whatever_follows_a_marker_is_no_error(said: list[bytes]) -> None:
 def test_what_comes_after_the_end_belongs_to_nobody_and_is_no_error() -> None:
     reader = OutputReader()
     reader.begin(FRAMING)
-    late = FRAMING.end_line(7) + b"late\n" + FRAMING.end_line(0)
-    for is_stdout in (True, False):
-        reader(START + b"own\n" + late, is_stdout)
-        reader(b"later\n", is_stdout)
+    late = end_line(7) + b"late\n" + end_line(0)
+    for stream in Stream:
+        reader(START + b"own\n" + late, stream)
+        reader(b"later\n", stream)
     assert (reader.exit_code, reader.stdout.startswith(b"own\n"), reader.stderr[:9]) == (7, True, b"own\nlate\n")
 
 
@@ -78,9 +83,9 @@ def test_more_than_is_wanted_is_an_error_that_says_so() -> None:
     reader = OutputReader(limit_bytes=10)
     for _attempt in range(2):
         reader.begin(FRAMING)
-        reader(START + b"12345", True)
+        reader(START + b"12345", Stream.STDOUT)
         with pytest.raises(OutputLimitError, match="more than 10 bytes"):
-            reader(START + b"123456", False)
+            reader(START + b"123456", Stream.STDERR)
         assert reader.excess == "it printed more than 10 bytes"
 
 
@@ -89,13 +94,13 @@ def test_what_comes_before_the_start_costs_little_and_has_an_end() -> None:
     reader.begin(FRAMING)
     with pytest.raises(OutputLimitError, match="before it started"):
         for _ in range(200_000):
-            reader(b"x" * 9, True)
+            reader(b"x" * 9, Stream.STDOUT)
 
 
 def test_what_ssh_says_before_the_start_is_kept_apart() -> None:
     reader = OutputReader()
     reader.begin(FRAMING)
-    reader(b"ssh: connect to host x port 22: Connection refused\n", False)
+    reader(b"ssh: connect to host x port 22: Connection refused\n", Stream.STDERR)
     reader.finish()
     assert not reader.has_started
     assert "refused" in reader.messages
@@ -104,11 +109,11 @@ def test_what_ssh_says_before_the_start_is_kept_apart() -> None:
 
 def test_output_is_handed_on_as_it_comes_and_only_its_end_is_kept() -> None:
     seen: list[bytes] = []
-    reader = OutputReader(on_chunk=lambda chunk, _is_stdout: seen.append(chunk), tail_bytes=10)
+    reader = OutputReader(on_chunk=lambda chunk, _stream: seen.append(chunk), tail_bytes=10)
     reader.begin(FRAMING)
-    reader(START, True)
+    reader(START, Stream.STDOUT)
     for number in range(100):
-        reader(b"%03d\n" % number, True)
+        reader(b"%03d\n" % number, Stream.STDOUT)
     assert b"".join(seen).startswith(b"000\n001\n")
     assert reader.stdout.endswith(b"098\n099\n")
     assert len(reader.stdout) < 30
@@ -122,8 +127,8 @@ def test_a_real_shell_frames_a_command(shell: str, command: str, code: int) -> N
     done = subprocess.run(argv, input=script, capture_output=True, check=False, timeout=20)
     reader = OutputReader()
     reader.begin(FRAMING)
-    reader(b"noise of a login shell" + done.stdout, True)
-    reader(done.stderr, False)
+    reader(b"noise of a login shell" + done.stdout, Stream.STDOUT)
+    reader(done.stderr, Stream.STDERR)
     reader.finish()
     assert (reader.exit_code, reader.stdout) == (code, b"")
 
@@ -133,20 +138,20 @@ def test_a_real_shell_frames_a_command(shell: str, command: str, code: int) -> N
 )
 def test_lines_survive_cuts_inside_characters(text: str, cuts: list[int]) -> None:
     lines: list[str] = []
-    splitter = LineSplitter(lambda line, _is_stdout: lines.append(line))
+    splitter = LineSplitter(lambda line, _stream: lines.append(line))
     data = f"{text}\nlast {text}".encode()
     edges = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
     for begin, end in itertools.pairwise(edges):
-        splitter(data[begin:end], True)
+        splitter(data[begin:end], Stream.STDOUT)
     splitter.flush()
     assert lines == [text, f"last {text}"]
 
 
 def test_what_is_cut_off_inside_a_character_is_handed_on_and_begins_nothing() -> None:
     lines: list[str] = []
-    splitter = LineSplitter(lambda line, _is_stdout: lines.append(line))
+    splitter = LineSplitter(lambda line, _stream: lines.append(line))
     for _attempt in range(2):
-        splitter(b"first\nsec\xc3", True)
+        splitter(b"first\nsec\xc3", Stream.STDOUT)
         splitter.flush()
     assert lines == ["first", "sec\ufffd"] * 2
 

@@ -35,7 +35,7 @@ test-fast: bootstrap ## run the unit and ssh tests (a loopback sshd; no root, no
 test-faults: bootstrap ## cut every operation short at every point, in every way (`make test` does some of it)
 	@scripts/ensure-engine
 	@MNGR_FAULTS=all $(PYTHON) -m pytest -n 4 --dist load tests/e2e/faults tests/e2e/test_concurrent_changes.py \
-		tests/e2e/test_cycles.py tests/unit/state/test_host_store.py tests/unit/ssh/test_striped.py
+		tests/e2e/test_cycles.py tests/unit/state/test_host_store.py
 
 test-images: bootstrap ## try every image of tests/images, from create to a start from its snapshot (`make test` does some)
 	@scripts/ensure-engine

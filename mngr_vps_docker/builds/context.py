@@ -19,7 +19,7 @@ from imbue.mngr_vps_docker.errors import BuildContextError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import Effect
 from imbue.mngr_vps_docker.ssh.shell import quote
-from imbue.mngr_vps_docker.ssh.striped import upload_tars
+from imbue.mngr_vps_docker.ssh.transfer import upload
 from imbue.mngr_vps_docker.text import logger
 
 REMOVAL_TIMEOUT_SECONDS: Final = 120.0
@@ -30,6 +30,7 @@ _OUTSIDE: Final = "dockerfile"
 
 _NAME_PREFIX: Final = "mngr-build-"
 _NAME_BYTES: Final = 16
+_FIFOS: Final = "-fifos"
 _DISK: Final = PurePosixPath("/var/tmp")
 # A tmpfs of half the memory, on every Linux: https://docs.kernel.org/filesystems/tmpfs.html
 _MEMORY: Final = PurePosixPath("/dev/shm")
@@ -67,10 +68,11 @@ def uploaded_build_context(
     try:
         with _prepared(build) as source:
             size = _size_with_git_dir(source, build.context_size)
-            upload_tars(
+            upload(
                 connection,
                 _unpack_command(name, size.memory_bytes),
                 with_progress(_tar(source), size),
+                fifos=f"{folder}{_FIFOS}",
                 purpose="upload the build context",
                 timeout_seconds=timeout_seconds,
             ).checked()
@@ -258,7 +260,7 @@ cat >/dev/null
 
 def _remove(connection: SshConnection, name: str) -> None:
     outcome = connection.run(
-        f"rm -rf -- {quote(_MEMORY / name)} {quote(_DISK / name)}",
+        f"rm -rf -- {quote(_MEMORY / name)} {quote(_DISK / name)} {quote(_DISK / (name + _FIFOS))}",
         purpose="remove the uploaded build context",
         timeout_seconds=REMOVAL_TIMEOUT_SECONDS,
         effect=Effect.IDEMPOTENT,

@@ -15,8 +15,8 @@ from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.lifecycle.background import Milestone
 from imbue.mngr_vps_docker.ssh.connection import SshConnection, Stream
 from imbue.mngr_vps_docker.ssh.master import installed_openssh
-from imbue.mngr_vps_docker.ssh.pipe import pipe
 from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.ssh.transfer import pipe
 from imbue.mngr_vps_docker.text import logger
 
 DEPOT_TOKEN_VARIABLE = "DEPOT_TOKEN"

@@ -2,19 +2,20 @@
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.pipe import pipe
-from imbue.mngr_vps_docker.ssh.striped import upload_tars
+from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, OutcomeStatus
+from imbue.mngr_vps_docker.ssh.transfer import pipe, upload
 from support.loopback_sshd import LoopbackSshd
 from support.remote import processes_with, run, wait_for
 
@@ -88,81 +89,76 @@ def test_a_source_that_is_silent_is_waited_for_and_ended_with_its_sink(
     wait_for(lambda: not processes_with(silent))
 
 
-@pytest.fixture
-def meeting_point(sshd: LoopbackSshd, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the sessions of a stream meet on the machine: a folder of this test's own, as others send streams too."""
-    own = SimpleNamespace(token_hex=lambda _: f"test-{sshd.port}")
-    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.striped.secrets", own)
-    return Path(f"/tmp/mngr-stream-test-{sshd.port}")
-
-
 def blocks_of(size_bytes: int, chunk_bytes: int = 70_001) -> tuple[bytes, Iterator[bytes]]:
     data = os.urandom(size_bytes)
     return data, (data[start : start + chunk_bytes] for start in range(0, size_bytes, chunk_bytes))
 
 
+Upload = Callable[[str, Iterable[bytes]], CommandOutcome]
+
+
+@pytest.fixture
+def upload_to(connection: SshConnection, tmp_path: Path) -> Upload:
+    """``upload`` over the connection, with FIFOs in a folder of the test's own."""
+    return partial(upload, connection, fifos=f"{tmp_path}/fifos", purpose="test", timeout_seconds=30)
+
+
 @pytest.mark.parametrize("size_bytes", [0, 1, 1 << 20, (1 << 20) + 1, 5 << 20, (23 << 20) + 7])
 def test_a_stream_over_several_sessions_of_one_login_arrives_in_order(
-    connection: SshConnection, sshd: LoopbackSshd, tmp_path: Path, meeting_point: Path, size_bytes: int
+    upload_to: Upload, sshd: LoopbackSshd, tmp_path: Path, size_bytes: int
 ) -> None:
     data, chunks = blocks_of(size_bytes)
-    outcome = upload_tars(connection, f"cat >{tmp_path}/got; echo done", chunks, purpose="test", timeout_seconds=30)
-    assert outcome.checked().stdout == b"done\n"
+    assert upload_to(f"cat >{tmp_path}/got; echo done", chunks).checked().stdout == b"done\n"
     assert (tmp_path / "got").read_bytes() == data
     assert sshd.login_count == 1
-    wait_for(lambda: not meeting_point.exists())
 
 
-def test_a_command_that_fails_before_the_end_of_its_stream_ends_the_whole(connection: SshConnection) -> None:
+def test_a_command_that_fails_before_the_end_of_its_stream_ends_the_whole(upload_to: Upload) -> None:
     _, chunks = blocks_of(20 << 20)
-    outcome = upload_tars(
-        connection, "head -c 100 >/dev/null; echo full >&2; exit 7", chunks, purpose="test", timeout_seconds=30
-    )
+    outcome = upload_to("head -c 100 >/dev/null; echo full >&2; exit 7", chunks)
     assert (outcome.exit_code, outcome.stderr) == (7, b"full\n")
 
 
-def test_the_words_of_a_command_that_fails_count_even_if_its_session_ends_last(tmp_path: Path) -> None:
-    slow_rm = tmp_path / "bin" / "rm"
-    slow_rm.parent.mkdir()
-    slow_rm.write_text('#!/bin/sh\nsleep 0.5\nexec /bin/rm "$@"\n')
-    slow_rm.chmod(0o755)
-
+def test_the_words_of_a_command_that_fails_count_even_if_it_ends_last(upload_to: Upload) -> None:
     def paused() -> Iterator[bytes]:
         # So little that all of it is on its way when the sessions end.
         yield bytes(6 << 20)
-        time.sleep(1.5)
+        time.sleep(1)
 
-    with (
-        LoopbackSshd(tmp_path, (f"SetEnv HOME={tmp_path} PATH={slow_rm.parent}:/usr/bin:/bin",)) as sshd,
-        closing(SshConnection(sshd.target())) as connection,
-    ):
-        outcome = upload_tars(connection, "echo full >&2; exit 7", paused(), purpose="test", timeout_seconds=30)
+    outcome = upload_to("exec </dev/null; sleep 0.5; echo full >&2; exit 7", paused())
     assert (outcome.exit_code, outcome.stderr) == (7, b"full\n")
 
 
-def test_a_stream_that_breaks_off_here_ends_the_command(
-    connection: SshConnection, tmp_path: Path, meeting_point: Path
-) -> None:
+def test_a_stream_that_breaks_off_here_ends_the_command(upload_to: Upload, sshd: LoopbackSshd) -> None:
     def broken() -> Iterator[bytes]:
         yield bytes(9 << 20)
         raise LookupError("the source broke")
 
     with pytest.raises(LookupError, match="the source broke"):
-        upload_tars(
-            connection, f"cat >/dev/null; touch {tmp_path}/whole", broken(), purpose="test", timeout_seconds=30
-        )
-    assert not (tmp_path / "whole").exists()
-    wait_for(lambda: not meeting_point.exists())
+        upload_to(f"cat >/dev/null; sleep 6500.{sshd.port}", broken())
+    wait_for(lambda: not processes_with(f"sleep 6500.{sshd.port}"))
 
 
-def test_a_stream_whose_machine_goes_is_not_taken_for_whole(connection: SshConnection, tmp_path: Path) -> None:
+def test_a_stream_whose_machine_goes_is_not_taken_for_whole(upload_to: Upload, connection: SshConnection) -> None:
     def lost() -> Iterator[bytes]:
         # More than is held here, so that the machine has begun to take it.
         yield bytes(60 << 20)
         connection.close()
         yield bytes(9 << 20)
 
-    outcome = upload_tars(
-        connection, f"cat >/dev/null && touch {tmp_path}/whole", lost(), purpose="test", timeout_seconds=30
-    )
-    assert not outcome.is_success
+    assert upload_to("cat >/dev/null", lost()).status is OutcomeStatus.LOST
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_stream_that_loses_one_session_is_not_taken_for_whole(
+    upload_to: Upload, tmp_path: Path, number: int
+) -> None:
+    def broken() -> Iterator[bytes]:
+        yield bytes(60 << 20)
+        for output in Path("/proc").glob("[0-9]*/fd/1"):
+            with suppress(OSError):
+                if output.readlink() == tmp_path / "fifos" / str(number):
+                    os.kill(int(output.parts[2]), signal.SIGKILL)
+        yield bytes(20 << 20)
+
+    assert not upload_to("cat >/dev/null", broken()).is_success

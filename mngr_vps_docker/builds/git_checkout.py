@@ -1,21 +1,44 @@
 """The git directory of a checkout, which may come from an untrusted author.
 
-Git is not run in it: settings there may name programs to run, and links, alternates and ``gitdir:`` may lead to other
-files of this machine. So this module finds the git directory and examines it. It refuses what leads out of the
-context, except to the git directory of a worktree or submodule that names this context as its checkout.
+Its settings may name programs, and links, alternates and ``gitdir:`` may lead to other files of this machine. So git
+does not run in it: this module finds and examines it, and refuses what leads out of the context, except to the git
+directory of a worktree or submodule that names this context as its checkout.
 """
 
 import os
 import stat
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from imbue.mngr_vps_docker.builds.dockerignore import DOCKERIGNORE
-from imbue.mngr_vps_docker.builds.git_command import read_settings
 from imbue.mngr_vps_docker.errors import BuildContextError
 from imbue.mngr_vps_docker.ssh.shell import join
+
+GIT_TIMEOUT_SECONDS: Final = 900.0
+
+# The last one lists no refs of the checkout: git would run in it for that.
+_SETTINGS: Final = (
+    "-c", "core.logAllRefUpdates=false", "-c", "gc.auto=0", "-c", "core.alternateRefsCommand=true"
+)  # fmt: skip
+# The settings of the user and of the machine may name programs, too. Git finds them by HOME, which is used because git
+# before 2.32 does not know GIT_CONFIG_GLOBAL.
+_ENVIRONMENT: Final[Mapping[str, str]] = {
+    "HOME": os.devnull,
+    "XDG_CONFIG_HOME": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_ATTR_NOSYSTEM": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_OPTIONAL_LOCKS": "0",
+    # Refs are copied as files, and later versions of git may have another default.
+    "GIT_DEFAULT_REF_FORMAT": "files",
+    # A missing object is an error, and is not fetched by a program that settings name. Git before 2.39.4 knows only
+    # GIT_ALLOW_PROTOCOL, which is empty for that.
+    "GIT_NO_LAZY_FETCH": "1",
+    "LC_ALL": "C",
+}
 
 # Longer than any path.
 _MAX_PATH_FILE_BYTES: Final = 16 * 1024
@@ -24,16 +47,55 @@ _KNOWN_EXTENSIONS: Final = {"objectformat": ("sha1", "sha256"), "refstorage": ("
 _HARMLESS_EXTENSIONS: Final = (
     "noop", "noop-v1", "partialclone", "preciousobjects", "relativeworktrees", "worktreeconfig"
 )  # fmt: skip
-# Names of branches have some slashes in them. Code that walks folders by recursion fails for much deeper ones.
-_DEEPEST: Final = 100
-_SENT_REFS: Final = ("refs/heads", "refs/remotes", "refs/tags")
-_FALSE: Final = ("", "0", "false", "no", "off")
+# Names of branches contain some slashes. Code that walks folders by recursion fails for much deeper ones.
+_MAX_DEPTH: Final = 100
+SENT_REFS: Final = ("refs/heads/", "refs/remotes/", "refs/tags/")
+
 LEAVE_GIT_OUT: Final = f"add .git at the end of {DOCKERIGNORE}"
 
 
 @dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository of our own, on which git runs; errors name ``context_dir``, the checkout that it is made for."""
+
+    context_dir: Path
+    git_dir: Path
+
+    def git(self, *args: str, stdin: str = "", protocol: str = "", is_failure_allowed: bool = False) -> str:
+        """Run one git command and return its output without the last newline; "" if it failed and may.
+
+        It can fetch by ``protocol`` only. Raises BuildContextError, with git's own words, for other failures.
+        """
+        # Variables of a surrounding git command, such as a hook, lead to its repository.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        own = {"GIT_DIR": str(self.git_dir), "GIT_ALLOW_PROTOCOL": protocol}
+        try:
+            done = subprocess.run(
+                ("git", *_SETTINGS, *args),
+                cwd=self.git_dir.parent,
+                env={**inherited, **_ENVIRONMENT, **own},
+                input=os.fsencode(stdin),
+                capture_output=True,
+                timeout=GIT_TIMEOUT_SECONDS,
+                check=False,
+            )
+        except FileNotFoundError as error:
+            raise BuildContextError(
+                f"Sending the git checkout {self.context_dir} needs git, which is not installed"
+            ) from error
+        except subprocess.TimeoutExpired as error:
+            raise BuildContextError(f"git {args[0]} did not end within {GIT_TIMEOUT_SECONDS:.0f} s") from error
+        if done.returncode == 0:
+            return done.stdout.decode("utf-8", "surrogateescape").removesuffix("\n")
+        if is_failure_allowed:
+            return ""
+        words = " ".join(done.stderr.decode(errors="replace").replace(str(self.git_dir), ".git").split())
+        raise BuildContextError(f"The git checkout {self.context_dir} cannot be sent: git {args[0]} says: {words}")
+
+
+@dataclass(frozen=True, slots=True)
 class Checkout:
-    """A working tree and its git directory; that of a worktree is inside of the one it shares (``common_dir``).
+    """A working tree and its git directory; that of a worktree is inside of the shared one (``common_dir``).
 
     ``settings`` are those of the repository and of the worktree, names in lower case.
     """
@@ -50,23 +112,21 @@ class Checkout:
         """
         own = ("HEAD", "index", "info/sparse-checkout", *(path.name for path in self.git_dir.glob("sharedindex.*")))
         for name in own:
-            if file_in(self.git_dir, name) is not None:
+            if _file_in(self.git_dir, name) is not None:
                 yield self.git_dir, name
         for name in ("packed-refs", "shallow", "info/exclude"):
-            if file_in(self.common_dir, name) is not None:
+            if _file_in(self.common_dir, name) is not None:
                 yield self.common_dir, name
-        for name in _SENT_REFS:
+        for name in SENT_REFS:
             for path in _files_below(self.common_dir / name):
                 yield self.common_dir, str(path.relative_to(self.common_dir))
 
     @property
     def objects(self) -> Path:
-        """The folder of its objects."""
         return self.common_dir / "objects"
 
     @property
     def object_format(self) -> str:
-        """The hash that names its objects."""
         return dict(self.settings).get("extensions.objectformat", "sha1")
 
     @property
@@ -80,9 +140,9 @@ class Checkout:
 
 
 def read_checkout(context_dir: Path) -> Checkout:
-    """Find the git directory of a context and examine it.
+    """Find and examine the git directory of a context, without running git in it.
 
-    Raises BuildContextError if git cannot use it, if it lacks objects, and if it leads to files of something else.
+    Raises BuildContextError if git cannot use it, if it borrows objects, and if it leads to files of something else.
     """
     try:
         git_dir = _find_git_dir(context_dir)
@@ -106,10 +166,10 @@ def read_checkout(context_dir: Path) -> Checkout:
     return checkout
 
 
-def file_in(folder: Path, name: str) -> Path | None:
-    """The path of a file below ``folder``, which is not a link itself; None where the file is missing.
+def _file_in(folder: Path, name: str) -> Path | None:
+    """The path of a file below ``folder``, None where it is missing.
 
-    Raises BuildContextError for a link, also on the way to the file, and for what is not a file.
+    Raises BuildContextError for a link, also on the way to the file, and for other kinds of files.
     """
     path = folder / name
     _check_link(path)
@@ -123,7 +183,7 @@ def file_in(folder: Path, name: str) -> Path | None:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, which need not exist; raises BuildContextError for anything but files and folders."""
+    """Every file below a folder that may be missing; raises BuildContextError for other kinds of files."""
     _check_link(folder)
     if not os.path.lexists(folder):
         return
@@ -134,7 +194,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
         with os.scandir(waiting.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    if entry.path.count("/") - str(folder).count("/") > _DEEPEST:
+                    if entry.path.count("/") - str(folder).count("/") > _MAX_DEPTH:
                         raise BuildContextError(f"{folder} has folders that are nested too deeply; {LEAVE_GIT_OUT}")
                     waiting.append(entry.path)
                 elif entry.is_file(follow_symlinks=False):
@@ -170,7 +230,7 @@ def _find_git_dir(context_dir: Path) -> Path:
 
 
 def _find_common_dir(git_dir: Path) -> Path:
-    path = file_in(git_dir, "commondir")
+    path = _file_in(git_dir, "commondir")
     return git_dir if path is None else _real(git_dir / _path_in(path))
 
 
@@ -183,16 +243,25 @@ def _path_in(file: Path) -> str:
 
 
 def _settings(context_dir: Path, git_dir: Path, common_dir: Path) -> tuple[tuple[str, str], ...]:
-    path = file_in(common_dir, "config")
-    settings = () if path is None else read_settings(context_dir, path)
-    worktree_path = file_in(git_dir, "config.worktree")
+    path = _file_in(common_dir, "config")
+    settings = () if path is None else _read_settings(context_dir, path)
+    worktree_path = _file_in(git_dir, "config.worktree")
     if worktree_path is not None and _is_true(dict(settings).get("extensions.worktreeconfig", "false")):
-        settings += read_settings(context_dir, worktree_path)
+        settings += _read_settings(context_dir, worktree_path)
     return settings
 
 
+def _read_settings(context_dir: Path, path: Path) -> tuple[tuple[str, str], ...]:
+    """The names, in lower case, and values in a settings file, without those of files that it includes."""
+    nowhere = Repository(context_dir, Path(os.devnull))
+    listing = nowhere.git("config", "--file", str(path), "--no-includes", "--null", "--list")
+    # A name without a value means "true".
+    settings = (setting.partition("\n") for setting in listing.split("\0") if setting)
+    return tuple((name, value if has_value else "true") for name, has_value, value in settings)
+
+
 def _is_true(value: str) -> bool:
-    return value.lower() not in _FALSE
+    return value.lower() not in ("", "0", "false", "no", "off")
 
 
 def _check_ownership(checkout: Checkout) -> None:
@@ -209,7 +278,7 @@ def _check_ownership(checkout: Checkout) -> None:
         is_own = worktree is not None and _real(git_dir / worktree) == context_dir
         command = ("git", f"--git-dir={git_dir}", "config", "core.worktree", str(context_dir))
     else:
-        path = file_in(git_dir, "gitdir")
+        path = _file_in(git_dir, "gitdir")
         is_own = (
             git_dir.parent == common_dir / "worktrees"
             and path is not None
@@ -237,7 +306,7 @@ def _check_extensions(checkout: Checkout) -> None:
 def _check_objects(checkout: Checkout) -> None:
     for _ in _files_below(checkout.objects):
         pass
-    alternates = file_in(checkout.objects, "info/alternates")
+    alternates = _file_in(checkout.objects, "info/alternates")
     if alternates is not None and alternates.stat().st_size:
         repack = join(("git", "-C", str(checkout.context_dir), "repack", "-a", "-d"))
         raise BuildContextError(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from imbue.mngr_vps_docker.builds.context import archive, check_build_context
-from imbue.mngr_vps_docker.builds.git_command import Repository
+from imbue.mngr_vps_docker.builds.git_checkout import Repository
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
 from imbue.mngr_vps_docker.errors import BuildContextError
 from support.git_checkouts import commit, git, use_own_git_settings, write
@@ -289,7 +289,7 @@ def test_no_program_fetches_what_git_lacks(
     for name, value in (partial | fetched | {"remote.origin.uploadpack": program(tmp_path, "p")}).items():
         git(checkout, "config", name, value)
     with pytest.raises(BuildContextError, match="cannot be sent"):
-        Repository(checkout, checkout / ".git").run("cat-file", "-p", ABSENT_COMMIT)
+        Repository(checkout, checkout / ".git").git("cat-file", "-p", ABSENT_COMMIT)
     assert programs_that_ran() == []
 
 
@@ -590,13 +590,13 @@ def test_settings_of_any_number_and_text_are_copied_at_once(
     with config.open("a") as file:
         file.writelines(f'[remote "{number}"]\nurl = x\n' for number in range(1000))
     commands: list[str] = []
-    real_run = Repository.run
+    real_git = Repository.git
 
-    def counted(self: Repository, *args: str, **options: Any) -> bytes:
+    def counted(self: Repository, *args: str, **options: Any) -> str:
         commands.append(args[0])
-        return real_run(self, *args, **options)
+        return real_git(self, *args, **options)
 
-    monkeypatch.setattr(Repository, "run", counted)
+    monkeypatch.setattr(Repository, "git", counted)
     arrived = send(checkout)
     assert len(commands) < 20
     assert git(arrived, "config", "--null", "--get-all", 'remote.a "b\\ c.d.url').split("\0")[:-1] == values

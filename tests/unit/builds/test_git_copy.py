@@ -108,6 +108,8 @@ def status(directory: Path) -> str:
 
 def test_a_worktree_arrives_as_a_clone_with_its_edits(worktree: Path, checkout: Path, arrive: Arrive) -> None:
     commit(worktree, "new", "in the worktree\n")
+    git(worktree, "update-ref", "refs/own/x", "HEAD~1")
+    git(worktree, "pack-refs", "--all")
     edit(worktree)
     before = (
         status(worktree),

@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-from imbue.mngr_vps_docker.builds.context_size import ContextSize, with_progress
 from imbue.mngr_vps_docker.builds.dockerignore import DOCKERIGNORE, IgnorePatterns, MatchState, ignore_file_for
 from imbue.mngr_vps_docker.builds.git_copy import check_checkout, needs_own_git_dir, self_contained_git_dir
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
-from imbue.mngr_vps_docker.builds.tar_stream import entry, file_entry, folder_entry, tar
+from imbue.mngr_vps_docker.builds.tar_stream import ContextSize, entry, file_entry, folder_entry, tar, with_progress
 from imbue.mngr_vps_docker.errors import BuildContextError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import Effect

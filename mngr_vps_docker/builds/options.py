@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imbue.mngr_vps_docker.builds.context_size import ContextSize
+from imbue.mngr_vps_docker.builds.tar_stream import ContextSize
 from imbue.mngr_vps_docker.docker.options import (
     SPLIT_AT_SPACES,
     DockerOptions,

@@ -416,7 +416,7 @@ def test_the_size_of_a_context_is_said_before_anything_is_sent(
 def test_how_much_of_a_large_context_is_sent_is_said_line_by_line(
     vps: LocalMachine, project: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imbue.mngr_vps_docker.builds.context_size._LEAST_PROGRESS_BYTES", 250_000)
+    monkeypatch.setattr("imbue.mngr_vps_docker.builds.tar_stream._MIN_PROGRESS_BYTES", 250_000)
     (project / "large").write_bytes(bytes(1_000_000))
     with uploaded_build_context(vps, build_of(project), timeout_seconds=60):
         assert said == ["Sent 265.2 kB of 1 MB\n", "Sent 527.4 kB of 1 MB\n", "Sent 789.5 kB of 1 MB\n"]

@@ -8,16 +8,14 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from imbue.mngr_vps_docker.errors import BuildContextError
 
 DOCKERIGNORE = ".dockerignore"
-
-# A few megabytes. An ordinary ignore file needs some hundreds.
-_MAX_KEPT_STEPS: Final = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,45 +45,62 @@ class _Pattern:
     is_exception: bool
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Position:
-    """Where the matcher may be in the patterns after some characters of a path.
+class _Position(NamedTuple):
+    """All places in the patterns that some characters of a path lead to.
 
-    ``last_match`` is the last pattern that matches these characters, or -1; ``last_exception`` is the last exception
-    that may match more characters, or -1; ``steps`` leads to the position after one more character, as far as such a
-    step was taken before.
+    ``last_match`` is the last pattern that matches these characters, ``last_exception`` the last exception that may
+    match more characters, each -1 if there is none.
     """
 
     places: frozenset[int]
     last_match: int
     last_exception: int
-    steps: dict[str, "_Position"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class MatchState:
     """What is known of one path, for the paths below it.
 
-    ``last_match`` is the last pattern that matches it or a directory above it, or -1. ``start_of_names`` is the
-    position at which a name in it begins.
+    ``last_match`` is the last pattern that matches it or a directory above it, or -1. ``below`` is the position where
+    the name of a path below it begins.
     """
 
     last_match: int
     is_ignored: bool
-    start_of_names: _Position
+    below: _Position
 
     @property
     def may_have_exceptions(self) -> bool:
         """Whether something below may be taken though the path itself is left out."""
-        return self.start_of_names.last_exception > self.last_match
+        return self.below.last_exception > self.last_match
 
 
 class IgnorePatterns:
-    """The patterns of one ignore file, in order."""
+    """The patterns of one ignore file, in order; a path is matched against all of them at once.
+
+    Python's ``re`` backtracks, which takes exponential time for some patterns, and a repository may come with one.
+    This follows all places in the patterns at the same time, as Docker's own regular expressions (RE2) do.
+    """
 
     def __init__(self, patterns: Sequence[_Pattern] = ()) -> None:
         self._patterns = tuple(patterns)
-        self._matcher = _Matcher(self._patterns)
+        # Places are numbered across all patterns: one for each part, and one for the end of each pattern.
+        self._parts: list[_Part] = []
+        self._pattern_by_end: dict[int, int] = {}
+        self._exception_of: dict[int, int] = {}
+        first_places: list[int] = []
+        for number, pattern in enumerate(patterns):
+            first_places.append(len(self._parts))
+            if pattern.is_exception:
+                places = range(len(self._parts), len(self._parts) + len(pattern.parts))
+                self._exception_of |= dict.fromkeys(places, number)
+            self._parts += [*pattern.parts, _END]
+            self._pattern_by_end[len(self._parts) - 1] = number
+        # Paths have many steps in common. An ordinary ignore file needs some hundreds.
+        self._step = lru_cache(maxsize=50_000)(self._uncached_step)
+        self._position = lru_cache(maxsize=50_000)(self._uncached_position)
+        self.root: Final = MatchState(-1, is_ignored=False, below=self._position(self._entered(first_places)))
+        """The state of the directory itself, which is never left out."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -98,28 +113,21 @@ class IgnorePatterns:
 
     @classmethod
     def parse(cls, lines: Sequence[str], *, source: str = DOCKERIGNORE) -> Self:
-        """Understand the lines of an ignore file."""
-        return cls(tuple(_parse_line(line.strip(), source) for line in lines if _is_pattern(line)))
-
-    @property
-    def root(self) -> MatchState:
-        """The state of the directory itself, which is never left out."""
-        return MatchState(last_match=-1, is_ignored=False, start_of_names=self._matcher.start)
+        """Parse the lines of an ignore file."""
+        # A comment begins in the first column; "#" after a space is a name.
+        return cls([_parse_line(line.strip(), source) for line in lines if line.strip() and not line.startswith("#")])
 
     def match(self, name: str, parent: MatchState) -> MatchState:
-        """The state of what is called ``name`` in a directory that has the state ``parent``.
+        """The state of ``name`` in a directory that has the state ``parent``.
 
         A pattern that matches a directory matches all that is in it; the last pattern that matches decides.
         """
-        position = parent.start_of_names
+        position = parent.below
         for character in name:
-            position = self._matcher.step(position, character)
+            position = self._step(position.places, character)
         last_match = max(parent.last_match, position.last_match)
-        return MatchState(
-            last_match,
-            is_ignored=last_match >= 0 and not self._patterns[last_match].is_exception,
-            start_of_names=self._matcher.step(position, "/"),
-        )
+        is_ignored = last_match >= 0 and not self._patterns[last_match].is_exception
+        return MatchState(last_match, is_ignored, below=self._step(position.places, "/"))
 
     def ignores(self, path: str) -> bool:
         """Whether ``path`` (relative, with ``/``) is left out."""
@@ -128,45 +136,18 @@ class IgnorePatterns:
             state = self.match(name, state)
         return state.is_ignored
 
+    def _uncached_position(self, places: frozenset[int]) -> _Position:
+        last_match = max((self._pattern_by_end.get(place, -1) for place in places), default=-1)
+        last_exception = max((self._exception_of.get(place, -1) for place in places), default=-1)
+        return _Position(places, last_match, last_exception)
 
-class _Matcher:
-    """Matches a path against all patterns at once, in one step for each of its characters.
+    def _uncached_step(self, places: frozenset[int], character: str) -> _Position:
+        """The position after one more character; equal ones are the same object, which saves memory."""
+        taken = [place for place in places if self._parts[place].character.fullmatch(character)]
+        repeated = frozenset(place for place in taken if self._parts[place].is_repeated)
+        return self._position(repeated | self._entered(place + 1 for place in taken))
 
-    Python's ``re`` backtracks, which takes exponential time for some patterns, and a repository may come with one.
-    This follows all places in the patterns at the same time, as Docker's own regular expressions (RE2) do.
-    """
-
-    def __init__(self, patterns: Sequence[_Pattern]) -> None:
-        # Places are numbered across all patterns: one for each part, and one for the end of each pattern.
-        self._parts: list[_Part] = []
-        self._pattern_by_end: dict[int, int] = {}
-        self._exception_of: dict[int, int] = {}
-        self._positions: dict[frozenset[int], _Position] = {}
-        self._kept_steps = 0
-        first_places: list[int] = []
-        for number, pattern in enumerate(patterns):
-            first_places.append(len(self._parts))
-            if pattern.is_exception:
-                places = range(len(self._parts), len(self._parts) + len(pattern.parts))
-                self._exception_of |= dict.fromkeys(places, number)
-            self._parts += [*pattern.parts, _END]
-            self._pattern_by_end[len(self._parts) - 1] = number
-        self.start = self._position(self._entered(first_places))
-
-    def step(self, position: _Position, character: str) -> _Position:
-        """The position after one more character."""
-        found = position.steps.get(character)
-        if found is not None:
-            return found
-        taken = [place for place in position.places if self._parts[place].character.fullmatch(character)]
-        repeated = {place for place in taken if self._parts[place].is_repeated}
-        if self._kept_steps >= _MAX_KEPT_STEPS:
-            self._forget_steps()
-        found = position.steps[character] = self._position(repeated | self._entered(place + 1 for place in taken))
-        self._kept_steps += 1
-        return found
-
-    def _entered(self, places: Iterable[int]) -> set[int]:
+    def _entered(self, places: Iterable[int]) -> frozenset[int]:
         """These places, and those behind parts that may match nothing."""
         entered: set[int] = set()
         waiting = list(places)
@@ -179,47 +160,27 @@ class _Matcher:
                 waiting.append(place + 1)
             if self._parts[place].may_skip_next:
                 waiting.append(place + 2)
-        return entered
-
-    def _position(self, places: set[int]) -> _Position:
-        kept = frozenset(places)
-        found = self._positions.get(kept)
-        if found is None:
-            last_match = max((self._pattern_by_end.get(place, -1) for place in kept), default=-1)
-            last_exception = max((self._exception_of.get(place, -1) for place in kept), default=-1)
-            found = self._positions[kept] = _Position(kept, last_match, last_exception)
-        return found
-
-    def _forget_steps(self) -> None:
-        for position in self._positions.values():
-            position.steps.clear()
-        self._positions.clear()
-        self._kept_steps = 0
+        return frozenset(entered)
 
 
 def ignore_file_for(context_dir: Path, dockerfile: Path) -> Path | None:
-    """The ignore file that counts: the Dockerfile's own (``<Dockerfile>.dockerignore``) before the context's.
+    """The ignore file that Docker uses: the Dockerfile's own (``<Dockerfile>.dockerignore``) before the context's.
 
-    Raises BuildContextError for what is not a file, or a link that leads nowhere: what should be ignored is not known.
+    Raises BuildContextError if it is not a file, or a link that leads nowhere: what to ignore is unknown then.
     """
     candidates = (dockerfile.with_name(f"{dockerfile.name}{DOCKERIGNORE}"), context_dir / DOCKERIGNORE)
     path = next((path for path in candidates if os.path.lexists(path)), None)
     if path is not None and not path.is_file():
-        raise BuildContextError(f"{path} is not a file; replace it by one, or remove it")
+        raise BuildContextError(f"{path} is not a file; replace it by a file, or remove it")
     return path
-
-
-def _is_pattern(line: str) -> bool:
-    # A comment begins in the first column; "#" after a space is a name.
-    return not line.startswith("#") and line.strip() != ""
 
 
 def _parse_line(text: str, source: str) -> _Pattern:
     is_exception = text.startswith("!")
     name = text.removeprefix("!").strip()
     if not name:
-        raise BuildContextError(f"{source} has a '!' without a pattern; write what is to be taken behind it")
-    # normpath leaves two leading slashes alone, which Docker takes for one.
+        raise BuildContextError(f"{source} has a '!' without a pattern; write the pattern after it")
+    # normpath keeps two leading slashes, which Docker takes for one.
     cleaned = posixpath.normpath("/" + name.lstrip("/") if name.startswith("/") else name)
     if len(cleaned) > 1:
         cleaned = cleaned.removeprefix("/")
@@ -239,7 +200,7 @@ def _parts(pattern: str) -> Iterator[_Part]:
             at += 1
             if pattern[at : at + 1] == "/":
                 at += 1
-            # "**.log" means every path that ends so, since Docker 23, and "**.lo?" still whole names.
+            # Since Docker 23, "**.log" means every path that ends so, and "**.lo?" only whole names.
             if at == len(pattern) or (at == 2 and not _SPECIAL.search(pattern, at)):
                 yield _Part(_ANY, is_repeated=True)
             else:
@@ -262,7 +223,7 @@ def _parts(pattern: str) -> Iterator[_Part]:
 
 
 def _character_class(pattern: str, at: int) -> tuple[str, int]:
-    """Translate what is behind a ``[``; only ``^`` negates, as in Go."""
+    """Translate the rest of a ``[…]``, as Go reads it: only ``^`` negates."""
     is_negated = pattern[at : at + 1] == "^"
     at += is_negated
     members: list[str] = []

@@ -120,12 +120,6 @@ def test_no_pattern_makes_the_matcher_backtrack(pattern: str, path: str) -> None
     assert done.stdout == b"False\n"
 
 
-def test_steps_that_were_forgotten_are_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imbue.mngr_vps_docker.builds.dockerignore._MAX_KEPT_STEPS", 2)
-    patterns = IgnorePatterns.parse(["**/a*/b", "!**/ab/b"])
-    assert [patterns.ignores(path) for path in ("x/ac/b", "x/ab/b", "x/ac/b", "x/ac/c")] == [True, False, True, False]
-
-
 @pytest.mark.parametrize(
     ("patterns", "is_looked_into"),
     [

@@ -91,7 +91,7 @@ def test_a_value_with_spaces_is_given_as_the_error_and_the_readme_say(
         accepted([option])
     (example,) = re.findall(r"-[bs] '--.*'", str(refused.value))
     assert accepted(shlex.split(example)[1:]) == (option,)
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    readme = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
     (written,) = re.findall(rf"`{example[:2]} ('.*?')`", readme)
     (value,) = accepted(shlex.split(written))
     assert value.endswith("=two words")

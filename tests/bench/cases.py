@@ -1,4 +1,4 @@
-"""The cases: what a user waits for, each beside the least that it can take and mngr's own way of doing it."""
+"""The cases: what a user waits for, each next to the least possible (floor) and mngr's own way (peer)."""
 
 import os
 import subprocess
@@ -111,12 +111,12 @@ def destroy(lab: Lab, provider: LocalVpsProvider, host_id: HostId) -> None:
 
 
 def plain_ssh(connection: SshConnection, command: str) -> list[str]:
-    """A command over the login that is open, as ours go; a floor that logs in anew would be too high a one."""
+    """A command over the open login, like ours: a floor with a login of its own would be too high."""
     target, socket = connection.target, connection._master.control_path
     return ["ssh", "-S", str(socket), "-F", "none", "-p", str(target.port), f"{target.user}@{target.host}", command]
 
 
-# What a person would write who needs a container with an sshd on a new VPS: no records, no keys of its own, no repair.
+# What a person would write to get a container with an sshd on a new VPS: without records, own keys or repairs.
 BY_HAND: Final = """\
 docker run -d --name state -v state:/state --entrypoint sh {image} -c 'sleep 100000' >/dev/null
 docker run -d --name host -v host:/mngr -p 2222:22 --entrypoint sh {image} -c 'sleep 100000' >/dev/null
@@ -125,7 +125,7 @@ docker exec -i host sh -c 'mkdir -p /run/sshd /root/.ssh; cat >/root/.ssh/author
 
 
 def hand_written_create(lab: Lab, name: str) -> float:
-    """Seconds of the same by two plain ssh commands, on a VPS of its own."""
+    """Seconds for the same by two plain ssh commands, on another VPS."""
     provider = lab.provider("hand")
     context, client = provider._context, provider.vps_client
     key, host_key = context.keys.vps_client_key(), context.keys.create_vps_host_key(HostId.generate())
@@ -149,7 +149,7 @@ def hand_written_create(lab: Lab, name: str) -> float:
 
 
 def power(lab: Lab) -> Iterator[Row]:
-    """Stop, start and snapshot: one remote command each, beside Docker's own time."""
+    """Stop, start and snapshot: one remote command each, next to Docker's own time."""
     lab.go_away(0)
     provider = lab.provider()
     host_id = provider.create_host(HostName("power")).id

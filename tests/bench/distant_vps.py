@@ -1,7 +1,7 @@
-"""The local cloud as the bench has it: its VPSes lie behind proxies, and its API answers at once.
+"""The local cloud for the bench: its VPSes are behind proxies, and its API answers at once.
 
-How fast a cloud's API answers is not ours to measure, so what exists is read from a file that the bench keeps. mngr
-finds this module by an entry point that ``lab`` makes.
+The speed of a cloud's API is not measured, so the instances are read from a file that the bench writes. mngr
+finds this module by an entry point that ``lab`` creates.
 """
 
 import os

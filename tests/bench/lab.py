@@ -1,4 +1,4 @@
-"""What the bench measures on: local VPSes behind proxies, mngr's command line, and the provider without it."""
+"""Where the bench measures: local VPSes behind proxies, mngr's command line, and the provider without it."""
 
 import json
 import os
@@ -75,7 +75,7 @@ class Lab:
         self._groups.close()
 
     def use(self, backend: str) -> None:
-        """Have mngr use one backend only, besides its own for this machine."""
+        """Configure mngr with one backend, in addition to its own for this machine."""
         provider = "" if backend == "local" else (
             f'[providers.local-vps]\nbackend = "{backend}"\naccount = "{self.account}"\n'
             f"default_idle_timeout = {_NEVER_IDLE_SECONDS}\nssh_control_persist_seconds = 3600\n"
@@ -84,7 +84,7 @@ class Lab:
         (self.mngr.profile / "settings.toml").write_text(f"enabled_backends = {backends}\n{provider}")
 
     def go_away(self, round_trip_ms: int) -> None:
-        """Have every VPS that there is, and each that is made from now on, lie so far away."""
+        """Put every VPS, and each that is created from now on, at this distance."""
         self.round_trip_ms = round_trip_ms
         there = self.mngr.cloud.find_instances({})
         addresses = [address_from(self.account, str(instance.address), round_trip_ms) for instance in there]

@@ -36,7 +36,7 @@ _MOST_MEMORY_BYTES: Final = 150 << 20
 
 
 def discovery(lab: Lab) -> Iterator[Row]:
-    """Discovery of fifty hosts by a process of its own, the first time and when it is logged in to all that answer."""
+    """Discovery of fifty hosts by a new process, without logins and with a login to each VPS that answers."""
     folder = lab.folder / "fifty"
     folder.mkdir()
     with _fleet(folder):
@@ -100,7 +100,7 @@ def _fleet(folder: Path) -> Iterator[None]:
             )
             context.keys.create_vps_host_key(host_id)
             if number < _SILENT:
-                # The kernel takes the connection, and nobody ever says a word.
+                # The kernel accepts the connection, and no server answers.
                 stack.enter_context(create_server((_address(number), _PORT)))
                 continue
             sshd = stack.enter_context(_vps(folder / f"vps{number}", host_id, context.state_volume_name, number))

@@ -17,7 +17,7 @@ class Series:
 
     @property
     def median(self) -> float:
-        """What it takes mostly."""
+        """The median, in seconds."""
         return statistics.median(self.seconds)
 
     def __str__(self) -> str:
@@ -26,7 +26,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Row:
-    """One case from one distance: ours, beside the least that it can take (floor) and mngr's own way (peer).
+    """One case at one distance: ours, next to the least possible (floor) and mngr's own way (peer).
 
     ``limit_seconds`` is what it must not exceed. ``notes`` are what was counted.
     """

@@ -56,7 +56,7 @@ def _imported_distributions(package: Path) -> set[str]:
 def _owner(module: str) -> str:
     parts = module.split(".")
     prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
-    return next((_owners()[prefix] for prefix in prefixes if prefix in _owners()), f"nobody's {module}")
+    return next((_owners()[prefix] for prefix in prefixes if prefix in _owners()), f"unknown owner of {module}")
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)

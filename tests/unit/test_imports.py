@@ -1,4 +1,4 @@
-"""What every mngr command imports of this package, whatever it is told to do."""
+"""What every mngr command imports of this package."""
 
 import subprocess
 import sys

@@ -119,7 +119,7 @@ def test_connect_finds_the_way_after_the_shared_login_has_ended(hidden: HiddenHo
             argv = [*build_ssh_base_args(host), "readlink /mngr"]
             done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
             assert (done.stdout, done.returncode) == ("/mngr-vol\n", 0), done.stderr
-            provider._context.vps(hidden.address, hidden.host_id).close()
+            provider.context.vps(hidden.address, hidden.host_id).close()
 
 
 def test_it_stops_and_starts_and_outlives_a_reboot_of_the_vps(hidden: HiddenHost) -> None:

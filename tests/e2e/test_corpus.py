@@ -16,8 +16,8 @@ import pytest
 
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.primitives import AgentId, HostName, HostState
-from imbue.mngr_local_vps.backend import LocalVpsProvider
 from support.kept_vps import KeptVpsClient
+from support.local_provider import LocalProvider
 from support.operating_system import CHOSEN_OS
 from support.provider import ProviderLab
 
@@ -42,7 +42,7 @@ MARK = Path("/srv/mark")
 
 
 @pytest.fixture(scope="module")
-def provider(lab: ProviderLab) -> Iterator[LocalVpsProvider]:
+def provider(lab: ProviderLab) -> Iterator[LocalProvider]:
     """A provider whose hosts are all on one VPS, one after the other."""
     client = KeptVpsClient(account=lab.account)
     yield lab.process(client)
@@ -50,7 +50,7 @@ def provider(lab: ProviderLab) -> Iterator[LocalVpsProvider]:
 
 
 @pytest.mark.parametrize("folder", CHOSEN, ids=lambda folder: folder.name)
-def test_an_image_works_from_create_to_a_start_from_its_snapshot(provider: LocalVpsProvider, folder: Path) -> None:
+def test_an_image_works_from_create_to_a_start_from_its_snapshot(provider: LocalProvider, folder: Path) -> None:
     image = read(folder)
 
     def check(host: Host) -> None:

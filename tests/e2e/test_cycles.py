@@ -52,7 +52,7 @@ def identity(lab: ProviderLab, host: Host) -> dict[str, object]:
         "snapshots": provider.list_snapshots(host.id),
         "settings": (data.idle_timeout_seconds, data.activity_sources, data.created_at),
         "ssh": host.get_ssh_connection_info(),
-        "pins": provider._context.container_known_hosts.path.read_text(),
+        "pins": provider.context.container_known_hosts.path.read_text(),
         "containers": lab.on_vps(host.id, "docker ps -aq | wc -l"),
         "images": lab.on_vps(host.id, "docker images -aq | wc -l"),
         "volumes": lab.on_vps(host.id, "docker volume ls -q"),

@@ -25,7 +25,6 @@ def killed_demo(vps_image: None, os_id: str) -> Iterator[None]:
     yield
 
 
-@pytest.mark.core
 def test_the_demo_goes_through_after_an_earlier_one_was_killed(killed_demo: None, os_id: str) -> None:
     done = subprocess.run(
         [sys.executable, DEMO, os_id],

@@ -126,7 +126,7 @@ def make_another(lab: ProviderLab, host: Host, dockerfile: str) -> None:
     """Make a container of another image on the VPS of a host, as create does."""
     if not (lab.folder / "there").exists():
         copy_machine(lab, "there")
-    context = lab.process(machine="there", container_ssh_port=2223, ssh_connect_timeout=4.0)._context
+    context = lab.process(machine="there", container_ssh_port=2223, ssh_connect_timeout=4.0).context
     known = context.local_store.read(host.id)
     assert known is not None and known.vps_ip is not None and known.record is not None
     host_id = HostId.generate()

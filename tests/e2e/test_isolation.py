@@ -117,9 +117,9 @@ def shown_host_key(lab: ProviderLab, host: Host) -> str:
 
 def test_the_host_key_that_the_cloud_knows_is_worth_nothing(lab: ProviderLab, host: Host) -> None:
     provider = lab.process()
-    injected, shown = provider._context.keys.vps_host_key(host.id), shown_host_key(lab, host)
+    injected, shown = provider.context.keys.vps_host_key(host.id), shown_host_key(lab, host)
     assert shown.startswith("ssh-ed25519 ") and shown != injected.public_key
-    pinned = provider._context.vps_known_hosts.path.read_text()
+    pinned = provider.context.vps_known_hosts.path.read_text()
     assert {line.split(" ", 1)[1] for line in pinned.splitlines()} == {shown}
     record = provider._find_host_record(host.id)
     assert record is not None and record.ssh_host_public_key == shown
@@ -131,11 +131,11 @@ def test_an_injected_host_key_that_stays_is_reported(lab: ProviderLab, host: Hos
     public_key = "/etc/ssh/ssh_host_ed25519_key.pub"
     lab.on_vps(host.id, f"cp {public_key} {public_key}.kept && echo ssh-ed25519 {'A' * 68} >{public_key}")
     provider = lab.process()
-    address = provider._hosts.entry(host.id).vps_ip
+    address = provider.hosts.entry(host.id).vps_ip
     assert address is not None
     try:
         with pytest.raises(RemoteCommandError, match="sshd still shows its old host key"):
-            activate_host_key(provider._context.vps(address, host.id), "ssh-ed25519 another")
+            activate_host_key(provider.context.vps(address, host.id), "ssh-ed25519 another")
         assert shown_host_key(lab, host).startswith("ssh-ed25519 ")
     finally:
         lab.on_vps(host.id, f"mv {public_key}.kept {public_key}")
@@ -151,7 +151,7 @@ def files_with_key(lab: ProviderLab, host: Host, pair: KeyPair) -> str:
 
 def test_encoded_and_compressed_copies_of_the_user_data_do_not_stay(lab: ProviderLab, host: Host) -> None:
     provider, instance, run = lab.process(), "/var/lib/cloud/instances/i", "/run/cloud-init"
-    injected = provider._context.keys.vps_host_key(host.id)
+    injected = provider.context.keys.vps_host_key(host.id)
     user_data = shlex.quote(injected.private_key_path.read_text())
     # Of the first, what is in it tells, and of the others only the name.
     plain = [f"{instance}/another", f"{run}/combined-cloud-config.json"]
@@ -161,21 +161,21 @@ def test_encoded_and_compressed_copies_of_the_user_data_do_not_stay(lab: Provide
     lab.on_vps(host.id, f"printf %s {user_data} | base64 --wrap=0 | tee {' '.join(encoded)}")
     lab.on_vps(host.id, f"printf %s {user_data} | gzip | tee {' '.join(compressed)} >/dev/null")
     assert set(files_with_key(lab, host, injected).split()) == {*plain, *encoded}
-    address = provider._hosts.entry(host.id).vps_ip
+    address = provider.hosts.entry(host.id).vps_ip
     assert address is not None
-    activate_host_key(provider._context.vps(address, host.id), shown_host_key(lab, host))
+    activate_host_key(provider.context.vps(address, host.id), shown_host_key(lab, host))
     assert files_with_key(lab, host, injected) == ""
     assert lab.on_vps(host.id, f"ls {' '.join((*plain, *encoded, *compressed))} 2>/dev/null || true") == ""
 
 
 def test_a_key_stolen_from_the_user_data_is_refused(lab: ProviderLab, host: Host) -> None:
-    injected = lab.process()._context.keys.vps_host_key(host.id).private_key_path.read_text()
+    injected = lab.process().context.keys.vps_host_key(host.id).private_key_path.read_text()
     key = "/etc/ssh/ssh_host_ed25519_key"
     sent = "/root/sent"
     lab.on_vps(host.id, f"cp -p {key} {key}.own && printf %s {shlex.quote(injected)} >{key} && systemctl reload ssh")
     try:
         provider = lab.process()
-        provider._context.close_connections(host.id, provider._hosts.entry(host.id).vps_ip)
+        provider.context.close_connections(host.id, provider.hosts.entry(host.id).vps_ip)
         assert states(provider) == {host.id: HostState.UNAUTHENTICATED}
         with provider.outer_host_for(host.id) as outer:
             assert outer is not None
@@ -193,7 +193,7 @@ def test_after_a_reboot_a_vps_shows_only_its_own_key(lab: ProviderLab, host: Hos
     lab.wait_for_vps(host.id)
     assert shown_host_key(lab, host) == shown
     assert lab.on_vps(host.id, "grep -rl -e 'PRIVATE KEY-----' /var/lib/cloud /run/cloud-init || true") == ""
-    assert files_with_key(lab, host, lab.process()._context.keys.vps_host_key(host.id)) == ""
+    assert files_with_key(lab, host, lab.process().context.keys.vps_host_key(host.id)) == ""
     assert lab.process().start_host(host.id).execute_idempotent_command("echo up").stdout == "up"
 
 
@@ -201,7 +201,7 @@ def test_after_a_reboot_a_vps_shows_only_its_own_key(lab: ProviderLab, host: Hos
 def test_idle_connections_from_another_address_keep_nobody_out(
     lab: ProviderLab, host: Host, os_id: str, port: int
 ) -> None:
-    context, address = lab.process()._context, lab.cloud.get_instance_ip(lab.instance_of(host.id))
+    context, address = lab.process().context, lab.cloud.get_instance_ip(lab.instance_of(host.id))
     machine = context.vps(address, host.id) if port == 22 else context.container(address, host.id)
     login = shlex.split(machine.ssh_command("true"))
     # What sshd itself does about them, without the firewall that makes them take half a minute.
@@ -267,7 +267,7 @@ def test_a_snapshot_holds_no_key_and_no_secret(lab: ProviderLab, host: Host) -> 
     host.execute_stateful_command(f"cat >/dev/null; echo {KEPT} >/etc/kept", env={"TOKEN": SECRET})
     provider = lab.process()
     snapshot = provider.create_snapshot(host.id, SnapshotName("s1"))
-    keys = provider._context.keys
+    keys = provider.context.keys
     held = content_of_image(lab, host, snapshot)
     pairs: list[KeyPair] = [
         keys.container_host_key(host.id),

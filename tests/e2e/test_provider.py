@@ -25,13 +25,13 @@ from imbue.mngr.hosts.offline_host import OfflineHost
 from imbue.mngr.interfaces.data_types import ActivityConfig, HostDetails
 from imbue.mngr.interfaces.host import HostInterface
 from imbue.mngr.primitives import ActivitySource, AgentId, HostId, HostName, HostState, SnapshotId, SnapshotName
-from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.errors import VpsApiError, VpsAuthenticationError, VpsConnectionError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
+from support.local_provider import LocalProvider
 from support.provider import ProviderLab, copy_keys_of_vps, freeze, states
 from support.remote import wait_for
 
@@ -55,13 +55,13 @@ def second(lab: ProviderLab) -> HostId:
 
 
 @pytest.fixture
-def provider(lab: ProviderLab) -> LocalVpsProvider:
+def provider(lab: ProviderLab) -> LocalProvider:
     """The provider as a new process has it."""
     return lab.process()
 
 
 @pytest.fixture
-def running(lab: ProviderLab, provider: LocalVpsProvider, first: HostId) -> Host:
+def running(lab: ProviderLab, provider: LocalProvider, first: HostId) -> Host:
     """The shared host, running."""
     host = provider.get_host(first)
     return host if isinstance(host, Host) else provider.start_host(host)
@@ -103,7 +103,7 @@ def data_json(host: Host) -> dict[str, Any]:
     return content
 
 
-def age_record(provider: LocalVpsProvider, host_id: HostId) -> None:
+def age_record(provider: LocalProvider, host_id: HostId) -> None:
     """Make the record of a host one that nobody has changed for years."""
 
     def aged(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
@@ -123,11 +123,11 @@ def image_in_record(lab: ProviderLab, host_id: HostId) -> str | None:
     return record.config.image
 
 
-def ids(provider: LocalVpsProvider, host: HostInterface | HostId) -> list[SnapshotId]:
+def ids(provider: LocalProvider, host: HostInterface | HostId) -> list[SnapshotId]:
     return [snapshot.id for snapshot in provider.list_snapshots(host)]
 
 
-def details_of(provider: LocalVpsProvider, host_id: HostId) -> tuple[HostDetails, list[Any]]:
+def details_of(provider: LocalProvider, host_id: HostId) -> tuple[HostDetails, list[Any]]:
     found = provider.discover_hosts_and_agents(provider.mngr_ctx.concurrency_group)
     ((host, agents),) = ((host, agents) for host, agents in found.items() if host.host_id == host_id)
     return provider.get_host_and_agent_details(host, agents)
@@ -138,7 +138,7 @@ def details_of(provider: LocalVpsProvider, host_id: HostId) -> tuple[HostDetails
 
 @pytest.mark.core
 def test_a_stopped_host_keeps_its_agents_and_files(
-    lab: ProviderLab, provider: LocalVpsProvider, running: Host, agent: dict[str, Any]
+    lab: ProviderLab, provider: LocalProvider, running: Host, agent: dict[str, Any]
 ) -> None:
     provider.stop_host(running, create_snapshot=False)
     provider.stop_host(running.id, create_snapshot=False)
@@ -167,7 +167,7 @@ def test_a_stopped_host_keeps_its_agents_and_files(
 
 
 def test_concurrent_starts_leave_one_activity_watcher(
-    lab: ProviderLab, provider: LocalVpsProvider, running: Host
+    lab: ProviderLab, provider: LocalProvider, running: Host
 ) -> None:
     provider.stop_host(running, create_snapshot=False)
     with ThreadPoolExecutor() as pool:
@@ -178,12 +178,12 @@ def test_concurrent_starts_leave_one_activity_watcher(
     wait_for(lambda: hosts[0].execute_idempotent_command(count).stdout == "1")
 
 
-def test_starting_a_running_host_leaves_it_as_it_is(provider: LocalVpsProvider, running: Host) -> None:
+def test_starting_a_running_host_leaves_it_as_it_is(provider: LocalProvider, running: Host) -> None:
     started = running.execute_idempotent_command("stat -c %Y /proc/1").stdout
     assert provider.start_host(running).execute_idempotent_command("stat -c %Y /proc/1").stdout == started
 
 
-def test_a_snapshot_taken_at_the_stop_is_kept(lab: ProviderLab, provider: LocalVpsProvider, running: Host) -> None:
+def test_a_snapshot_taken_at_the_stop_is_kept(lab: ProviderLab, provider: LocalProvider, running: Host) -> None:
     provider.stop_host(running)
     (snapshot_id,) = ids(lab.process(), running.id)
     offline = lab.process().get_host(running.id)
@@ -224,7 +224,7 @@ def test_keys_that_a_host_was_made_with_log_in_to_it_whenever_it_runs(lab: Provi
 
 @pytest.mark.core
 def test_a_snapshot_brings_back_the_container_while_the_volume_stays(
-    lab: ProviderLab, provider: LocalVpsProvider, running: Host
+    lab: ProviderLab, provider: LocalProvider, running: Host
 ) -> None:
     running.execute_idempotent_command("echo before >/root/layer")
     old = provider.create_snapshot(running, SnapshotName("old"))
@@ -262,34 +262,34 @@ def test_a_snapshot_brings_back_the_container_while_the_volume_stays(
 
 
 @pytest.mark.core
-def test_hosts_from_a_snapshot_have_its_files_and_keys_of_their_own(
-    lab: ProviderLab, provider: LocalVpsProvider, running: Host
+def test_a_host_from_a_snapshot_has_its_files_and_keys_of_its_own(
+    lab: ProviderLab, provider: LocalProvider, running: Host
 ) -> None:
     running.execute_idempotent_command("echo made here >/root/layer")
     snapshot_id = provider.create_snapshot(running, SnapshotName("seed"))
     # Its VPS is needed, its container is not.
     provider.stop_host(running, create_snapshot=False)
+    host = lab.process().create_host(HostName("copy"), snapshot=SnapshotName("seed"))
+    assert host.read_text_file(Path("/root/layer")) == "made here\n"
+    assert not host.execute_idempotent_command(f"test -e {NOTES}").success
+    assert ids(lab.process(), host.id) == []
+    lab.process().stop_host(host.id, create_snapshot=False)
+    host = lab.process().start_host(host.id)
+    assert host.read_text_file(Path("/root/layer")) == "made here\n"
     identities = set()
-    for name, snapshot in (("by-name", SnapshotName("seed")), ("by-id", SnapshotName(snapshot_id))):
-        host = lab.process().create_host(HostName(name), snapshot=snapshot)
-        assert host.read_text_file(Path("/root/layer")) == "made here\n"
-        assert not host.execute_idempotent_command(f"test -e {NOTES}").success
-        assert ids(lab.process(), host.id) == []
-        lab.process().stop_host(host.id, create_snapshot=False)
-        host = lab.process().start_host(host.id)
-        assert host.read_text_file(Path("/root/layer")) == "made here\n"
-        record = lab.process()._find_host_record(host.id)
+    for host_id in (running.id, host.id):
+        record = lab.process()._find_host_record(host_id)
         assert record is not None
         identities |= {record.ssh_host_public_key, record.container_ssh_host_public_key}
-        lab.process().destroy_host(host.id)
     assert len(identities) == 4
+    lab.process().destroy_host(host.id)
     lab.process().delete_snapshot(running.id, snapshot_id)
     assert lab.process().start_host(running.id).read_text_file(Path("/root/layer")) == "made here\n"
 
 
 @pytest.mark.parametrize("trouble", ["its image is gone", "its container does not start"])
 def test_a_snapshot_that_cannot_be_started_costs_nothing(
-    lab: ProviderLab, provider: LocalVpsProvider, running: Host, trouble: str
+    lab: ProviderLab, provider: LocalProvider, running: Host, trouble: str
 ) -> None:
     running.execute_idempotent_command("echo kept >/root/layer")
     snapshot_id = provider.create_snapshot(running)
@@ -311,7 +311,7 @@ def test_a_missing_container_is_recreated(lab: ProviderLab, running: Host) -> No
     assert lab.process().start_host(running.id).read_file(NOTES) == b"kept on the volume\n"
 
 
-def test_an_unknown_snapshot_is_refused_and_costs_nothing(provider: LocalVpsProvider, running: Host) -> None:
+def test_an_unknown_snapshot_is_refused_and_costs_nothing(provider: LocalProvider, running: Host) -> None:
     unknown = SnapshotId("sha256:" + "0" * 64)
     with pytest.raises(SnapshotNotFoundError):
         provider.start_host(running, unknown)
@@ -341,7 +341,7 @@ def test_after_a_reboot_a_host_is_shown_as_not_running_and_starts(lab: ProviderL
 
 
 def test_a_vps_that_hangs_keeps_its_host_listed_and_harms_no_other(
-    lab: ProviderLab, provider: LocalVpsProvider, running: Host, agent: dict[str, Any], second: HostId
+    lab: ProviderLab, provider: LocalProvider, running: Host, agent: dict[str, Any], second: HostId
 ) -> None:
     details_of(provider, running.id)
     with paused(lab, running.id):
@@ -398,7 +398,7 @@ def test_a_command_on_a_frozen_host_ends_in_one_clear_line(
     ids=["a command", "reading a file"],
 )
 def test_a_container_whose_sshd_was_killed_is_repaired(
-    lab: ProviderLab, provider: LocalVpsProvider, running: Host, use: Any
+    lab: ProviderLab, provider: LocalProvider, running: Host, use: Any
 ) -> None:
     lab.in_container(running.id, "kill -9 $(pidof sshd sshd-session)")
     with ThreadPoolExecutor() as pool:
@@ -408,7 +408,7 @@ def test_a_container_whose_sshd_was_killed_is_repaired(
 # --- metadata
 
 
-def test_tags_are_in_the_record_and_on_the_host(lab: ProviderLab, provider: LocalVpsProvider, running: Host) -> None:
+def test_tags_are_in_the_record_and_on_the_host(lab: ProviderLab, provider: LocalProvider, running: Host) -> None:
     provider.set_host_tags(running, {"a": "1", "b": "2"})
     provider.add_tags_to_host(running, {"b": "3", "c": "4"})
     lab.process().remove_tags_from_host(running.id, ["a", "unknown"])
@@ -418,7 +418,7 @@ def test_tags_are_in_the_record_and_on_the_host(lab: ProviderLab, provider: Loca
 
 
 def test_tags_of_a_stopped_host_are_there_when_it_starts(
-    provider: LocalVpsProvider, running: Host, lab: ProviderLab
+    provider: LocalProvider, running: Host, lab: ProviderLab
 ) -> None:
     provider.stop_host(running, create_snapshot=False)
     provider.set_host_tags(running.id, {"set": "while stopped"})
@@ -427,7 +427,7 @@ def test_tags_of_a_stopped_host_are_there_when_it_starts(
 
 
 def test_a_renamed_host_is_known_by_its_new_name_only(
-    lab: ProviderLab, provider: LocalVpsProvider, running: Host, second: HostId
+    lab: ProviderLab, provider: LocalProvider, running: Host, second: HostId
 ) -> None:
     containers = lab.on_vps(running.id, "docker ps --format {{.Names}}")
     with pytest.raises(HostNameConflictError):
@@ -445,7 +445,7 @@ def test_a_renamed_host_is_known_by_its_new_name_only(
     assert lab.process().get_host(HostName("first")).id == running.id
 
 
-def test_changes_made_at_once_are_all_kept(lab: ProviderLab, provider: LocalVpsProvider, running: Host) -> None:
+def test_changes_made_at_once_are_all_kept(lab: ProviderLab, provider: LocalProvider, running: Host) -> None:
     provider.set_host_tags(running, {})
     idle = ActivityConfig(idle_timeout_seconds=4321, activity_sources=(ActivitySource.BOOT,))
     other = lab.process()
@@ -469,7 +469,7 @@ def test_changes_made_at_once_are_all_kept(lab: ProviderLab, provider: LocalVpsP
 
 
 def test_settings_of_a_copy_that_is_out_of_date_take_nothing_back(
-    lab: ProviderLab, provider: LocalVpsProvider, running: Host
+    lab: ProviderLab, provider: LocalProvider, running: Host
 ) -> None:
     provider.set_host_tags(running, {})
     copy = running.get_certified_data()
@@ -481,7 +481,7 @@ def test_settings_of_a_copy_that_is_out_of_date_take_nothing_back(
 
 
 def test_settings_of_a_stopped_host_are_there_when_it_starts(
-    lab: ProviderLab, provider: LocalVpsProvider, running: Host
+    lab: ProviderLab, provider: LocalProvider, running: Host
 ) -> None:
     provider.stop_host(running, create_snapshot=False)
     offline = lab.process().get_host(running.id)
@@ -495,7 +495,7 @@ def test_settings_of_a_stopped_host_are_there_when_it_starts(
 
 
 def test_resources_are_those_of_the_vps_within_the_limits_of_the_container(
-    provider: LocalVpsProvider, running: Host, second: HostId
+    provider: LocalProvider, running: Host, second: HostId
 ) -> None:
     limited = provider.get_host_resources(provider.get_host(second))
     assert (limited.cpu.count, limited.memory_gb) == (1, 0.5)
@@ -508,7 +508,7 @@ def test_resources_are_those_of_the_vps_within_the_limits_of_the_container(
 
 @pytest.mark.core
 def test_details_of_a_running_and_of_a_stopped_host(
-    lab: ProviderLab, provider: LocalVpsProvider, running: Host, agent: dict[str, Any]
+    lab: ProviderLab, provider: LocalProvider, running: Host, agent: dict[str, Any]
 ) -> None:
     shown, agents = details_of(provider, running.id)
     assert (shown.name, shown.state, shown.is_locked) == ("first", HostState.RUNNING, False)
@@ -534,7 +534,7 @@ def test_details_of_a_running_and_of_a_stopped_host(
     assert [found.name for found in agents] == ["a1"]
 
 
-def test_agent_data_is_kept_with_all_its_keys(lab: ProviderLab, provider: LocalVpsProvider, running: Host) -> None:
+def test_agent_data_is_kept_with_all_its_keys(lab: ProviderLab, provider: LocalProvider, running: Host) -> None:
     data = {
         "id": AgentId.generate(),
         "name": "kept",
@@ -550,7 +550,7 @@ def test_agent_data_is_kept_with_all_its_keys(lab: ProviderLab, provider: LocalV
     assert lab.process().list_persisted_agent_data_for_host(running.id) == []
 
 
-def test_what_is_asked_of_an_unknown_host_is_not_found_or_nothing(provider: LocalVpsProvider, running: Host) -> None:
+def test_what_is_asked_of_an_unknown_host_is_not_found_or_nothing(provider: LocalProvider, running: Host) -> None:
     unknown = HostId.generate()
     assert provider.list_persisted_agent_data_for_host(unknown) == []
     provider.persist_agent_data(unknown, {"id": AgentId.generate(), "name": "a"})
@@ -563,7 +563,7 @@ def test_what_is_asked_of_an_unknown_host_is_not_found_or_nothing(provider: Loca
         provider.start_host(unknown)
 
 
-def test_the_volume_of_every_host_is_listed(provider: LocalVpsProvider, running: Host, second: HostId) -> None:
+def test_the_volume_of_every_host_is_listed(provider: LocalProvider, running: Host, second: HostId) -> None:
     assert {volume.host_id for volume in provider.list_volumes()} == {running.id, second}
 
 
@@ -571,7 +571,7 @@ def test_the_volume_of_every_host_is_listed(provider: LocalVpsProvider, running:
 
 
 def test_the_vps_is_at_hand_while_the_container_is_down(
-    lab: ProviderLab, provider: LocalVpsProvider, running: Host
+    lab: ProviderLab, provider: LocalProvider, running: Host
 ) -> None:
     provider.stop_host(running, create_snapshot=False)
     process = lab.process()
@@ -592,7 +592,7 @@ def test_the_vps_has_a_name_without_being_asked(lab: ProviderLab, running: Host,
 # --- provider packages that find their VPSes themselves
 
 
-class SelfFindingProvider(LocalVpsProvider):
+class SelfFindingProvider(LocalProvider):
     """Finds its hosts as published provider packages do: one thread per VPS, leaving out what does not answer."""
 
     def _discover_host_records_with_agents(
@@ -641,7 +641,7 @@ def test_hosts_are_found_where_the_cloud_cannot_list(lab: ProviderLab, running: 
 
 
 def test_a_provider_package_may_build_on_the_base_class(lab: ProviderLab, running: Host, second: HostId) -> None:
-    class Extending(LocalVpsProvider):
+    class Extending(LocalProvider):
         def _discover_host_records(self) -> list[VpsDockerHostRecord]:
             return [*super()._discover_host_records()]
 
@@ -651,7 +651,7 @@ def test_a_provider_package_may_build_on_the_base_class(lab: ProviderLab, runnin
 def test_a_provider_package_that_stumbles_over_one_vps_loses_no_host(
     lab: ProviderLab, running: Host, second: HostId
 ) -> None:
-    class Stumbling(LocalVpsProvider):
+    class Stumbling(LocalProvider):
         def _discover_host_records(self) -> list[VpsDockerHostRecord]:
             raise VpsConnectionError("one of them cannot be reached")
 

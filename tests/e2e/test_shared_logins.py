@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_vps_docker.replay import main
 from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand, read_log
+from support.local_provider import LocalProvider
 from support.mngr_cli import MngrCli
 from support.remote import processes_with, wait_for
 
@@ -45,12 +45,12 @@ class Meter:
         )
         return run_docker("exec", self.instance, "sh", "-c", script).count("Accepted publickey")
 
-    def provider(self) -> LocalVpsProvider:
+    def provider(self) -> LocalProvider:
         return self.mngr.provider()
 
     def sockets(self) -> list[str]:
         """Where the shared connections to the host's two machines are, if they are open."""
-        context = self.provider()._context
+        context = self.provider().context
         (entry,) = context.local_store.read_all()
         assert entry.vps_ip is not None
         return [str(way(entry.vps_ip, entry.host_id)._master.control_path) for way in (context.vps, context.container)]
@@ -188,6 +188,6 @@ def test_destroy_ends_the_connections_that_other_processes_opened(meter: Meter) 
     sockets = meter.sockets()
     assert [processes_with(socket) != [] for socket in sockets] == [True, True]
     provider = meter.provider()
-    (entry,) = provider._context.local_store.read_all()
+    (entry,) = provider.context.local_store.read_all()
     provider.destroy_host(entry.host_id)
     wait_for(lambda: not any(processes_with(socket) for socket in sockets))

@@ -9,10 +9,9 @@ from typing import Any
 
 from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId, HostId, HostName, SnapshotName
-from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.errors import VpsConnectionError
-from support.local_provider import local_provider
+from support.local_provider import LocalProvider, local_provider
 
 _MOST_ATTEMPTS = 30
 
@@ -23,7 +22,7 @@ class Changes:
     Of its name and its idle time-out, which all of them change, ``names`` and ``limits`` are what this one has set.
     """
 
-    def __init__(self, provider: LocalVpsProvider, host_id: HostId, worker: str) -> None:
+    def __init__(self, provider: LocalProvider, host_id: HostId, worker: str) -> None:
         self.provider = provider
         self.host_id = host_id
         self.worker = worker

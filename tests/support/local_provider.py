@@ -9,10 +9,26 @@ from imbue.mngr.primitives import ProviderInstanceName
 from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.config import LocalVpsProviderConfig
 from imbue.mngr_local_vps.operating_systems import agent_image_of_os
+from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.host_cache import HostCache
 from imbue.mngr_vps_docker.hosts.timings import Timings
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
 
 PROVIDER_NAME = ProviderInstanceName("local-vps")
+
+
+class LocalProvider(LocalVpsProvider):
+    """The provider with public ways to what its operations are given and have seen."""
+
+    @property
+    def context(self) -> ProviderContext:
+        """What its operations are given."""
+        return self._context
+
+    @property
+    def hosts(self) -> HostCache:
+        """What it has seen of its hosts."""
+        return self._hosts
 
 
 def settings_of_os(os_id: str) -> dict[str, str]:
@@ -20,16 +36,16 @@ def settings_of_os(os_id: str) -> dict[str, str]:
     return {"default_os_id": os_id, "default_image": agent_image_of_os(os_id)}
 
 
-def local_provider(
+def local_provider[Provider: LocalProvider](
     profile: Path,
     account: str,
     client: VpsClientInterface,
     *,
-    provider_class: type[LocalVpsProvider] = LocalVpsProvider,
+    provider_class: type[Provider] = LocalProvider,  # type: ignore[assignment]
     timings: Timings | None = None,
     **settings: object,
-) -> LocalVpsProvider:
-    """A new provider object, as a new process would have it, on the state that lies in ``profile``."""
+) -> Provider:
+    """The provider as a new process has it, on the state that is in ``profile``."""
     profile.mkdir(parents=True, exist_ok=True)
     config = LocalVpsProviderConfig.model_validate({"account": account, **settings})
     mngr_config = MngrConfig(

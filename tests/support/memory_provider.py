@@ -9,16 +9,15 @@ from typing import Any
 from pydantic import Field, PrivateAttr
 
 from imbue.mngr.primitives import HostId
-from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.hosts.cloud_resources import key_name
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
-from imbue.mngr_vps_docker.hosts.host_cache import HostCache
 from imbue.mngr_vps_docker.hosts.timings import Patience, Timings
 from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus, VpsSnapshotId
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.process import ProcessResult
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface, VpsInstanceInfo, VpsSnapshotInfo, VpsSshKeyInfo
+from support.local_provider import LocalProvider
 
 SILENT = "ssh: connect to host vps port 22: Connection timed out"
 REFUSING = "root@vps: Permission denied (publickey)."
@@ -148,20 +147,10 @@ class MemoryContext(ProviderContext):
         return found or ProviderContext.container(self, address, host_id, connect_timeout_seconds)
 
 
-class MemoryProvider(LocalVpsProvider):
+class MemoryProvider(LocalProvider):
     """The whole provider, except that its machines are on a ``Network``."""
 
     _network: Network = PrivateAttr(default_factory=Network)
-
-    @property
-    def context(self) -> ProviderContext:
-        """What its operations are given."""
-        return self._context
-
-    @property
-    def hosts(self) -> HostCache:
-        """What it has seen of its hosts."""
-        return self._hosts
 
     def connect(self, network: Network) -> "MemoryProvider":
         """The same on ``network``, which it must be put on before its first use."""

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.clean import clean
 from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_local_vps.engine import lines_of, run_docker
 from imbue.mngr_local_vps.labels import ACCOUNT_LABEL
 from imbue.mngr_local_vps.operating_systems import agent_image_of_os
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
-from support.local_provider import local_provider, settings_of_os
+from support.local_provider import LocalProvider, local_provider, settings_of_os
 
 COMMAND_TIMEOUT_SECONDS = 600.0
 
@@ -61,7 +60,7 @@ class MngrCli:
         """This account of the local cloud."""
         return LocalVpsClient(account=self.account)
 
-    def provider(self, client: VpsClientInterface | None = None, **settings: object) -> LocalVpsProvider:
+    def provider(self, client: VpsClientInterface | None = None, **settings: object) -> LocalProvider:
         """The provider as a new process of this mngr has it."""
         settings = settings_of_os(self.os_id) | settings
         return local_provider(self.profile, self.account, client or self.cloud, **settings)

@@ -10,14 +10,13 @@ from pathlib import Path
 from imbue.mngr.api.data_types import GcResourceTypes
 from imbue.mngr.api.gc import gc
 from imbue.mngr.primitives import ErrorBehavior, HostId, HostState
-from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.clean import clean
 from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_local_vps.engine import lines_of, run_docker
 from imbue.mngr_local_vps.labels import ACCOUNT_LABEL
 from imbue.mngr_vps_docker.hosts.timings import Timings
 from imbue.mngr_vps_docker.vps_client import VpsClientInterface
-from support.local_provider import local_provider, settings_of_os
+from support.local_provider import LocalProvider, local_provider, settings_of_os
 from support.remote import wait_for
 
 BOOT_TIMEOUT_SECONDS = 120.0
@@ -40,10 +39,10 @@ class ProviderLab:
         client: VpsClientInterface | None = None,
         *,
         machine: str = "here",
-        provider_class: type[LocalVpsProvider] = LocalVpsProvider,
+        provider_class: type[LocalProvider] = LocalProvider,
         timings: Timings | None = None,
         **settings: object,
-    ) -> LocalVpsProvider:
+    ) -> LocalProvider:
         """The provider as a new process on ``machine`` has it, with nothing in memory."""
         folder, cloud = self.folder / machine, client or self.cloud
         settings = settings_of_os(self.os_id) | settings
@@ -51,7 +50,7 @@ class ProviderLab:
             folder, self.account, cloud, provider_class=provider_class, timings=timings or self.timings, **settings
         )
         self._groups.enter_context(process.mngr_ctx.concurrency_group)
-        self._groups.callback(lambda: [connection.close() for connection in process._context._connections.values()])
+        self._groups.callback(lambda: [connection.close() for connection in process.context._connections.values()])
         return process
 
     @property
@@ -120,13 +119,13 @@ def freeze(instance: str) -> None:
     wait_for(is_frozen, 60)
 
 
-def collect_garbage(provider: LocalVpsProvider) -> None:
+def collect_garbage(provider: LocalProvider) -> None:
     """`mngr gc`, which ends at the first error."""
     everything = GcResourceTypes(**dict.fromkeys(GcResourceTypes.model_fields, True))
     gc(provider.mngr_ctx, [provider], everything, dry_run=False, error_behavior=ErrorBehavior.ABORT)
 
 
-def states(provider: LocalVpsProvider, *, include_destroyed: bool = False) -> dict[HostId, HostState | None]:
+def states(provider: LocalProvider, *, include_destroyed: bool = False) -> dict[HostId, HostState | None]:
     """What a provider lists, by host id."""
     hosts = provider.discover_hosts(provider.mngr_ctx.concurrency_group, include_destroyed)
     return {host.host_id: host.host_state for host in hosts}

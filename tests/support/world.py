@@ -74,7 +74,6 @@ class World:
             self.folder / "here", "test", client or self.cloud, provider_class=provider_class, **settings
         )
         self.groups.enter_context(process.mngr_ctx.concurrency_group)
-        assert isinstance(process, MemoryProvider)
         return process.connect(self.network)
 
     @property

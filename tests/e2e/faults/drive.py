@@ -19,7 +19,6 @@ from imbue.mngr.api.gc import gc
 from imbue.mngr.errors import MngrError
 from imbue.mngr.hosts.host import Host
 from imbue.mngr.primitives import AgentId, ErrorBehavior, HostName, SnapshotName
-from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.errors import VpsApiError, VpsProvisioningError
 from imbue.mngr_vps_docker.hosts.cloud_resources import UploadedKey
@@ -28,7 +27,7 @@ from imbue.mngr_vps_docker.ssh.command_log import operation
 from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.testing.faulty_client import Fault
 from support.fault_points import FaultError, FaultKind, FaultPointClient, FaultPointRunner, FaultPoints
-from support.local_provider import local_provider, settings_of_os
+from support.local_provider import LocalProvider, local_provider, settings_of_os
 
 SNAPSHOT = SnapshotName("s1")
 # Of another host, in the same account.
@@ -39,66 +38,66 @@ REFUSAL = Fault("wait_for_instance_active", VpsApiError(503, "overload"))
 MACHINES = GcResourceTypes(**dict.fromkeys(GcResourceTypes.model_fields, False) | {"is_machines": True})
 
 
-def make_agent(provider: LocalVpsProvider, host: Host) -> None:
+def make_agent(provider: LocalProvider, host: Host) -> None:
     """The first agent, as far as it is a provider's matter: until there is one, mngr takes nothing back."""
     with operation("Making the first agent"):
         host.write_text_file(host.host_dir / "env", "A=b\n")
         provider.persist_agent_data(host.id, {"id": AgentId.generate(), "name": "a1"})
 
 
-def create(provider: LocalVpsProvider, name: HostName) -> None:
+def create(provider: LocalProvider, name: HostName) -> None:
     make_agent(provider, provider.create_host(name))
 
 
-def create_with_build(provider: LocalVpsProvider, name: HostName) -> None:
+def create_with_build(provider: LocalProvider, name: HostName) -> None:
     context = provider.mngr_ctx.profile_dir / "context"
     context.mkdir(exist_ok=True)
     (context / "Dockerfile").write_text("FROM mngr-agent:bookworm\nRUN touch /built\n")
     make_agent(provider, provider.create_host(name, build_args=[str(context)]))
 
 
-def create_from_snapshot(provider: LocalVpsProvider, name: HostName) -> None:
+def create_from_snapshot(provider: LocalProvider, name: HostName) -> None:
     make_agent(provider, provider.create_host(name, snapshot=SEED))
 
 
-def take_back(provider: LocalVpsProvider, name: HostName) -> None:
+def take_back(provider: LocalProvider, name: HostName) -> None:
     """A create that fails half-way, and so is taken back."""
     with suppress(VpsProvisioningError):
         provider.create_host(name)
 
 
-def collect_from_elsewhere(provider: LocalVpsProvider, _name: HostName) -> None:
+def collect_from_elsewhere(provider: LocalProvider, _name: HostName) -> None:
     """`mngr gc` of another machine, once no create that it has not made itself can be going on."""
     UploadedKey.may_be_in_use = property(lambda _key: False)  # type: ignore[assignment,method-assign]
     gc(provider.mngr_ctx, [provider], MACHINES, dry_run=False, error_behavior=ErrorBehavior.ABORT)
 
 
-def destroy(provider: LocalVpsProvider, name: HostName) -> None:
+def destroy(provider: LocalProvider, name: HostName) -> None:
     provider.destroy_host(provider.get_host(name).id)
 
 
-def stop(provider: LocalVpsProvider, name: HostName) -> None:
+def stop(provider: LocalProvider, name: HostName) -> None:
     provider.stop_host(provider.get_host(name).id, create_snapshot=False, timeout_seconds=5)
 
 
-def start(provider: LocalVpsProvider, name: HostName) -> None:
+def start(provider: LocalProvider, name: HostName) -> None:
     provider.start_host(provider.get_host(name).id)
 
 
-def start_from_snapshot(provider: LocalVpsProvider, name: HostName) -> None:
+def start_from_snapshot(provider: LocalProvider, name: HostName) -> None:
     host_id = provider.get_host(name).id
     provider.start_host(host_id, provider.list_snapshots(host_id)[0].id)
 
 
-def start_without_container(provider: LocalVpsProvider, name: HostName) -> None:
+def start_without_container(provider: LocalProvider, name: HostName) -> None:
     provider.start_host(provider.get_host(name).id)
 
 
-def snapshot(provider: LocalVpsProvider, name: HostName) -> None:
+def snapshot(provider: LocalProvider, name: HostName) -> None:
     provider.create_snapshot(provider.get_host(name).id, SNAPSHOT)
 
 
-def delete_snapshot(provider: LocalVpsProvider, name: HostName) -> None:
+def delete_snapshot(provider: LocalProvider, name: HostName) -> None:
     host_id = provider.get_host(name).id
     provider.delete_snapshot(host_id, provider.list_snapshots(host_id)[0].id)
 
@@ -127,7 +126,7 @@ def main() -> int:
     logger.add(sys.stderr, level="INFO")
     points = FaultPoints(options.point, options.kind)
 
-    class FaultPointProvider(LocalVpsProvider):
+    class FaultPointProvider(LocalProvider):
         @cached_property
         def _context(self) -> ProviderContext:
             return replace(super()._context, runner=FaultPointRunner(run_process, points))

@@ -91,7 +91,7 @@ def lab(labs: Callable[[], ProviderLab]) -> ProviderLab:
     lab = labs()
     provider = lab.process(**NEVER_IDLE)
     provider.create_snapshot(provider.create_host(HostName("bystander")), SEED)
-    context, cloud = lab.process()._context, lab.cloud
+    context, cloud = lab.process().context, lab.cloud
     key_id = cloud.upload_ssh_key(FOREIGN, context.keys.vps_client_key().public_key)
     what = (context.config.default_region, context.config.default_plan, context.config.default_os_id)
     cloud.create_instance(FOREIGN, *what, "#cloud-config\n", [key_id], [f"owner={FOREIGN}"])
@@ -176,7 +176,7 @@ def drive_into(lab: ProviderLab, operation: str, name: HostName, point: str, kin
 def account_now(lab: ProviderLab) -> dict[HostId, HostState | None]:
     """What a new process lists; every VPS and key that the cloud has must be of a host in it."""
     listed = states(lab.process())
-    assert set(billed(lab)) | uploaded_keys(lab.process()._context).keys() <= listed.keys() | {FOREIGN}
+    assert set(billed(lab)) | uploaded_keys(lab.process().context).keys() <= listed.keys() | {FOREIGN}
     return listed
 
 
@@ -202,7 +202,7 @@ def images_in_use(lab: ProviderLab, host_id: HostId) -> set[str]:
 def check_that_all_of_it_is_gone(lab: ProviderLab, remaining: Collection[HostId]) -> None:
     """Nothing is listed, billed or kept on this machine but what is of the ``remaining`` hosts."""
     assert account_now(lab) == dict.fromkeys(remaining, HostState.RUNNING)
-    context = lab.process()._context
+    context = lab.process().context
     ids = sorted(remaining)
     assert billed(lab) == [*ids, FOREIGN]
     assert [key.name for key in lab.cloud.list_ssh_keys()] == [FOREIGN]

@@ -17,11 +17,18 @@ from imbue.mngr_vps_docker.ssh import known_hosts
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.state import local_store as journals
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
-from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
+from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultMoment, FaultyClient
 from support.builders import LONG_AGO, local_record_of, record_of
 from support.memory_provider import MemoryCloud
 from support.provider import collect_garbage, states
 from support.world import ADDRESS, CASES, World
+
+REFUSED = VpsApiError(500, "out of stock")
+UNANSWERED = ConnectionError("connection reset by peer")
+
+
+def type_name(error: Exception) -> str:
+    return type(error).__name__
 
 
 @pytest.fixture(autouse=True)
@@ -266,6 +273,86 @@ def test_a_key_whose_vps_is_gone_is_shown_as_what_it_is_left_of(world: World, ho
     assert states(world.process()) == {host_id: HostState.FAILED}
     collect_garbage(world.process())
     check_that_nothing_is_left(world)
+
+
+# --- what fails while a host is created
+
+
+@pytest.mark.parametrize("error", [REFUSED, UNANSWERED, TimeoutError("no answer")], ids=type_name)
+@pytest.mark.parametrize("moment", FaultMoment, ids=lambda moment: moment.name)
+@pytest.mark.parametrize("call", ["upload_ssh_key", "create_instance", "wait_for_instance_active"])
+def test_a_failing_call_during_create_is_explained_and_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, call: str, moment: FaultMoment, error: Exception
+) -> None:
+    monkeypatch.setattr(journals, "APPEARING_SECONDS", 0.0)
+    client = FaultyClient(real=world.cloud, faults=(Fault(call, error, moment),))
+    with pytest.raises(VpsProvisioningError, match=f"failed.*{error.args[-1]}"):
+        world.process(client).create_host(HostName("h1"))
+    client.check_that_all_happened()
+    assert client.calls.count("create_instance") == (0 if call == "upload_ssh_key" else 1)
+    check_that_nothing_is_left(world)
+
+
+@pytest.mark.parametrize("error", [REFUSED, UNANSWERED], ids=type_name)
+@pytest.mark.parametrize(
+    ("call", "what"), [("destroy_instance", "VPS 198.51.100.0"), ("delete_ssh_key", "Public key")]
+)
+def test_what_cannot_be_undone_is_named_and_removed_later(
+    world: World, call: str, what: str, error: Exception
+) -> None:
+    faults = (Fault("wait_for_instance_active", VpsApiError(503, "overload")), Fault(call, error))
+    client = FaultyClient(real=world.cloud, faults=faults)
+    with pytest.raises(VpsProvisioningError, match=f"overload.*{what}.* may still .*mngr gc"):
+        world.process(client).create_host(HostName("h1"))
+    client.check_that_all_happened()
+    ((host_id, state),) = states(world.process()).items()
+    assert (state, what in str(world.process().get_host(host_id).get_failure_reason())) == (HostState.FAILED, True)
+    with pytest.raises(MngrError, match=f"{what}.*{error.args[-1]}"):
+        world.process(client).destroy_host(host_id)
+    assert states(world.process()) == {host_id: HostState.FAILED}
+    world.process().destroy_host(host_id)
+    check_that_nothing_is_left(world)
+
+
+def test_an_order_without_an_answer_is_named_by_its_tag_where_the_cloud_cannot_list(world: World) -> None:
+    world.cloud.is_listing = False
+    lost = Fault("create_instance", UNANSWERED, FaultMoment.ANSWER_LOST)
+    with pytest.raises(VpsProvisioningError, match="look for the tag mngr-host-id=host-"):
+        world.process(FaultyClient(real=world.cloud, faults=(lost,))).create_host(HostName("h1"))
+    ((host_id, state),) = states(world.process()).items()
+    assert state is HostState.FAILED
+    assert "look for the tag" in str(world.process().get_host(host_id).get_failure_reason())
+
+
+class LingeringCloud(MemoryCloud):
+    """A cloud that takes an order to destroy and carries it out when it is asked for the status often enough."""
+
+    status_calls_until_gone: int
+
+    def destroy_instance(self, instance_id: VpsInstanceId) -> None:
+        self.get_instance_status(instance_id)
+
+    def get_instance_status(self, instance_id: VpsInstanceId) -> VpsInstanceStatus:
+        self.status_calls_until_gone -= 1
+        if self.status_calls_until_gone == 0:
+            del self.instances[instance_id]
+        return super().get_instance_status(instance_id)
+
+    def wait_for_instance_active(self, instance_id: VpsInstanceId, timeout_seconds: float = 300.0) -> str:
+        raise VpsProvisioningError("it does not boot")
+
+
+@pytest.mark.parametrize(
+    ("calls", "said", "is_known"), [(2, "it does not boot$", False), (99_999, "still reports it as ACTIVE", True)]
+)
+def test_a_vps_is_forgotten_only_when_the_cloud_says_that_it_is_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch, calls: int, said: str, is_known: bool
+) -> None:
+    monkeypatch.setattr(cloud_resources, "GONE_TIMEOUT_SECONDS", 0.1)
+    world.cloud = LingeringCloud(status_calls_until_gone=calls)
+    with pytest.raises(VpsProvisioningError, match=said):
+        world.process().create_host(HostName("h1"))
+    assert list(states(world.process()).values()) == ([HostState.FAILED] if is_known else [])
 
 
 # --- what else is of a host

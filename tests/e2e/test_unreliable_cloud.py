@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from imbue.mngr.primitives import HostName, HostState
-from imbue.mngr_vps_docker.errors import VpsProvisioningError
+from imbue.mngr_vps_docker.errors import VpsApiError, VpsProvisioningError
 from imbue.mngr_vps_docker.hosts.timings import Timings
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultMoment, FaultyClient

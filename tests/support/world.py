@@ -119,14 +119,18 @@ class World:
         self.set_container(host_id, "exited")
         return vps
 
-    def add_host(self, name: str = "h1", address: str = ADDRESS) -> HostId:
-        """A stopped host that cloud, VPS and machine know, with one agent, ``kept``."""
+    def add_silent_host(self, name: str = "h1", address: str = ADDRESS) -> HostId:
+        """A host that the cloud and the machine know, on a VPS that does not answer."""
         host_id = HostId.generate()
         self.cloud.add_vps(host_id, address, LONG_AGO)
-        record = record_of(host_id, stop_reason="STOPPED", host_name=name)
-        self.remember(host_id, address=address, host_name=name, record=record)
+        self.remember(host_id, address=address, host_name=name, record=record_of(host_id, host_name=name))
+        return host_id
+
+    def add_host(self, name: str = "h1", address: str = ADDRESS) -> HostId:
+        """A stopped host that the cloud, the VPS and the machine know, with one agent, ``kept``."""
+        host_id = self.add_silent_host(name, address)
         self.boot(host_id, address)
-        self.write_record(record)
+        self.write_record(record_of(host_id, stop_reason="STOPPED", host_name=name))
         self.add_agent(host_id, "kept")
         return host_id
 
@@ -181,8 +185,9 @@ class World:
         """The file in which the machine remembers a host."""
         return self.context.keys.hosts_folder / host_id / "host.json"
 
-    def arrange(self, host_id: HostId, case: "Case") -> None:
-        """Bring about what a case says of a host."""
+    def arrange(self, case: "Case", host_id: HostId | None = None) -> HostId:
+        """Bring about what a case says of a host, and return its id."""
+        host_id = host_id or HostId.generate()
         begun = datetime.now(UTC) - timedelta(seconds=1 if case.age_seconds is None else case.age_seconds)
         if case.age_seconds is not None:
             self.cloud.add_vps(host_id, ADDRESS, begun)
@@ -200,7 +205,7 @@ class World:
                 self.local_record_path(host_id).write_text(case.note)
         if case.vps in (Vps.SILENT, Vps.REFUSING):
             self.network.refusals[ADDRESS] = case.vps.value
-            return
+            return host_id
         self.boot(host_id)
         if case.has_agent:
             self.add_agent(host_id)
@@ -212,6 +217,7 @@ class World:
             self.record_path(host_id).write_text("torn")
         elif case.vps is Vps.RECORDLESS:
             self.record_path(host_id).unlink()
+        return host_id
 
 
 def discovered(process: MemoryProvider) -> dict[DiscoveredHost, list[DiscoveredAgent]]:

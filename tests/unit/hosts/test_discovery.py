@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from loguru import logger
-from pydantic import PrivateAttr
+from pydantic import ConfigDict, Field
 
 from imbue.mngr.errors import HostNameConflictError, MngrError, ProviderUnavailableError
 from imbue.mngr.hosts.offline_host import OfflineHost
@@ -32,8 +32,8 @@ from support.world import ADDRESS, CASES, World, discovered
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_host(world: World, name: str) -> None:
-    case, host_id = CASES[name], HostId.generate()
-    world.arrange(host_id, case)
+    case = CASES[name]
+    host_id = world.arrange(case)
     local_store = world.local_store
     with local_store.owned(host_id) if case.is_owned else nullcontext():
         assert states(world.process()) == ({} if case.state is None else {host_id: case.state})
@@ -41,9 +41,7 @@ def test_a_host(world: World, name: str) -> None:
 
 def test_many_silent_vpses_cost_one_timeout(world: World) -> None:
     for number in range(MAX_PARALLEL_READINGS):
-        host_id, address = HostId.generate(), f"192.0.2.{number}"
-        world.remember(host_id, address=address)
-        world.cloud.add_vps(host_id, address, LONG_AGO)
+        world.add_silent_host(address=f"192.0.2.{number}")
     # Nobody goes on before all have begun.
     world.network.before_login = threading.Barrier(MAX_PARALLEL_READINGS, timeout=60).wait
     process = world.process()
@@ -64,28 +62,26 @@ def logged_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def known_vps(world: World, address: str = ADDRESS) -> LocalMachine:
     """A VPS that answers, of a host that this machine and the cloud know to be there."""
-    host_id = HostId.generate()
-    world.remember(host_id, address=address)
-    world.cloud.add_vps(host_id, address, LONG_AGO)
-    return world.boot(host_id, address)
+    return world.vps(world.add_host(address=address))
 
 
 class SlowCloud(MemoryCloud):
     """A cloud that answers once something else has happened."""
 
-    _before_answer: threading.Event = PrivateAttr()
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    may_answer: threading.Event = Field(default_factory=threading.Event)
 
     def find_instances(self, tags: Mapping[str, str]) -> Sequence[VpsInstanceInfo] | None:
-        assert self._before_answer.wait(30)
+        assert self.may_answer.wait(30)
         return super().find_instances(tags)
 
 
 @pytest.fixture
 def is_asked(world: World) -> threading.Event:
-    """What the cloud of the world waits for."""
+    """What the cloud waits for."""
     world.cloud = cloud = SlowCloud()
-    cloud._before_answer = threading.Event()
-    return cloud._before_answer
+    return cloud.may_answer
 
 
 @pytest.mark.usefixtures("logged_in")
@@ -166,12 +162,7 @@ def test_what_answers_where_a_vps_was_is_not_taken_for_it_where_it_is(world: Wor
 
 
 def test_one_silent_vps_hides_no_other_and_keeps_every_volume(world: World) -> None:
-    silent, stopped = HostId.generate(), HostId.generate()
-    world.remember(silent, address="192.0.2.2")
-    world.remember(stopped)
-    world.boot(stopped)
-    world.cloud.add_vps(silent, "192.0.2.2", LONG_AGO)
-    world.cloud.add_vps(stopped, ADDRESS, LONG_AGO)
+    silent, stopped = world.add_silent_host(address="192.0.2.2"), world.add_host()
     process = world.process()
     assert states(process) == {silent: HostState.RUNNING, stopped: HostState.STOPPED}
     with pytest.raises(MngrError, match="Volumes are not listed"):
@@ -181,9 +172,7 @@ def test_one_silent_vps_hides_no_other_and_keeps_every_volume(world: World) -> N
 
 
 def test_a_cloud_that_leaves_out_the_time_zone_is_understood(world: World) -> None:
-    here, elsewhere = HostId.generate(), HostId.generate()
-    world.remember(here, address="192.0.2.2")
-    world.cloud.add_vps(here, "192.0.2.2", LONG_AGO)
+    here, elsewhere = world.add_silent_host(address="192.0.2.2"), HostId.generate()
     world.cloud.add_vps(elsewhere, ADDRESS, LONG_AGO.replace(tzinfo=None))
     world.cloud.add_key(elsewhere, LONG_AGO)
     assert states(world.process()) == {here: HostState.RUNNING, elsewhere: HostState.FAILED}
@@ -191,9 +180,7 @@ def test_a_cloud_that_leaves_out_the_time_zone_is_understood(world: World) -> No
 
 @pytest.mark.parametrize("call", ["find_instances", "get_instance_status"])
 def test_a_cloud_that_does_not_answer_is_no_empty_list(world: World, call: str) -> None:
-    host_id = HostId.generate()
-    world.remember(host_id)
-    world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
+    host_id = world.add_silent_host()
     world.cloud.is_listing = call == "find_instances"
     down = FaultyClient(real=world.cloud, faults=(Fault(call, ConnectionError("no route to the API")),))
     with pytest.raises(ProviderUnavailableError, match="no route to the API"):
@@ -212,8 +199,7 @@ def test_hosts_are_listed_where_the_cloud_does_not_tell_its_keys(world: World) -
 
 
 def test_the_next_command_deletes_an_uploaded_key_that_create_left(world: World) -> None:
-    host_id = HostId.generate()
-    world.arrange(host_id, CASES["stopped with an agent"])
+    host_id = world.arrange(CASES["stopped with an agent"])
     world.cloud.add_key(host_id, LONG_AGO)
     local_store = world.local_store
     local_store.update(
@@ -245,8 +231,7 @@ def test_a_key_is_orphaned_only_if_no_provider_has_its_vps(world: World) -> None
 
 
 def test_a_host_with_an_unreadable_local_record_is_used_and_the_file_left_alone(world: World) -> None:
-    host_id = HostId.generate()
-    world.arrange(host_id, CASES["with a note that cannot be read"])
+    host_id = world.arrange(CASES["with a note that cannot be read"])
     ((_host, agents),) = world.discovered().items()
     assert [agent.agent_name for agent in agents] == ["a1"]
     world.process().add_tags_to_host(host_id, {"k": "v"})
@@ -258,7 +243,7 @@ def test_a_host_with_an_unreadable_local_record_is_used_and_the_file_left_alone(
 
 
 def test_an_unreadable_local_record_is_reported_once(world: World) -> None:
-    world.arrange(HostId.generate(), CASES["with a note that cannot be read, unlisted"])
+    world.arrange(CASES["with a note that cannot be read, unlisted"])
     said: list[str] = []
     handler = logger.add(said.append, level="WARNING", format="{message}")
     try:
@@ -269,8 +254,7 @@ def test_an_unreadable_local_record_is_reported_once(world: World) -> None:
 
 
 def test_a_vps_that_may_exist_is_not_forgotten(world: World) -> None:
-    host_id = HostId.generate()
-    world.arrange(host_id, CASES["with a note that cannot be read, unlisted"])
+    host_id = world.arrange(CASES["with a note that cannot be read, unlisted"])
     for _ in range(2):
         with pytest.raises(MngrError, match=f"may have a VPS.*mngr-host-id={host_id}"):
             world.process().destroy_host(host_id)
@@ -281,8 +265,7 @@ def test_a_vps_that_may_exist_is_not_forgotten(world: World) -> None:
 
 
 def test_listing_does_not_overwrite_the_phase_of_a_host_being_destroyed(world: World) -> None:
-    host_id = HostId.generate()
-    world.arrange(host_id, CASES["stopped with an agent"])
+    host_id = world.arrange(CASES["stopped with an agent"])
     local_store = world.local_store
     machine = world.vps(host_id)
     machine.before_command = lambda _purpose: local_store.update(
@@ -306,8 +289,7 @@ def test_the_name_of_a_host_that_is_gone_can_be_taken(world: World) -> None:
 
 
 def test_a_corrupted_record_is_replaced_and_a_copy_kept(world: World) -> None:
-    host_id = HostId.generate()
-    world.arrange(host_id, CASES["stopped with an agent"])
+    host_id = world.arrange(CASES["stopped with an agent"])
     states(world.process())
     path = world.record_path(host_id)
     for number in range(2):
@@ -318,13 +300,7 @@ def test_a_corrupted_record_is_replaced_and_a_copy_kept(world: World) -> None:
 
 
 def test_what_the_cloud_does_not_say_of_one_vps_hides_no_other(world: World) -> None:
-    lost, other = HostId.generate(), HostId.generate()
-    world.remember(lost, address="192.0.2.2")
-    world.remember(other)
-    world.boot(other)
-    world.add_agent(other)
-    world.cloud.add_vps(lost, "192.0.2.2", LONG_AGO)
-    world.cloud.add_vps(other, ADDRESS, LONG_AGO)
+    lost, other = world.add_silent_host(address="192.0.2.2"), world.add_host()
     world.cloud.unlisted = {"192.0.2.2"}
     failing = FaultyClient(real=world.cloud, faults=(Fault("get_instance_status", VpsApiError(500, "oops")),))
     assert states(world.process(failing)) == {lost: HostState.RUNNING, other: HostState.STOPPED}
@@ -333,13 +309,7 @@ def test_what_the_cloud_does_not_say_of_one_vps_hides_no_other(world: World) -> 
 
 
 def test_a_damaged_key_is_the_trouble_of_its_host_alone(world: World) -> None:
-    damaged, other = HostId.generate(), HostId.generate()
-    world.remember(damaged)
-    world.remember(other, address="192.0.2.2")
-    world.boot(damaged)
-    world.boot(other, "192.0.2.2")
-    world.cloud.add_vps(damaged, ADDRESS, LONG_AGO)
-    world.cloud.add_vps(other, "192.0.2.2", LONG_AGO)
+    damaged, other = world.add_host(), world.add_host(address="192.0.2.2")
     world.local_record_path(damaged).with_name("container_ssh_key").write_text("spoiled")
     process = world.process()
     assert states(process) == {damaged: HostState.STOPPED, other: HostState.STOPPED}
@@ -350,8 +320,7 @@ def test_a_damaged_key_is_the_trouble_of_its_host_alone(world: World) -> None:
 def test_hosts_are_listed_while_the_disk_of_this_machine_is_full(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host_id = HostId.generate()
-    world.arrange(host_id, CASES["stopped with an agent"])
+    world.arrange(CASES["stopped with an agent"])
 
     def full(*_arguments: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -364,9 +333,7 @@ def test_hosts_are_listed_while_the_disk_of_this_machine_is_full(
 
 def test_a_command_asks_the_silent_vps_of_its_host_once_more(world: World) -> None:
     for number in (1, 2):
-        host_id, address = HostId.generate(), f"192.0.2.{number}"
-        world.remember(host_id, address=address)
-        world.cloud.add_vps(host_id, address, LONG_AGO)
+        host_id = world.add_silent_host(address=f"192.0.2.{number}")
     process = world.process()
     host = process.get_host(host_id)
     assert world.network.logins == ["192.0.2.2"]
@@ -386,7 +353,7 @@ def test_a_command_asks_the_silent_vps_of_its_host_once_more(world: World) -> No
 def test_of_two_vpses_of_one_host_the_remembered_one_is_used(world: World) -> None:
     host_id = HostId.generate()
     world.cloud.add_vps(host_id, "192.0.2.2", LONG_AGO)
-    world.arrange(host_id, CASES["stopped with an agent"])
+    world.arrange(CASES["stopped with an agent"], host_id)
     world.cloud.add_vps(host_id, "192.0.2.3", LONG_AGO)
     assert states(world.process()) == {host_id: HostState.STOPPED}
     assert world.network.logins == []
@@ -395,7 +362,7 @@ def test_of_two_vpses_of_one_host_the_remembered_one_is_used(world: World) -> No
 def test_of_two_vpses_of_one_host_the_one_with_its_record_is_used(world: World) -> None:
     host_id = HostId.generate()
     world.cloud.add_vps(host_id, "192.0.2.2", LONG_AGO)
-    world.arrange(host_id, CASES["of another machine that shares its keys"])
+    world.arrange(CASES["of another machine that shares its keys"], host_id)
     world.cloud.add_vps(host_id, "192.0.2.3", LONG_AGO)
     assert states(world.process()) == {host_id: HostState.STOPPED}
     assert world.process().outer_host_id_for(host_id) == f"outer:local-vps:{ADDRESS}"
@@ -463,8 +430,7 @@ def test_one_host_is_found_at_its_new_address(world: World, is_listing: bool) ->
 
 
 def test_listing_does_not_restore_a_host_that_is_destroyed(world: World) -> None:
-    host_id = HostId.generate()
-    world.arrange(host_id, CASES["stopped with an agent"])
+    host_id = world.arrange(CASES["stopped with an agent"])
     machine = world.vps(host_id)
 
     def destroy(_purpose: str) -> None:
@@ -497,12 +463,7 @@ def test_a_vps_is_not_taken_for_the_one_that_had_its_address_before(world: World
 
 @pytest.mark.parametrize("claimed", ["production", "../h1", "-", "", "h1\n", "x" * 70])
 def test_a_vps_cannot_give_its_host_the_name_of_another(world: World, claimed: str) -> None:
-    bad, good = HostId.generate(), HostId.generate()
-    world.remember(bad)
-    world.remember(good, address="192.0.2.2", host_name="production", record=record_of(good, host_name="production"))
-    world.boot(bad)
-    world.cloud.add_vps(bad, ADDRESS, LONG_AGO)
-    world.cloud.add_vps(good, "192.0.2.2", LONG_AGO)
+    bad, good = world.add_host(), world.add_silent_host("production", "192.0.2.2")
     world.write_record(record_of(bad, host_name=claimed))
     assert {host.host_id: host.host_name for host in world.discovered()} == {bad: "h1", good: "production"}
     process = world.process()
@@ -511,10 +472,7 @@ def test_a_vps_cannot_give_its_host_the_name_of_another(world: World, claimed: s
 
 
 def test_a_host_that_another_machine_renamed_has_its_new_name(world: World) -> None:
-    host_id = HostId.generate()
-    world.remember(host_id)
-    world.boot(host_id)
-    world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
+    host_id = world.add_host()
     world.write_record(record_of(host_id, host_name="h2"))
     assert world.process().get_host(HostName("h2")).get_name() == "h2"
     world.network.machines.clear()
@@ -523,9 +481,7 @@ def test_a_host_that_another_machine_renamed_has_its_new_name(world: World) -> N
 
 def test_a_name_that_two_hosts_have_is_refused(world: World) -> None:
     for address in (ADDRESS, "192.0.2.2"):
-        host_id = HostId.generate()
-        world.remember(host_id, address=address)
-        world.cloud.add_vps(host_id, address, LONG_AGO)
+        host_id = world.add_silent_host(address=address)
     with pytest.raises(MngrError, match=f"Several hosts are called h1.*{host_id}"):
         world.process().get_host(HostName("h1"))
 
@@ -541,9 +497,7 @@ def interruptible() -> Iterator[None]:
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_listing_asks_no_more_vpses(world: World) -> None:
     for number in range(2 * MAX_PARALLEL_READINGS):
-        host_id, address = HostId.generate(), f"192.0.2.{number}"
-        world.remember(host_id, address=address)
-        world.cloud.add_vps(host_id, address, LONG_AGO)
+        world.add_silent_host(address=f"192.0.2.{number}")
     is_over, main_thread = threading.Event(), threading.main_thread().ident
     have_begun = threading.Barrier(MAX_PARALLEL_READINGS, lambda: signal.pthread_kill(main_thread, signal.SIGINT))
 

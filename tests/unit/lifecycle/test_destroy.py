@@ -93,9 +93,8 @@ def test_a_host_removed_while_destroy_waited_is_not_saved_again(
     assert list(context.keys.hosts_folder.glob("host-*")) == []
 
 
-def test_a_host_that_is_being_destroyed_has_an_owner(world: World, host_id: HostId) -> None:
-    world.remember(host_id)
-    world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
+def test_a_host_that_is_being_destroyed_has_an_owner(world: World) -> None:
+    host_id = world.add_silent_host()
     local_store = world.local_store
     owners: list[bool] = []
 
@@ -196,9 +195,8 @@ def test_every_vps_is_tried_and_the_key_stays_as_long_as_one_remains(world: Worl
     check_that_nothing_is_left(world)
 
 
-def test_a_known_vps_is_destroyed_though_the_listing_fails(world: World, host_id: HostId) -> None:
-    world.remember(host_id)
-    world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
+def test_a_known_vps_is_destroyed_though_the_listing_fails(world: World) -> None:
+    host_id = world.add_silent_host()
     down = FaultyClient(real=world.cloud, faults=(Fault("find_instances", ConnectionError("no route")),))
     with pytest.raises(VpsDockerError, match="no route"):
         world.process(down).destroy_host(host_id)
@@ -255,11 +253,10 @@ def test_no_trouble_on_this_machine_keeps_a_vps_from_being_destroyed(
 
 
 def test_a_host_is_known_until_the_cloud_says_that_its_vps_is_gone(
-    world: World, host_id: HostId, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.network.timings = replace(world.network.timings, gone_seconds=0.1)
-    world.remember(host_id)
-    world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
+    host_id = world.add_silent_host()
     lingering = Fault("get_instance_status", transform=lambda _status: VpsInstanceStatus.ACTIVE)
     client = FaultyClient(real=world.cloud, faults=(lingering,))
     monkeypatch.setattr(MemoryCloud, "destroy_instance", lambda *_: None)
@@ -346,9 +343,9 @@ class LingeringCloud(MemoryCloud):
     ("calls", "said", "is_known"), [(2, "it does not boot$", False), (99_999, "still reports it as ACTIVE", True)]
 )
 def test_a_vps_is_forgotten_only_when_the_cloud_says_that_it_is_gone(
-    world: World, monkeypatch: pytest.MonkeyPatch, calls: int, said: str, is_known: bool
+    world: World, calls: int, said: str, is_known: bool
 ) -> None:
-    monkeypatch.setattr(cloud_resources, "GONE_TIMEOUT_SECONDS", 0.1)
+    world.network.timings = replace(world.network.timings, gone_seconds=0.1)
     world.cloud = LingeringCloud(status_calls_until_gone=calls)
     with pytest.raises(VpsProvisioningError, match=said):
         world.process().create_host(HostName("h1"))
@@ -364,7 +361,7 @@ def test_only_the_cloud_key_of_version_0_1_0_goes_with_its_host(
     world: World, host_id: HostId, case: str, name: str, what_remains: dict[str, str]
 ) -> None:
     """The record says which it is, and the VPS can write any of the account there."""
-    world.arrange(host_id, CASES[case])
+    world.arrange(CASES[case], host_id)
     world.write_record(record_of(host_id, config={"vps_ssh_key_id": "key"}))
     world.cloud.keys["key"] = name
     states(world.process())

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from imbue.mngr.errors import HostNameConflictError
-from imbue.mngr.primitives import HostId, HostName
+from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.errors import VpsApiError, VpsProvisioningError
 from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.local_store import LocalHostRecord, LocalHostStore
@@ -59,8 +59,7 @@ def test_of_creates_at_once_one_gets_the_name(world: World, monkeypatch: pytest.
 
 
 def test_a_name_that_a_host_is_just_being_given_is_taken(world: World) -> None:
-    host_id = HostId.generate()
-    world.arrange(host_id, CASES["stopped with an agent"])
+    host_id = world.arrange(CASES["stopped with an agent"])
     process = world.process()
     states(process)
     machine = world.vps(host_id)
@@ -80,8 +79,7 @@ def test_a_name_that_a_host_is_just_being_given_is_taken(world: World) -> None:
 
 
 def test_a_name_that_is_given_up_elsewhere_is_free(world: World) -> None:
-    host_id = HostId.generate()
-    world.arrange(host_id, CASES["stopped with an agent"])
+    host_id = world.arrange(CASES["stopped with an agent"])
     local_store = world.local_store
     states(world.process())
     entry = local_store.update(host_id, lambda known: replace(known, host_name=NEW))

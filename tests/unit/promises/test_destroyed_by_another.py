@@ -23,9 +23,7 @@ AT_ONCE = {"min_online_host_age_seconds": 0.0, "ssh_connect_timeout": 1.0}
 @pytest.fixture
 def host_id(world: World) -> HostId:
     """A host that runs."""
-    host_id = HostId.generate()
-    world.arrange(host_id, CASES["running, without a way in"])
-    return host_id
+    return world.arrange(CASES["running, without a way in"])
 
 
 @contextmanager

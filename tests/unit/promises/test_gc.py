@@ -24,8 +24,8 @@ AT_ONCE = {"destroyed_host_persisted_seconds": 0.0, "min_online_host_age_seconds
 @pytest.mark.parametrize("settings", [{}, AT_ONCE], ids=["after its times", "at once"])
 @pytest.mark.parametrize("name", CASES)
 def test_gc_and_a_host(world: World, name: str, settings: Mapping[str, object]) -> None:
-    case, host_id = CASES[name], HostId.generate()
-    world.arrange(host_id, case)
+    case = CASES[name]
+    host_id = world.arrange(case)
     local_store = world.local_store
     with local_store.owned(host_id) if case.is_owned else nullcontext():
         collect_garbage(world.process(**settings))
@@ -57,8 +57,8 @@ def test_gc_keeps_a_host_whose_create_ends_during_the_listing(world: World) -> N
 
 @pytest.mark.parametrize("name", ["stopped with an agent", "silent", "refusing", "being made", "of another machine"])
 def test_a_host_that_may_have_something_to_lose_is_not_deleted(world: World, name: str) -> None:
-    case, host_id = CASES[name], HostId.generate()
-    world.arrange(host_id, case)
+    case = CASES[name]
+    host_id = world.arrange(case)
     process = world.process()
     with process.context.local_store.owned(host_id) if case.is_owned else nullcontext():
         host = process.get_host(host_id)
@@ -68,8 +68,7 @@ def test_a_host_that_may_have_something_to_lose_is_not_deleted(world: World, nam
 
 
 def test_a_host_that_got_an_agent_since_gc_saw_it_is_not_deleted(world: World) -> None:
-    host_id = HostId.generate()
-    world.arrange(host_id, CASES["stopped"])
+    host_id = world.arrange(CASES["stopped"])
     process = world.process()
     hosts = [(process, process.discover_hosts(process.mngr_ctx.concurrency_group, include_destroyed=True))]
     world.process().persist_agent_data(host_id, {"id": AgentId.generate(), "name": "a1"})
@@ -82,7 +81,7 @@ def test_the_volume_of_a_host_that_exists_is_not_deleted(world: World) -> None:
     host_id = HostId.generate()
     volume_id = VolumeId(f"vol-{host_id.get_uuid().hex}")
     world.process().delete_volume(volume_id)
-    world.arrange(host_id, CASES["stopped"])
+    world.arrange(CASES["stopped"], host_id)
     with pytest.raises(MngrError, match="destroy the host"):
         world.process().delete_volume(volume_id)
     world.cloud.instances.clear()
@@ -91,8 +90,7 @@ def test_the_volume_of_a_host_that_exists_is_not_deleted(world: World) -> None:
 
 
 def test_the_keys_of_a_host_outlive_a_wrong_answer_of_the_cloud(world: World) -> None:
-    host_id = HostId.generate()
-    world.arrange(host_id, CASES["stopped with an agent"])
+    host_id = world.arrange(CASES["stopped with an agent"])
     states(world.process())
     local_store = world.local_store
     real = world.cloud.instances.copy()

@@ -294,9 +294,7 @@ def test_one_vps_that_it_cannot_read_hides_no_other(world: World, host_id: HostI
 
 
 def test_a_host_that_was_pinned_by_its_address_is_reached(world: World) -> None:
-    host_id = HostId.generate()
-    world.remember(host_id)
-    world.cloud.add_vps(host_id, ADDRESS, LONG_AGO)
+    host_id = world.add_silent_host()
     process = world.process()
     keys = process.context.keys
     keys.vps_client_key()

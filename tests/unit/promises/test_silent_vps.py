@@ -14,7 +14,6 @@ from imbue.mngr_vps_docker.errors import VpsConnectionError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord
 from imbue.mngr_vps_docker.hosts.timings import Patience, Timings
 from imbue.mngr_vps_docker.primitives import replace
-from support.builders import LONG_AGO
 from support.memory_provider import MemoryProvider
 from support.provider import states
 from support.world import ADDRESS, CASES, Vps, World, discovered
@@ -25,11 +24,8 @@ OTHER = "192.0.2.2"
 @pytest.fixture
 def silent(world: World) -> Iterator[HostId]:
     """A host that ran when it was last seen, and whose VPS does not answer; another host answers."""
-    host_id, other = HostId.generate(), HostId.generate()
-    world.arrange(host_id, CASES["silent"])
-    world.remember(other, address=OTHER)
-    world.cloud.add_vps(other, OTHER, LONG_AGO)
-    world.boot(other, OTHER)
+    host_id = world.arrange(CASES["silent"])
+    world.add_host(address=OTHER)
     yield host_id
     world.network.before_login = lambda: None
 
@@ -62,8 +58,7 @@ def test_its_row_shows_the_last_seen_state_and_the_outage(world: World, silent: 
 
 @pytest.mark.parametrize(("vps", "state"), [(Vps.CRASHED, HostState.CRASHED), (Vps.STOPPED, HostState.STOPPED)])
 def test_a_host_that_was_last_seen_down_is_not_said_to_run(world: World, vps: Vps, state: HostState) -> None:
-    host_id = HostId.generate()
-    world.arrange(host_id, replace(CASES["crashed with an agent"], vps=vps))
+    host_id = world.arrange(replace(CASES["crashed with an agent"], vps=vps))
     assert listed(world.process()) == {host_id: state}
     world.network.machines.clear()
     assert listed(world.process()) == {host_id: state}
@@ -133,7 +128,7 @@ def test_what_a_listing_has_waited_counts_for_the_command_that_follows(world: Wo
 def test_an_endless_answer_is_waited_for_like_a_silent_vps(world: World) -> None:
     host_id = HostId.generate()
     world.network.timings = Timings(listing=Patience(3.0, 0.5), listing_of_silent=Patience(2.0, 0.2))
-    world.arrange(host_id, CASES["stopped with an agent"])
+    world.arrange(CASES["stopped with an agent"], host_id)
     vps = world.vps(host_id)
     docker = next(vps.volumes.parent.glob("bin/docker"))
     docker.write_text("#!/bin/sh\nsleep 3\n")

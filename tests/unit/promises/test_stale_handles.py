@@ -25,8 +25,7 @@ from support.world import CASES, World
 def test_changing_a_destroyed_host_says_that_it_is_gone(
     world: World, act: Callable[[MemoryProvider, HostId], object]
 ) -> None:
-    host_id = HostId.generate()
-    world.arrange(host_id, CASES["stopped with an agent"])
+    host_id = world.arrange(CASES["stopped with an agent"])
     process = world.process()
     assert host_id in states(process)
     world.process().destroy_host(host_id)

@@ -1,4 +1,4 @@
-"""What holds for every test: it may take its time, and in continuous integration it has not passed without running."""
+"""Settings of all tests: no deadlines, and in continuous integration a skip is a failure."""
 
 import gc
 import os
@@ -27,7 +27,7 @@ IS_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the files of the fast tests in memory, where that can be: on a disk they take a tenth longer."""
+    """Keep the files of the fast tests in memory where possible: on a disk they take a tenth longer."""
     is_quick = config.getoption("hypothesis_profile", None) == "quick"
     memory = Path("/dev/shm")
     if is_quick and config.option.basetemp is None and _can_hold_files(memory):
@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _can_hold_files(folder: Path) -> bool:
-    """Whether there is room in a folder, and programs may be run from there."""
+    """Whether a folder has room and may hold programs."""
     if not os.access(folder, os.W_OK | os.X_OK):
         return False
     place = os.statvfs(folder)
@@ -44,10 +44,10 @@ def _can_hold_files(folder: Path) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread the tests that wait, for an sshd, evenly among those that compute, so that they run beside each other."""
+    """Spread the tests that wait for an sshd evenly among those that compute, so that they run in parallel."""
     tiers = [[item for item in items if item.nodeid.startswith(f"tests/{tier}/")] for tier in ("ssh", "unit")]
     places = {item: number / len(tier) for tier in tiers for number, item in enumerate(tier)}
-    # All others stay first, and as they are.
+    # All others stay first, in their order.
     items.sort(key=lambda item: places.get(item, -1.0))
 
 
@@ -65,7 +65,7 @@ class _ByModuleAndSystem(LoadScopeScheduling):
 
 
 def pytest_collection_finish() -> None:
-    """Leave modules and tests, which stay to the end, out of what is searched for garbage again and again."""
+    """Exclude modules and tests, which stay to the end, from garbage collection."""
     gc.freeze()
 
 

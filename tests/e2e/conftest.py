@@ -1,4 +1,4 @@
-"""What end-to-end tests share: a Docker engine, the operating system of VPSes, and mngr's command line."""
+"""Fixtures of the end-to-end tests: a Docker engine, the operating system of VPSes, mngr's command line."""
 
 import subprocess
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def os_without_docker(engine: None, os_id: str) -> str:
 
 @pytest.fixture(scope="module")
 def mngr(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MngrCli]:
-    """mngr with an account of this test module's own, of which nothing is left afterwards."""
+    """mngr with an account of this test module, of which nothing is left afterwards."""
     cli = MngrCli(tmp_path_factory.mktemp("mngr"), os_id)
     try:
         cli.set_up()
@@ -58,7 +58,7 @@ def mngr(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def lab(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderLab]:
-    """An account of the local cloud of this test module's own, of which nothing is left afterwards."""
+    """An account of the local cloud for this test module, of which nothing is left afterwards."""
     lab = ProviderLab(tmp_path_factory.mktemp("lab"), os_id)
     try:
         yield lab

@@ -1,4 +1,4 @@
-"""The user data on machines that really boot: cloud-init, sshd, apt and Docker are the real ones."""
+"""The user data on machines that boot with the real cloud-init, sshd, apt and Docker."""
 
 import json
 import re
@@ -191,7 +191,7 @@ def test_containers_reach_no_metadata_service_by_ipv6(vps: Vps) -> None:
     vps.run(serve).checked()
 
     def reached(addresses: list[str]) -> list[str]:
-        # Docker gives a container its address, and the kernel takes a second to make sure that nobody else has it.
+        # Docker gives a container its address, and the kernel takes a second to make sure that no other has it.
         ask = "; ".join(f"timeout 3 bash -c '</dev/tcp/{address}/80' && echo {address}" for address in addresses)
         return vps.run(f'docker run --rm --network=six {vps.agent_image} sh -c "{ask}; true"').checked().text.split()
 

@@ -1,4 +1,4 @@
-"""What an image says of user, folder and environment is for the user's sessions, and keeps nothing of ours back."""
+"""User, folder and environment of an image apply to the user's sessions, not to what mngr runs."""
 
 import shlex
 import subprocess

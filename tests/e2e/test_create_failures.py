@@ -1,4 +1,4 @@
-"""Whatever goes wrong while a host is made, nothing is left of it, or what is left is named, known and removable."""
+"""A create that fails leaves nothing, or names what is left, remembers it and can remove it."""
 
 import shlex
 import signal
@@ -205,7 +205,7 @@ def test_a_create_that_is_told_to_end_cleans_up(mngr: MngrCli, line: str, number
     assert process.returncode not in (0, -number), output
     assert "Traceback" not in output
     if "may still appear" in output:
-        # It was ended in the midst of the order, of which nobody knows whether it arrived.
+        # It ended during the order, so it is unknown whether the order arrived.
         assert state_and_reason(mngr)[0] is HostState.FAILED
         destroy_what_is_known(mngr)
 

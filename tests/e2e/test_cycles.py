@@ -1,4 +1,4 @@
-"""A host that is stopped, started and rebooted again and again stays what it was, and nothing piles up."""
+"""A host that is stopped, started and rebooted repeatedly does not change, and nothing accumulates."""
 
 import json
 import os

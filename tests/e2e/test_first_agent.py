@@ -1,4 +1,4 @@
-"""Whatever happens between the making of a host and that of its first agent: it is not lost."""
+"""A host is not lost if anything fails before its first agent is created."""
 
 import json
 import subprocess

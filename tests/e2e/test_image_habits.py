@@ -1,4 +1,4 @@
-"""What an image, or somebody on the VPS, would have the container of a host do: mngr's own ways come first."""
+"""Settings of an image, or of a user on the VPS, do not override what mngr needs of the container."""
 
 import json
 from typing import Any

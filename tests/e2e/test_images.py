@@ -1,4 +1,4 @@
-"""Whatever image a host is made from: mngr can work on it, or create says in one line why not and leaves nothing."""
+"""An image either works, or create says in one line why not and leaves nothing."""
 
 import shlex
 import shutil

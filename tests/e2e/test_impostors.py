@@ -1,4 +1,4 @@
-"""Somebody answers in the place of a new VPS: create ends, and he was sent nothing."""
+"""Create fails if an impostor answers in place of a new VPS, and sends it nothing."""
 
 import pytest
 

@@ -109,7 +109,7 @@ def test_a_container_that_eats_all_memory_is_ended(lab: ProviderLab, host: Host)
 
 
 def shown_host_key(lab: ProviderLab, host: Host) -> str:
-    """The one that the VPS shows to whoever asks."""
+    """The host key that the VPS shows."""
     return lab.on_vps(
         host.id, "ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | sed '/^#/d' | cut -d ' ' -f 2,3"
     ).strip()

@@ -1,4 +1,4 @@
-"""What the provider promises to whoever calls its methods, on real VPSes of the local cloud."""
+"""The provider's methods keep their promises on real VPSes of the local cloud."""
 
 import json
 import subprocess
@@ -94,7 +94,7 @@ def paused(lab: ProviderLab, host_id: HostId) -> Iterator[None]:
     try:
         yield
     finally:
-        # It may have been destroyed meanwhile.
+        # The test may have destroyed it.
         subprocess.run(("docker", "unpause", instance), check=False, capture_output=True, timeout=60)
 
 
@@ -104,7 +104,7 @@ def data_json(host: Host) -> dict[str, Any]:
 
 
 def age_record(provider: LocalProvider, host_id: HostId) -> None:
-    """Make the record of a host one that nobody has changed for years."""
+    """Set the record's last change to years ago."""
 
     def aged(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
         data = record.certified_host_data.model_copy(update={"updated_at": datetime(2020, 1, 1, tzinfo=UTC)})

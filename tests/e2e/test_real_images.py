@@ -1,4 +1,4 @@
-"""What images of real life bring along: broken sources of packages, files of their own, Dockerfiles of today."""
+"""Properties of images in the field: broken package sources, their own files, current Dockerfiles."""
 
 import secrets
 import shlex

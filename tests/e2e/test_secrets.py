@@ -1,4 +1,4 @@
-"""A secret that goes through create, build and failure is seen by nobody on the way."""
+"""No secret of a create, a build or a failure can be seen on the way."""
 
 import re
 import secrets

@@ -1,4 +1,4 @@
-"""One VPS that does not answer costs nobody else anything: real frozen machines, through mngr's command line.
+"""A frozen VPS delays no other host, through mngr's command line.
 
 Under this package's own listing, and under that of a provider package which lists by itself. What is counted is how
 often the silent machine was waited for, and for how long each time, by the command log.
@@ -40,7 +40,7 @@ class Pair:
         return instance
 
     def waits(self, *arguments: str, is_failure_expected: bool = False) -> list[int]:
-        """For how many seconds a command may wait for the silent VPS, each time that it asks it in vain."""
+        """How many seconds a command may wait for the silent VPS, for each time that it got no answer."""
         (log,) = self.mngr.profile.glob("providers/*/*/logs/ssh.jsonl")
         before = len(list(read_log(log)))
         silent = self.vps("silent")

@@ -29,7 +29,7 @@ def mngr(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def at_once(mngr: MngrCli, *commands: tuple[str, ...]) -> list[str]:
-    """Run commands beside each other, all of which must succeed, and return what they said."""
+    """Run commands concurrently, all of which must succeed, and return their output."""
     program = Path(sys.executable).with_name("mngr")
     running = [
         subprocess.Popen(

@@ -1,4 +1,4 @@
-"""A local VPS that has just booted with the package's user data, and no host on it."""
+"""A local VPS that has booted with the package's user data and has no host."""
 
 import json
 import secrets

@@ -1,4 +1,4 @@
-"""What tests write down of hosts: records, the notes of this machine, and the words of Docker."""
+"""Builders of what is stored and said of a host: its record, this machine's local record, Docker's JSON."""
 
 import random
 from collections.abc import Mapping

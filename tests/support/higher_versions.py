@@ -1,4 +1,4 @@
-"""Higher versions of packages that a machine has, in repositories of its own: what its upgrades then find."""
+"""Local package repositories with higher versions, for a machine's upgrades to find."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""A local cloud that hands out one VPS again and again, so that tests of many hosts wait for one to boot only."""
+"""A local cloud that hands out the same VPS again, so that tests of many hosts boot only one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -114,7 +114,7 @@ class MngrCli:
         )
 
     def environment(self) -> dict[str, str]:
-        """This process's environment with mngr's own settings in place of whatever the caller had."""
+        """This process's environment, with settings of mngr replaced by the test's."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MNGR_")}
         return inherited | {
             "MNGR_HOST_DIR": str(self.host_dir),

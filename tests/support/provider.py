@@ -1,4 +1,4 @@
-"""Hosts made and used through the provider's own methods, by as many 'processes' and 'machines' as a test wants."""
+"""Hosts created and used through the provider's methods, by several processes and machines."""
 
 import secrets
 import shutil
@@ -111,7 +111,7 @@ class ProviderLab:
 
 
 def freeze(instance: str) -> None:
-    """Have a VPS hang. The kernel may need several tries on a busy machine."""
+    """Freeze a VPS. The kernel may need several tries on a busy machine."""
 
     def is_frozen() -> bool:
         return subprocess.run(("docker", "pause", instance), capture_output=True, timeout=60).returncode == 0

@@ -1,4 +1,4 @@
-"""What tests of commands over ssh share."""
+"""Helpers of tests of commands over ssh."""
 
 import signal
 import subprocess
@@ -12,12 +12,12 @@ from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 
 
 def run(connection: SshConnection, command: str, *, timeout_seconds: float = 30, **options: Any) -> CommandOutcome:
-    """Run a command, of which it does not matter what it is for."""
+    """Run a command for a test."""
     return connection.run(command, purpose="test", timeout_seconds=timeout_seconds, **options)
 
 
 def processes_with(text: str) -> list[str]:
-    """The processes of this machine whose command line contains ``text``, but for ssh clients that were given it."""
+    """The processes of this machine whose command line contains ``text``, except ssh clients."""
     listing = subprocess.run(
         ["ps", "-e", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True
     ).stdout

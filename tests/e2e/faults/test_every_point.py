@@ -39,7 +39,7 @@ DEADLINE_SECONDS = 240.0
 # On the volume, and in the container.
 NOTES, LAYER = Path("/mngr/notes.txt"), Path("/root/layer")
 PASSING, LASTING = HostName("passing"), HostName("lasting")
-# A VPS and a key in the same account that are none of mngr's.
+# A VPS and a key in the same account that are not mngr's.
 FOREIGN = "somebody-elses"
 CONTAINERS = "docker ps --all --quiet --filter label=com.imbue.mngr.host-id={}"
 # Hosts have no agents here, and gc removes one that has had none for long.
@@ -87,7 +87,7 @@ def labs(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def lab(labs: Callable[[], ProviderLab]) -> ProviderLab:
-    """Where hosts come and go, beside one that no operation is about, and beside what is not mngr's."""
+    """An account where hosts come and go; it also has an unrelated host, and a VPS and a key that are not mngr's."""
     lab = labs()
     provider = lab.process(**NEVER_IDLE)
     provider.create_snapshot(provider.create_host(HostName("bystander")), SEED)
@@ -134,7 +134,7 @@ def machine_of(operation: str) -> str:
 
 
 def prepare(lab: ProviderLab, operation: str, host_id: HostId | None = None) -> None:
-    """Have what an operation is to work on; ``host_id`` is the lasting host, which runs."""
+    """Prepare what an operation works on; ``host_id`` is the lasting host, which runs."""
     match operation:
         case "destroy":
             lab.process().create_host(PASSING)
@@ -166,7 +166,7 @@ def check_points(lab: ProviderLab, operation: str, name: HostName) -> None:
 
 
 def drive_into(lab: ProviderLab, operation: str, name: HostName, point: str, kind: FaultKind) -> None:
-    """Have the operation meet its fault; it may survive an error, but neither a kill nor an interruption."""
+    """Run the operation into its fault; it may survive an error, but neither a kill nor an interruption."""
     done = drive(lab, operation, name, "--point", point, "--kind", kind)
     said = f"{done.returncode}: {done.stdout}\n{done.stderr}"
     assert done.returncode in {FaultKind.KILL: (-9,), FaultKind.INTERRUPT: (130,), FaultKind.ERROR: (0, 1)}[kind], said
@@ -219,7 +219,7 @@ def test_the_points_are_those_at_which_hosts_come_and_go(lab: ProviderLab) -> No
         check_points(lab, operation, PASSING)
         for host_id in account_now(lab).keys() - others:
             lab.process().destroy_host(host_id)
-        # What another machine removed is still noted here.
+        # This machine still remembers what another one removed.
         collect_garbage(lab.process(**PATIENT))
         check_that_all_of_it_is_gone(lab, others)
 

@@ -1,4 +1,4 @@
-"""What follows for mngr's list and gc from what the cloud lists, this machine remembers and a VPS answers."""
+"""What mngr's list and gc see of a host, from what the cloud, this machine and its VPS say."""
 
 import errno
 import signal
@@ -42,7 +42,7 @@ def test_a_host(world: World, name: str) -> None:
 def test_many_silent_vpses_cost_one_timeout(world: World) -> None:
     for number in range(MAX_PARALLEL_READINGS):
         world.add_silent_host(address=f"192.0.2.{number}")
-    # Nobody goes on before all have begun.
+    # No reading continues before all have begun.
     world.network.before_login = threading.Barrier(MAX_PARALLEL_READINGS, timeout=60).wait
     process = world.process()
     found = discovered(process)

@@ -1,4 +1,4 @@
-"""What follows for mngr from what the cloud, the VPS and this machine say of a host."""
+"""The state, age and agents of a host, from what the cloud, its VPS and this machine say."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""What goes on beside an operation ends with it."""
+"""Work in the background of an operation ends with it."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar

@@ -1,4 +1,4 @@
-"""Whatever a user asks for: one clear line before anybody is asked for anything, or Docker is given exactly that."""
+"""Input is refused in one clear line before any request, or reaches Docker exactly."""
 
 import json
 import re

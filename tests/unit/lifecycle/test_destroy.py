@@ -1,4 +1,4 @@
-"""Nothing that costs money is left or forgotten, whatever is known of it, and whatever fails on the way."""
+"""Nothing that costs money is left or forgotten, however little is known of it and whatever fails."""
 
 import errno
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def host_id() -> HostId:
 
 
 def ordered(world: World, host_id: HostId, **changes: object) -> LocalHostRecord:
-    """Note of a host, as a create that was killed leaves it, that its VPS was ordered just now; its key is there."""
+    """What a create leaves that was killed right after it ordered the VPS."""
     context, now = world.context, datetime.now(UTC)
     context.keys.create_vps_host_key(host_id)
     world.cloud.add_key(host_id, now)
@@ -57,7 +57,7 @@ def check_that_nothing_is_left(world: World) -> None:
     assert list(context.keys.hosts_folder.glob("host-*")) == []
 
 
-# --- what others do to the host meanwhile
+# --- other processes change the host
 
 
 def test_destroy_uses_what_the_owner_of_the_host_saved(world: World, host_id: HostId) -> None:
@@ -107,7 +107,7 @@ def test_a_host_that_is_being_destroyed_has_an_owner(world: World) -> None:
     assert owners == [True]
 
 
-# --- a cloud that shows late what it was asked to make
+# --- a cloud whose listing lags
 
 
 def test_a_vps_that_the_listing_shows_late_is_removed_once_it_does(world: World, host_id: HostId) -> None:
@@ -177,7 +177,7 @@ def test_a_host_whose_order_got_no_answer_is_kept_until_its_vps_appears(world: W
     check_that_nothing_is_left(world)
 
 
-# --- what fails on the way
+# --- a call fails
 
 
 def test_every_vps_is_tried_and_the_key_stays_as_long_as_one_remains(world: World, host_id: HostId) -> None:
@@ -272,7 +272,7 @@ def test_a_key_whose_vps_is_gone_is_shown_as_what_it_is_left_of(world: World, ho
     check_that_nothing_is_left(world)
 
 
-# --- what fails while a host is created
+# --- a call fails during create
 
 
 @pytest.mark.parametrize("error", [REFUSED, UNANSWERED, TimeoutError("no answer")], ids=type_name)
@@ -352,7 +352,7 @@ def test_a_vps_is_forgotten_only_when_the_cloud_says_that_it_is_gone(
     assert list(states(world.process()).values()) == ([HostState.FAILED] if is_known else [])
 
 
-# --- what else is of a host
+# --- keys, pins and connections of a host
 
 
 @pytest.mark.parametrize("case", ["of another machine that shares its keys", "stopped"])

@@ -1,4 +1,4 @@
-"""A host that mngr made and has no agent on yet is lost to nobody, however the process that made it ends."""
+"""A host without its first agent stays known, however the process that made it ends."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""A VPS shows the host key that it has made only once that is pinned on this machine."""
+"""A VPS shows its own host key only after this machine has pinned it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""An operation that fails is taken back, last step first, whatever the undoing runs into."""
+"""The steps of a failed operation are undone, last first, even if undoing one fails."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Whatever a container makes of its data.json, its host can be changed, and nothing but a file is opened."""
+"""However a container corrupts its data.json, its host can be changed, and only a file is opened."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What one process of a machine destroys, its other processes neither wait for nor fail at."""
+"""Other processes of the machine neither wait for a host that one destroys nor fail on it."""
 
 import threading
 from collections.abc import Iterator
@@ -73,7 +73,7 @@ def test_a_command_for_it_fails_without_a_login_and_files_are_missing(world: Wor
         with pytest.raises(FileNotFoundError, match="is being destroyed"):
             host.read_file(Path("/x"))
         assert host._get_file_mtime(Path("/x")) is None
-        # What was to be kept is not: that must not pass for done.
+        # A failed write must not look like success.
         with pytest.raises(VpsConnectionError, match="is being destroyed"):
             host.write_file(Path("/x"), b"")
     assert world.network.logins == []

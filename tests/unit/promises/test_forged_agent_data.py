@@ -1,4 +1,4 @@
-"""What mngr decides of an agent when it makes it, the agent cannot change by what it writes in its container."""
+"""An agent cannot change what mngr decided when it created it."""
 
 import json
 import subprocess
@@ -86,7 +86,7 @@ def test_no_agent_changes_what_mngr_decided(world: World, corrupted: HostId, nam
     forge(world, corrupted, **{name: FORGED[name]})
     for way, data in enumerate(every_way(world, corrupted)):
         assert data.get(name, TRUE[name]) == TRUE[name], way
-    # It is noted as it is, for when the VPS does not answer.
+    # What is remembered, for when the VPS does not answer, is the true value.
     world.network.machines.pop(world.address(corrupted))
     (noted,) = (agent for agent in world.process().list_persisted_agent_data_for_host(corrupted) if agent["id"] == ID)
     assert noted[name] == TRUE[name]

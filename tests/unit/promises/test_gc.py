@@ -1,4 +1,4 @@
-"""What `mngr gc` and deleting may take away: what is gone, was never finished, or has nothing to lose."""
+"""`mngr gc` and delete remove only hosts that are gone, unfinished, or hold nothing."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -30,7 +30,7 @@ def test_gc_and_a_host(world: World, name: str, settings: Mapping[str, object]) 
     with local_store.owned(host_id) if case.is_owned else nullcontext():
         collect_garbage(world.process(**settings))
     is_kept = case.age_seconds is not None and not case.is_garbage
-    # That one is gone, whoever says so once more.
+    # The cloud is destroying it already.
     assert (ADDRESS in world.cloud.instances) is is_kept or case.is_going
     assert bool(world.cloud.keys) is (case.has_key and not case.is_garbage)
 

@@ -45,7 +45,7 @@ FORGED = st.sampled_from(
 
 @pytest.fixture
 def hostile(world: World, corrupted: HostId) -> ScriptedMachine:
-    """In the place of the VPS of the host that is spoiled."""
+    """A scripted machine in place of the VPS of the corrupted host."""
     hostile = ScriptedMachine(world.vps(corrupted).target)
     world.network.machines[world.address(corrupted)] = hostile
     return hostile

@@ -1,4 +1,4 @@
-"""One VPS that does not answer costs the others nothing, and its own host no more than it must."""
+"""A VPS that does not answer delays no other host, and its own only as long as the settings say."""
 
 import threading
 from collections.abc import Iterator
@@ -70,7 +70,7 @@ def test_a_command_for_another_host_does_not_wait_for_it(world: World, silent: H
     world.network.before_login = lambda: is_over.wait(60)
     process = world.process()
     assert listed(process)[silent] is HostState.RUNNING
-    # Nor does a command that destroys it.
+    # A command that destroys it does not wait either.
     assert process.get_host(silent).get_state() is HostState.RUNNING
     process.destroy_host(silent)
     is_over.set()
@@ -161,7 +161,7 @@ class PackageProvider(MemoryProvider):
 def test_a_package_that_lists_by_itself_waits_no_longer(world: World, silent: HostId, is_listing: bool) -> None:
     world.cloud.is_listing = is_listing
     assert listed(world.process(provider_class=PackageProvider))[silent] is HostState.RUNNING
-    # Once by the package; the second time in the background, where nobody waits for it.
+    # Once by the package; the second time in the background.
     assert world.network.connect_timeouts[0] == 3
     assert set(world.network.connect_timeouts[1:]) <= {2}
     is_over = threading.Event()

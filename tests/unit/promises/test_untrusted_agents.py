@@ -1,4 +1,4 @@
-"""Whatever an agent writes and its container says, every other agent and host is listed, and nothing hangs."""
+"""Whatever an agent writes or its container prints, all other agents and hosts are listed."""
 
 import json
 from datetime import UTC, datetime
@@ -76,7 +76,7 @@ BAD = {
 
 
 def check_others_are_shown(world: World, corrupted: HostId, healthy: HostId) -> list[str]:
-    """That nothing is missing, and the names of the agents that are listed of the host that is spoiled."""
+    """Assert that no host or kept agent is missing, and return the names of the corrupted host's agents."""
     process = world.process()
     found = discovered(process)
     listed, shown = agent_names(found), rows(process, found)
@@ -242,7 +242,7 @@ LISTINGS = {
 }
 
 
-# How it ends decides nothing: every other one ends as if it had failed.
+# Its exit code decides nothing: every other case ends as if it had failed.
 @pytest.mark.parametrize(("what", "exit_code"), [*zip(LISTINGS, cycle((0, 3)), strict=False)])
 def test_a_running_container_that_says(
     world: World, corrupted: HostId, healthy: HostId, what: str, exit_code: int

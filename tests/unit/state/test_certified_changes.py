@@ -1,4 +1,4 @@
-"""Changes made to one copy of a host's certified data, done to another."""
+"""Changes of one copy of a host's certified data, applied to another copy."""
 
 from datetime import UTC, datetime
 

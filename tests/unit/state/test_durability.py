@@ -1,4 +1,4 @@
-"""What must be on disk before something else happens is there, whatever happens to the machine then."""
+"""What must be on disk before the next step is there, even if the machine loses power then."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What this machine remembers of a host survives, and says whether somebody is working on it."""
+"""Local records survive, and their locks tell whether a process works on the host."""
 
 import fcntl
 import json

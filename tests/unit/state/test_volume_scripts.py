@@ -1,4 +1,4 @@
-"""What a script says of a volume's files is read whole or not at all, at little cost, whoever wrote them."""
+"""A script's answer about a volume's files is read whole or not at all, with bounded cost."""
 
 import os
 import subprocess

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
+from imbue.mngr_vps_docker.docker_over_ssh import BuildSpec, DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsApiError, VpsDockerError
 from imbue.mngr_vps_docker.lifecycle.image import _log_build_line
 from imbue.mngr_vps_docker.ssh.connection import Stream
@@ -90,7 +90,7 @@ def test_a_failed_build_is_shown_in_lines_of_plain_text(tmp_path: Path) -> None:
     machine = LocalMachine(tmp_path)
     (tmp_path / "bin" / "docker").write_text("#!/bin/sh\nprintf 'one\\n\\033[2Jtwo\\n'; exit 1\n")
     with pytest.raises(VpsDockerError) as failure:
-        DockerOverSsh(machine).build(tag="t", context_dir="/")
+        DockerOverSsh(machine).build(BuildSpec("t", "/"))
     assert str(failure.value).splitlines()[-2:] == ["one", r"\x1b[2Jtwo"]
 
 

@@ -279,9 +279,9 @@ def test_a_key_whose_vps_is_gone_is_shown_as_what_it_is_left_of(world: World, ho
 @pytest.mark.parametrize("moment", FaultMoment, ids=lambda moment: moment.name)
 @pytest.mark.parametrize("call", ["upload_ssh_key", "create_instance", "wait_for_instance_active"])
 def test_a_failing_call_during_create_is_explained_and_leaves_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch, call: str, moment: FaultMoment, error: Exception
+    world: World, call: str, moment: FaultMoment, error: Exception
 ) -> None:
-    monkeypatch.setattr(journals, "APPEARING_SECONDS", 0.0)
+    world.network.timings = replace(world.network.timings, appearing_seconds=0.0)
     client = FaultyClient(real=world.cloud, faults=(Fault(call, error, moment),))
     with pytest.raises(VpsProvisioningError, match=f"failed.*{error.args[-1]}"):
         world.process(client).create_host(HostName("h1"))

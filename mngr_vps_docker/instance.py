@@ -163,7 +163,7 @@ class VpsDockerProvider(PackageHooks):
         if create_snapshot and self._hosts.reached(host_id).is_running:
             self.create_snapshot(host_id)
         with self._hosts.alone(host_id) as observed:
-            power.stop_host(self._context, observed, timeout_seconds=timeout_seconds)
+            power.stop_host(self._access(observed), timeout_seconds=timeout_seconds)
         self._hosts.forget(host_id)
 
     def start_host(self, host: HostInterface | HostId, snapshot_id: SnapshotId | None = None) -> Host:
@@ -171,7 +171,7 @@ class VpsDockerProvider(PackageHooks):
         from imbue.mngr_vps_docker.lifecycle import power
 
         with self._hosts.alone(_host_id(host)) as observed:
-            started = power.start_host(self._context, observed, snapshot_id)
+            started = power.start_host(self._access(observed), snapshot_id)
         return self._online_host(self._hosts.note(started))
 
     # --- discovery ------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ class VpsDockerProvider(PackageHooks):
         from imbue.mngr_vps_docker.lifecycle import snapshots
 
         with self._hosts.alone(_host_id(host)) as observed:
-            snapshot_id = snapshots.create_snapshot(self._context, observed, name)
+            snapshot_id = snapshots.create_snapshot(self._access(observed), name)
         self._hosts.forget(observed.host_id)
         return snapshot_id
 
@@ -250,7 +250,7 @@ class VpsDockerProvider(PackageHooks):
         if self._is_gone(_host_id(host)):
             return
         with self._hosts.alone(_host_id(host), is_asked=True) as observed:
-            snapshots.delete_snapshot(self._context, observed, snapshot_id)
+            snapshots.delete_snapshot(self._access(observed), snapshot_id)
         self._hosts.forget(observed.host_id)
 
     # --- volumes --------------------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ class VpsDockerProvider(PackageHooks):
         names.check_host_name(name)
         host_id = _host_id(host)
         others = self._hosts.discover()
-        metadata.rename_host(self._context, self._hosts.reached(host_id), name, others)
+        metadata.rename_host(self._access(self._hosts.reached(host_id)), name, others)
         self._hosts.forget(host_id)
         return self.get_host(host_id)
 
@@ -341,7 +341,7 @@ class VpsDockerProvider(PackageHooks):
         from imbue.mngr_vps_docker.lifecycle import metadata
 
         if self._hosts.is_known(host_id):
-            metadata.persist_agent_data(self._context, self._hosts.reached(host_id), agent_data)
+            metadata.persist_agent_data(self._access(self._hosts.reached(host_id)), agent_data)
             self._hosts.note_agent(host_id, str(agent_data.get("id")), dict(agent_data))
 
     def remove_persisted_agent_data(self, host_id: HostId, agent_id: AgentId) -> None:
@@ -349,7 +349,7 @@ class VpsDockerProvider(PackageHooks):
         from imbue.mngr_vps_docker.lifecycle import metadata
 
         if self._hosts.is_known(host_id):
-            metadata.remove_persisted_agent_data(self._context, self._hosts.reached(host_id), agent_id)
+            metadata.remove_persisted_agent_data(self._access(self._hosts.reached(host_id)), agent_id)
             self._hosts.note_agent(host_id, agent_id, None)
 
     # --- what the parts call back ---------------------------------------------------------------------------------
@@ -388,20 +388,20 @@ class VpsDockerProvider(PackageHooks):
     def _on_host_data(self, host_id: HostId, change: "CertifiedDataChange") -> None:
         from imbue.mngr_vps_docker.lifecycle import metadata
 
-        self._hosts.note_record(metadata.accept_certified_data(self._context, self._hosts.get(host_id), change))
+        self._hosts.note_record(metadata.accept_certified_data(self._access(self._hosts.get(host_id)), change))
 
     def _on_sshd_down(self, host_id: HostId) -> None:
         from imbue.mngr_vps_docker.lifecycle import power
 
         logger.info("The sshd of host {} does not answer; bringing it back ...", host_id)
         with self._hosts.alone(host_id, is_asked=True) as observed:
-            power.repair_host(self._context, observed)
+            power.repair_host(self._access(observed))
 
     def _change_tags(self, host: HostInterface | HostId, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
         from imbue.mngr_vps_docker.lifecycle import metadata
 
         observed = self._hosts.reached(_host_id(host))
-        self._hosts.note_record(metadata.change_tags(self._context, observed, change))
+        self._hosts.note_record(metadata.change_tags(self._access(observed), change))
 
 
 def _host_id(host: HostInterface | HostId) -> HostId:

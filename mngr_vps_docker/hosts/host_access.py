@@ -324,6 +324,10 @@ class HostAccess:
         """Root in the container."""
         return self.context.container(self.address, self.host_id, self.connect_timeout_seconds)
 
+    def with_record(self, record: VpsDockerHostRecord) -> "HostAccess":
+        """The same host, now that ``record`` was written."""
+        return replace(self, observed=self.observed.with_record(record))
+
     def pin_vps(self, *public_keys: str) -> None:
         """Trust ``public_keys`` and no other from the VPS."""
         self.context.pin_vps(self.host_id, self.address, *public_keys)

@@ -11,12 +11,12 @@ from imbue.mngr_vps_docker.config import CONTAINER_SETUP_TIMEOUT_SECONDS, HOST_V
 from imbue.mngr_vps_docker.docker.containers import ContainerSpec, explaining_end, hidden
 from imbue.mngr_vps_docker.docker.exec import exec_with_secret_stdin
 from imbue.mngr_vps_docker.docker.models import ContainerInfo
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsConnectionError, VpsDockerError, VpsProvisioningError
 from imbue.mngr_vps_docker.hosts.host_access import (
     HOST_NAME_LABEL,
     PROVIDER_LABEL,
     TAGS_LABEL,
+    HostAccess,
     ProviderContext,
 )
 from imbue.mngr_vps_docker.primitives import HOST_ID_LABEL
@@ -27,7 +27,6 @@ from imbue.mngr_vps_docker.setup.container_setup import (
     ContainerSetup,
     setup_script,
 )
-from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect
 from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
 from imbue.mngr_vps_docker.ssh.shell import Secret
@@ -132,10 +131,8 @@ def is_behind_vps(container: ContainerInfo) -> bool:
 
 
 def setup_command(
-    context: ProviderContext,
+    host: HostAccess,
     *,
-    host_id: HostId,
-    container: str,
     authorized_keys: Sequence[str] = (),
     known_hosts: Sequence[str] = (),
     certified_data: CertifiedHostData | None = None,
@@ -146,15 +143,15 @@ def setup_command(
     """
     files = {} if certified_data is None else {"data.json": certified_data_json(certified_data)}
     setup = ContainerSetup(
-        host_dir=context.host_dir,
-        client_public_key=context.keys.container_client_key(host_id).public_key,
-        host_private_key=Secret(context.keys.container_host_key(host_id).private_key_path.read_text()),
+        host_dir=host.context.host_dir,
+        client_public_key=host.context.keys.container_client_key(host.host_id).public_key,
+        host_private_key=Secret(host.context.keys.container_host_key(host.host_id).private_key_path.read_text()),
         extra_authorized_keys=authorized_keys,
         extra_known_hosts=known_hosts,
         files=files,
     )
     command = exec_with_secret_stdin(
-        container,
+        host.container_name,
         "sh -s",
         stdin=setup_script(setup),
         purpose="set up the container",
@@ -170,7 +167,7 @@ def setup_command(
                 logger.debug("{}", line)
 
     set_up = RemoteCommand(command.script, command.purpose, read, command.timeout_seconds, command.effect)
-    return locked(host_id, explaining_end(container, set_up))
+    return locked(host.host_id, explaining_end(host.container_name, set_up))
 
 
 def locked[T](host_id: HostId, command: RemoteCommand[T]) -> RemoteCommand[T]:
@@ -184,19 +181,17 @@ def locked[T](host_id: HostId, command: RemoteCommand[T]) -> RemoteCommand[T]:
     return replace(waiting, timeout_seconds=command.timeout_seconds + _LOCK_SECONDS)
 
 
-def enter_container(
-    context: ProviderContext, *, address: str, host_id: HostId, container: str, is_new: bool = False
-) -> None:
+def enter_container(host: HostAccess, *, is_new: bool = False) -> None:
     """Pin the host key of a container that was set up, and prove by a command that mngr can work on it.
 
     Raises VpsProvisioningError for a new one in which mngr's rsync and git would fail. Of one that was in use, whose
     agent may have changed its start-up files, that is only logged: it can be mended from inside.
     """
-    context.pin_container(host_id, address, context.keys.container_host_key(host_id).public_key)
+    host.pin_container(host.context.keys.container_host_key(host.host_id).public_key)
     try:
-        greeting = context.container(address, host_id).wait_until_ready(context.config.ssh_connect_timeout)
+        greeting = host.container.wait_until_ready(host.context.config.ssh_connect_timeout)
     except VpsConnectionError as error:
-        reason = _what_sshd_says(context.vps(address, host_id, _LOG_SECONDS), container)
+        reason = _what_sshd_says(replace(host, connect_timeout_seconds=_LOG_SECONDS))
         raise type(error)(f"{error}. In the container: {reason}") from error
     if not greeting:
         return
@@ -209,11 +204,11 @@ def enter_container(
     logger.warning("{}", problem)
 
 
-def _what_sshd_says(vps: SshConnection, container: str) -> str:
+def _what_sshd_says(host: HostAccess) -> str:
     """Why a container's sshd may refuse us, as far as the container can say, in one line."""
     try:
-        said = DockerOverSsh(vps).exec(
-            container,
+        said = host.docker.exec(
+            host.container_name,
             REFUSALS_SCRIPT,
             purpose="read sshd's log",
             timeout_seconds=_LOG_SECONDS,

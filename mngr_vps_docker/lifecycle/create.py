@@ -260,9 +260,7 @@ def _start_container(creation: Creation) -> None:
     pipeline.add(run_container(host, timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS))
     set_up = pipeline.add(
         setup_command(
-            context,
-            host_id=creation.host_id,
-            container=container,
+            creation.host,
             authorized_keys=request.authorized_keys,
             known_hosts=request.known_hosts,
             certified_data=_certified_data(creation),
@@ -275,13 +273,7 @@ def _start_container(creation: Creation) -> None:
 
 
 def _enter_container(creation: Creation) -> None:
-    enter_container(
-        creation.context,
-        address=creation.address,
-        host_id=creation.host_id,
-        container=creation.context.container_name(creation.request.name),
-        is_new=True,
-    )
+    enter_container(creation.host, is_new=True)
 
 
 def _take_key_back(creation: Creation) -> None:

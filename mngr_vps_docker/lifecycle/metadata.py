@@ -23,7 +23,7 @@ from imbue.mngr.interfaces.data_types import CertifiedHostData
 from imbue.mngr.primitives import AgentId, HostName
 from imbue.mngr_vps_docker.docker.errors import NoSuchVolumeError
 from imbue.mngr_vps_docker.errors import RemoteOutputError, VpsDockerError
-from imbue.mngr_vps_docker.hosts.host_access import HostAccess, ProviderContext
+from imbue.mngr_vps_docker.hosts.host_access import HostAccess
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.checks import check_tags
 from imbue.mngr_vps_docker.lifecycle.container import certified_data_json
@@ -45,37 +45,35 @@ _MOST_ATTEMPTS: Final = 20
 
 
 def update_record(
-    context: ProviderContext, observed: ObservedHost, change: Callable[[VpsDockerHostRecord], VpsDockerHostRecord]
+    host: HostAccess, change: Callable[[VpsDockerHostRecord], VpsDockerHostRecord]
 ) -> VpsDockerHostRecord:
     """Change the record of a host in one atomic read-modify-write, and this machine's copy of it.
 
     In the place of one that cannot be read goes this machine's copy.
     """
-    last_seen = (context.local_store.read(observed.host_id) or observed.entry).record
-    record = HostAccess(context, observed).store.update_host_record(observed.host_id, change, last_seen=last_seen)
-    context.local_store.update(observed.host_id, lambda known: replace(known, record=record))
+    last_seen = (host.context.local_store.read(host.host_id) or host.observed.entry).record
+    record = host.store.update_host_record(host.host_id, change, last_seen=last_seen)
+    host.context.local_store.update(host.host_id, lambda known: replace(known, record=record))
     return record
 
 
-def change_certified_data(
-    context: ProviderContext, observed: ObservedHost, change: CertifiedDataChange
-) -> VpsDockerHostRecord:
+def change_certified_data(host: HostAccess, change: CertifiedDataChange) -> VpsDockerHostRecord:
     """Let ``change`` compute new record-owned fields from the current ones, in the record and in data.json."""
 
     def with_change(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
         data = replace(change(record.certified_host_data), updated_at=datetime.now(UTC))
         return replace(record, certified_host_data=data)
 
-    with _changing_data_json(context, observed):
+    with _changing_data_json(host):
         for attempt in range(_MOST_ATTEMPTS):
-            found = _read_data_json(context, observed)
-            record = update_record(context, observed, _as_it_is if attempt else with_change)
+            found = _read_data_json(host)
+            record = update_record(host, _as_it_is if attempt else with_change)
             if found.data is None:
                 return record
             data = _with_owned_fields(found.data, record.certified_host_data)
-            if _replace_data_json(context, observed, found, data):
+            if _replace_data_json(host, found, data):
                 return record
-    raise _changed_by_others(observed)
+    raise _changed_by_others(host)
 
 
 class PlannedChange:
@@ -87,30 +85,28 @@ class PlannedChange:
 
     def __init__(
         self,
-        context: ProviderContext,
-        observed: ObservedHost,
+        host: HostAccess,
         change: CertifiedDataChange,
         *,
         is_in_data_json: bool = True,
     ) -> None:
-        self._context = context
-        self._observed = observed
+        self._host = host
         self._change = change
         self._record: VpsDockerHostRecord | None = None
         self._commands: list[RemoteCommand[bool]] = []
         self._results: list[Pending[bool]] = []
-        reading = observed.reading
+        reading = host.observed.reading
         if reading is None or reading.record is None or (is_in_data_json and not reading.is_volume_read):
             return
         record = _changed_record(reading.record, change)
-        commands = [HostAccess(context, observed).store.replace_record_command(reading.record, record)]
+        commands = [host.store.replace_record_command(reading.record, record)]
         if is_in_data_json and reading.data_json_sha256 is not None:
             try:
                 old = CertifiedHostData.model_validate(reading.data_json)
             except ValidationError:
                 return
             data = _with_owned_fields(old, record.certified_host_data)
-            volume = HostAccess(context, observed).volume
+            volume = host.volume
             commands.append(
                 volume.replace_file_command("data.json", _content(data), expected_sha256=reading.data_json_sha256)
             )
@@ -123,9 +119,9 @@ class PlannedChange:
     def finish(self) -> VpsDockerHostRecord:
         """Return the record with the change; where the pipeline found other content, make the change by asking."""
         if self._record is None or not all(result.value for result in self._results):
-            return change_certified_data(self._context, self._observed, self._change)
+            return change_certified_data(self._host, self._change)
         record = self._record
-        self._context.local_store.update(self._observed.host_id, lambda known: replace(known, record=record))
+        self._host.context.local_store.update(self._host.host_id, lambda known: replace(known, record=record))
         return record
 
 
@@ -136,19 +132,15 @@ def _changed_record(record: VpsDockerHostRecord, change: CertifiedDataChange) ->
     return replace(record, certified_host_data=replace(changed, updated_at=datetime.now(UTC)))
 
 
-def rename_host(
-    context: ProviderContext, observed: ObservedHost, name: HostName, others: Sequence[ObservedHost]
-) -> VpsDockerHostRecord:
+def rename_host(host: HostAccess, name: HostName, others: Sequence[ObservedHost]) -> VpsDockerHostRecord:
     """Give a host another name, unless one of ``others`` has it or is being given it: HostNameConflictError."""
-    with claiming_name(context, name, observed.host_id, others):
-        record = change_certified_data(context, observed, lambda data: replace(data, host_name=str(name)))
-        context.local_store.update(observed.host_id, lambda known: replace(known, host_name=str(name)))
+    with claiming_name(host.context, name, host.host_id, others):
+        record = change_certified_data(host, lambda data: replace(data, host_name=str(name)))
+        host.context.local_store.update(host.host_id, lambda known: replace(known, host_name=str(name)))
         return record
 
 
-def change_tags(
-    context: ProviderContext, observed: ObservedHost, change: Callable[[dict[str, str]], dict[str, str]]
-) -> VpsDockerHostRecord:
+def change_tags(host: HostAccess, change: Callable[[dict[str, str]], dict[str, str]]) -> VpsDockerHostRecord:
     """Let ``change`` compute a host's new tags from its current ones; see ``check_tags``."""
 
     def with_tags(data: CertifiedHostData) -> CertifiedHostData:
@@ -156,20 +148,18 @@ def change_tags(
         check_tags(tags)
         return replace(data, user_tags=tags)
 
-    return change_certified_data(context, observed, with_tags)
+    return change_certified_data(host, with_tags)
 
 
-def accept_certified_data(
-    context: ProviderContext, observed: ObservedHost, change: CertifiedDataChange
-) -> VpsDockerHostRecord:
+def accept_certified_data(host: HostAccess, change: CertifiedDataChange) -> VpsDockerHostRecord:
     """Make a change that mngr makes to a host, running or not, except to what the record owns."""
-    with _changing_data_json(context, observed):
+    with _changing_data_json(host):
         for _attempt in range(_MOST_ATTEMPTS):
-            found = _read_data_json(context, observed)
-            record = update_record(context, observed, partial(_with_change, change, found.data))
-            if _replace_data_json(context, observed, found, record.certified_host_data):
+            found = _read_data_json(host)
+            record = update_record(host, partial(_with_change, change, found.data))
+            if _replace_data_json(host, found, record.certified_host_data):
                 return record
-    raise _changed_by_others(observed)
+    raise _changed_by_others(host)
 
 
 def _with_change(
@@ -195,39 +185,40 @@ def _with_owned_fields(data: CertifiedHostData, owner: CertifiedHostData) -> Cer
     )
 
 
-def _changed_by_others(observed: ObservedHost) -> VpsDockerError:
-    return VpsDockerError(f"data.json of {observed.name} was changed by others {_MOST_ATTEMPTS} times in a row")
+def _changed_by_others(host: HostAccess) -> VpsDockerError:
+    return VpsDockerError(f"data.json of {host.observed.name} was changed by others {_MOST_ATTEMPTS} times in a row")
 
 
 def _as_it_is(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
     return record
 
 
-def persist_agent_data(context: ProviderContext, observed: ObservedHost, agent_data: Mapping[str, object]) -> None:
+def persist_agent_data(host: HostAccess, agent_data: Mapping[str, object]) -> None:
     """Keep a copy of an agent's data for when the host is offline; of a stopped host, change the original too."""
-    HostAccess(context, observed).store.persist_agent_data(observed.host_id, agent_data)
-    context.local_store.note_agent(observed.host_id)
+    host.store.persist_agent_data(host.host_id, agent_data)
+    host.context.local_store.note_agent(host.host_id)
     agent_id = str(agent_data.get("id"))
-    if not observed.is_running and _has_live_agent(observed, agent_id):
+    if not host.observed.is_running and _has_live_agent(host, agent_id):
         path = f"agents/{agent_id}/data.json"
-        _write_on_volume(context, observed, path, json.dumps(dict(agent_data), indent=2))
+        _write_on_volume(host, path, json.dumps(dict(agent_data), indent=2))
 
 
-def remove_persisted_agent_data(context: ProviderContext, observed: ObservedHost, agent_id: AgentId) -> None:
+def remove_persisted_agent_data(host: HostAccess, agent_id: AgentId) -> None:
     """Forget the copy of an agent's data."""
-    HostAccess(context, observed).store.remove_persisted_agent_data(observed.host_id, agent_id)
+    host.store.remove_persisted_agent_data(host.host_id, agent_id)
 
 
-def _has_live_agent(observed: ObservedHost, agent_id: str) -> bool:
-    return observed.reading is not None and any(agent.get("id") == agent_id for agent in observed.reading.live_agents)
+def _has_live_agent(host: HostAccess, agent_id: str) -> bool:
+    reading = host.observed.reading
+    return reading is not None and any(agent.get("id") == agent_id for agent in reading.live_agents)
 
 
 @contextmanager
-def _changing_data_json(context: ProviderContext, observed: ObservedHost) -> Iterator[None]:
+def _changing_data_json(host: HostAccess) -> Iterator[None]:
     """One change at a time of all processes of this machine, record and data.json together."""
-    with context.local_store.alone(observed.host_id, "data") as is_known:
+    with host.context.local_store.alone(host.host_id, "data") as is_known:
         if not is_known:
-            raise observed.problem or HostNotFoundError(observed.host_id)
+            raise host.observed.problem or HostNotFoundError(host.host_id)
         yield
 
 
@@ -239,24 +230,22 @@ class _DataJson:
     data: CertifiedHostData | None
 
 
-def _read_data_json(context: ProviderContext, observed: ObservedHost) -> _DataJson:
+def _read_data_json(host: HostAccess) -> _DataJson:
     content = b""
     try:
-        content = HostAccess(context, observed).volume.read_file("data.json", limit_bytes=COMPARED_BYTES)
+        content = host.volume.read_file("data.json", limit_bytes=COMPARED_BYTES)
         return _DataJson(content, CertifiedHostData.model_validate(json_object(content)))
     except (FileNotFoundError, NoSuchVolumeError) as error:
-        logger.debug("Host {} has no data.json: {}", observed.name, error)
+        logger.debug("Host {} has no data.json: {}", host.observed.name, error)
     # The container's own doing: a link, a pipe, a folder, a file of gigabytes, or one of anything.
     except (UnsafeVolumePathError, WrongFileTypeError, RemoteOutputError, UnusableDataError, ValidationError) as error:
-        logger.warning("Host {} has a data.json that cannot be read: {}", observed.name, error)
+        logger.warning("Host {} has a data.json that cannot be read: {}", host.observed.name, error)
     return _DataJson(content, None)
 
 
-def _replace_data_json(
-    context: ProviderContext, observed: ObservedHost, found: _DataJson, data: CertifiedHostData
-) -> bool:
+def _replace_data_json(host: HostAccess, found: _DataJson, data: CertifiedHostData) -> bool:
     """Write data.json unless it was changed since it was ``found``, and say whether it was written."""
-    return HostAccess(context, observed).volume.replace_file("data.json", _content(data), expected=found.content)
+    return host.volume.replace_file("data.json", _content(data), expected=found.content)
 
 
 def _content(data: CertifiedHostData) -> bytes:
@@ -264,5 +253,5 @@ def _content(data: CertifiedHostData) -> bytes:
     return certified_data_json(replace(data, stop_reason=None)).encode()
 
 
-def _write_on_volume(context: ProviderContext, observed: ObservedHost, path: str, content: str) -> None:
-    HostAccess(context, observed).volume.write_files({path: content.encode()})
+def _write_on_volume(host: HostAccess, path: str, content: str) -> None:
+    host.volume.write_files({path: content.encode()})

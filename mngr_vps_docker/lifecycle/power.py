@@ -1,7 +1,7 @@
 """Stopping and starting a host. The VPS stays up: both act on its container.
 
-Of the processes of a machine, one at a time does any of this: see HostCache.alone. What they saw of the host may be
-old by then, so each finds out on the VPS itself whether it still is so.
+Of the processes of a machine, one at a time does any of this: see HostCache.alone. What was seen of the
+host may be stale by then, so each finds out on the VPS whether it is still so.
 """
 
 import math
@@ -18,8 +18,8 @@ from imbue.mngr_vps_docker.docker.models import ContainerInfo
 from imbue.mngr_vps_docker.docker.run_options import allowed_start_args
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import RemoteCommandError, SshdDownError, VpsConnectionError, VpsDockerError
-from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
-from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost, require_usable
+from imbue.mngr_vps_docker.hosts.host_access import HostAccess
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.container import (
     enter_container,
     host_container,
@@ -30,26 +30,25 @@ from imbue.mngr_vps_docker.lifecycle.container import (
 from imbue.mngr_vps_docker.lifecycle.metadata import PlannedChange, update_record
 from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.ssh.pipeline import Pipeline
-from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.text import logger
 
 SNAPSHOT_REPOSITORY: Final = "mngr-snapshot"
 
 
-def stop_host(context: ProviderContext, observed: ObservedHost, *, timeout_seconds: float) -> None:
+def stop_host(host: HostAccess, *, timeout_seconds: float) -> None:
     """Stop the host's container, by one remote command; one that is stopped already is left as it is.
 
     ``timeout_seconds`` is how long its processes get before they are killed.
     """
-    address, config = require_usable(observed)
-    context.container(address, observed.host_id).close()
-    container = config.container_name
+    container = host.config.container_name
+    host.container.close()
 
     def with_stop_reason(data: CertifiedHostData) -> CertifiedHostData:
         return replace(data, stop_reason=HostState.STOPPED.value)
 
-    change = PlannedChange(context, observed, with_stop_reason, is_in_data_json=False)
-    pipeline = Pipeline(context.vps(address, observed.host_id), f"stop container {container}")
+    change = PlannedChange(host, with_stop_reason, is_in_data_json=False)
+    pipeline = Pipeline(host.vps, f"stop container {container}")
     stopped = pipeline.add(commands.stop_if_running(container, math.ceil(timeout_seconds)))
     change.add_to(pipeline)
     pipeline.run()
@@ -60,130 +59,120 @@ def stop_host(context: ProviderContext, observed: ObservedHost, *, timeout_secon
     except NoSuchContainerError:
         return
     change.finish()
-    context.local_store.update(observed.host_id, lambda known: replace(known, state=HostState.STOPPED))
+    host.context.local_store.update(host.host_id, lambda known: replace(known, state=HostState.STOPPED))
 
 
-def start_host(
-    context: ProviderContext, observed: ObservedHost, snapshot_id: SnapshotId | None = None
-) -> ObservedHost:
+def start_host(host: HostAccess, snapshot_id: SnapshotId | None = None) -> ObservedHost:
     """Bring the host up, from a snapshot of it if given, and wait until mngr can log in; a running one stays as it is.
 
     One that is paused is resumed. A container that is gone is replaced by one of its image; its volume, and with it
     mngr's folder, is kept.
     """
-    address, config = require_usable(observed)
+    container = host.config.container_name
     # A machine without the container's key could start it, but not prove that it can be used.
-    if observed.problem is not None:
-        raise observed.problem
-    docker = context.docker(address, observed.host_id)
+    if host.observed.problem is not None:
+        raise host.observed.problem
     if snapshot_id is not None:
-        observed = _replace_container(context, docker, observed, image=_snapshot_image(docker, observed, snapshot_id))
+        host = _replace_container(host, image=_snapshot_image(host, snapshot_id))
     for is_last in (False, False, True):
         try:
-            return _bring_up(context, observed, address, config)
+            return _bring_up(host)
         except NoSuchContainerError:
-            logger.warning("The container of {} is gone; making it anew ...", observed.name)
-            observed = _replace_container(context, docker, observed)
+            logger.warning("The container of {} is gone; making a new one ...", host.observed.name)
+            host = _replace_container(host)
         except (RemoteCommandError, SshdDownError):
-            container = None if is_last else docker.inspect_container(config.container_name)
-            if container is None or container.is_running:
+            found = None if is_last else host.docker.inspect_container(container)
+            if found is None or found.is_running:
                 raise
-            # It stopped meanwhile: for being idle, or because another machine has stopped it.
-    return _bring_up(context, observed, address, config)
+            # It stopped again: for being idle, or because another machine has stopped it.
+    return _bring_up(host)
 
 
-def _bring_up(context: ProviderContext, observed: ObservedHost, address: str, config: VpsHostConfig) -> ObservedHost:
+def _bring_up(host: HostAccess) -> ObservedHost:
     """Start the container if it does not run and set it up, by one remote command, and log in to it."""
-    container, host_id = config.container_name, observed.host_id
+    container = host.config.container_name
 
     def without_stop_reason(data: CertifiedHostData) -> CertifiedHostData:
         return replace(data, stop_reason=None)
 
-    change = PlannedChange(context, observed, without_stop_reason, is_in_data_json=False)
-    pipeline = Pipeline(context.vps(address, host_id), f"start container {container}")
-    started = pipeline.add(locked(host_id, commands.start_container(container)))
-    set_up = pipeline.add(setup_command(context, host_id=host_id, container=container))
+    change = PlannedChange(host, without_stop_reason, is_in_data_json=False)
+    pipeline = Pipeline(host.vps, f"start container {container}")
+    started = pipeline.add(locked(host.host_id, commands.start_container(container)))
+    set_up = pipeline.add(setup_command(host))
     inspected = pipeline.add(commands.inspect_container(container))
     change.add_to(pipeline)
     pipeline.run()
     _ = started.value, set_up.value
     found = inspected.value
-    record = change.finish()
-    record = _with_container(context, observed.with_record(record), found)
-    enter_container(context, address=address, host_id=host_id, container=container)
-    context.local_store.update(host_id, lambda known: replace(known, state=HostState.RUNNING))
-    return observed.started(record, found)
+    record = _with_container(host.with_record(change.finish()), found)
+    enter_container(host)
+    host.context.local_store.update(host.host_id, lambda known: replace(known, state=HostState.RUNNING))
+    return host.observed.started(record, found)
 
 
-def _with_container(context: ProviderContext, observed: ObservedHost, found: ContainerInfo) -> VpsDockerHostRecord:
-    """Have the record name the container that runs, and return it.
+def _with_container(host: HostAccess, found: ContainerInfo) -> VpsDockerHostRecord:
+    """Let the record name the container that runs, and return it.
 
-    It names another one after a container was made anew, or was not because that failed or was cut short.
+    It names another one where a container was made since, or where naming it failed or was interrupted.
     """
 
     def naming_it(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
-        behind_vps = is_behind_vps(found)
-        config = record.config and replace(record.config, image=found.image, is_container_behind_vps=behind_vps)
+        config = record.config and replace(
+            record.config, image=found.image, is_container_behind_vps=is_behind_vps(found)
+        )
         return replace(record, container_id=found.id, config=config)
 
-    record = observed.record
+    record = host.observed.record
     if record is not None and naming_it(record) == record:
         return record
-    return update_record(context, observed, naming_it)
+    return update_record(host, naming_it)
 
 
-def repair_host(context: ProviderContext, observed: ObservedHost) -> None:
+def repair_host(host: HostAccess) -> None:
     """Bring back the sshd and the activity watcher of a running container, if they do not run.
 
-    Raises VpsConnectionError if it is the container that does not run.
+    Raises VpsConnectionError if the container does not run.
     """
-    address, config = require_usable(observed)
-    if not observed.is_running:
-        raise VpsConnectionError(f"Host {observed.name} is not running; start it first")
-    context.vps(address, observed.host_id).call(
-        setup_command(context, host_id=observed.host_id, container=config.container_name)
-    )
-    enter_container(context, address=address, host_id=observed.host_id, container=config.container_name)
+    if not host.observed.is_running:
+        raise VpsConnectionError(f"Host {host.observed.name} is not running; start it first")
+    host.vps.call(setup_command(host))
+    enter_container(host)
 
 
-def _replace_container(
-    context: ProviderContext, docker: DockerOverSsh, observed: ObservedHost, *, image: str | None = None
-) -> ObservedHost:
-    """Make the container anew, from ``image`` or what its record says, and return the host as it is then.
+def _replace_container(host: HostAccess, *, image: str | None = None) -> HostAccess:
+    """Make a new container from ``image``, or from what the record says, and return the host as it is then.
 
-    The record is to say it first, and the old container is kept until the new one runs. So the start that follows one
-    that was cut short, wherever that was, has the old container, or makes the new one. Its start arguments are looked
-    at once more: they come from the record, which is on the VPS. Raises BuildArgumentError for one that is not
-    allowed, or not any more.
+    The record says it first, and the old container is kept until the new one runs. So a start that follows one that
+    was interrupted at any point finds the old container, or makes the new one. The start arguments are checked again:
+    they come from the record, which is on the VPS. Raises BuildArgumentError for one that is not allowed (any more).
     """
-    address, config = require_usable(observed)
-    start_args = allowed_start_args(context.config, config.start_args, state_volume=context.state_volume_name)
-    context.container(address, observed.host_id).close()
+    config, settings = host.config, host.context.config
+    start_args = allowed_start_args(settings, config.start_args, state_volume=host.context.state_volume_name)
+    host.container.close()
 
     def made_from(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
         now = record.config or config
-        chosen = image or now.image or context.config.default_image
-        return replace(record, config=replace(now, image=chosen))
+        return replace(record, config=replace(now, image=image or now.image or settings.default_image))
 
-    record = update_record(context, observed, made_from)
-    wanted = (record.config or config).image or context.config.default_image
+    record = update_record(host, made_from)
+    wanted = (record.config or config).image or settings.default_image
     spec = host_container(
-        context,
-        host_id=observed.host_id,
-        host_name=observed.name,
+        host.context,
+        host_id=host.host_id,
+        host_name=host.observed.name,
         container_name=config.container_name,
         image=wanted,
         start_args=start_args,
-        tags=observed.certified_data.user_tags,
+        tags=host.observed.certified_data.user_tags,
     )
-    docker.connection.call(
+    host.vps.call(
         replace_container(
             spec, aside=f"{config.container_name}.replaced", timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS
         )
     )
-    if config.image is not None and config.image != wanted and _is_deleted_snapshot(observed, config.image):
-        remove_snapshot_image(docker, config.image)
-    return observed.with_record(record)
+    if config.image is not None and config.image != wanted and _is_deleted_snapshot(host, config.image):
+        remove_snapshot_image(host.docker, config.image)
+    return host.with_record(record)
 
 
 def remove_snapshot_image(docker: DockerOverSsh, snapshot_id: str) -> None:
@@ -197,14 +186,14 @@ def remove_snapshot_image(docker: DockerOverSsh, snapshot_id: str) -> None:
         docker.remove_image(tag, is_missing_ok=True)
 
 
-def _is_deleted_snapshot(observed: ObservedHost, image: str) -> bool:
-    is_listed = any(snapshot.id == image for snapshot in observed.certified_data.snapshots)
+def _is_deleted_snapshot(host: HostAccess, image: str) -> bool:
+    is_listed = any(snapshot.id == image for snapshot in host.observed.certified_data.snapshots)
     return image.startswith(("sha256:", f"{SNAPSHOT_REPOSITORY}:")) and not is_listed
 
 
-def _snapshot_image(docker: DockerOverSsh, observed: ObservedHost, snapshot_id: SnapshotId) -> str:
-    if all(snapshot.id != snapshot_id for snapshot in observed.certified_data.snapshots):
+def _snapshot_image(host: HostAccess, snapshot_id: SnapshotId) -> str:
+    if all(snapshot.id != snapshot_id for snapshot in host.observed.certified_data.snapshots):
         raise SnapshotNotFoundError(snapshot_id)
-    if docker.inspect_image(snapshot_id) is None:
-        raise VpsDockerError(f"The image of snapshot {snapshot_id} of {observed.name} is not on its VPS any more")
+    if host.docker.inspect_image(snapshot_id) is None:
+        raise VpsDockerError(f"The image of snapshot {snapshot_id} of {host.observed.name} is not on its VPS any more")
     return snapshot_id

@@ -15,10 +15,9 @@ from imbue.mngr_vps_docker.config import HOST_VOLUME_PATH
 from imbue.mngr_vps_docker.docker import commands
 from imbue.mngr_vps_docker.docker.errors import DockerError
 from imbue.mngr_vps_docker.docker.models import ImageInfo
-from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import BuildArgumentError
-from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
-from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost, require_usable
+from imbue.mngr_vps_docker.hosts.host_access import HostAccess, ProviderContext
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.container import locked
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
 from imbue.mngr_vps_docker.lifecycle.metadata import PlannedChange, change_certified_data
@@ -28,81 +27,77 @@ from imbue.mngr_vps_docker.ssh.pipeline import Pipeline
 from imbue.mngr_vps_docker.text import excerpt, logger
 
 
-def create_snapshot(context: ProviderContext, observed: ObservedHost, name: SnapshotName | None) -> SnapshotId:
+def create_snapshot(host: HostAccess, name: SnapshotName | None) -> SnapshotId:
     """Commit the host's container to an image and list it in the record; warn of volumes that are not part of it.
 
-    The host's own is not, either.
+    The host's own volume is not part of it either.
     """
-    address, config = require_usable(observed)
+    container = host.config.container_name
     name = name or SnapshotName(f"snapshot-{uuid4().hex}")
-    _check_name(observed, name, observed.certified_data.snapshots)
+    _check_name(host, name, host.observed.certified_data.snapshots)
     # Chosen here, so that all else can be worked out before the image is made.
     image = f"{SNAPSHOT_REPOSITORY}:{uuid4().hex}"
     snapshot = SnapshotRecord(id=image, name=name, created_at=datetime.now(UTC).isoformat())
 
     def with_snapshot(data: CertifiedHostData) -> CertifiedHostData:
         others = [other for other in data.snapshots if other.id != image]
-        _check_name(observed, name, others)
+        _check_name(host, name, others)
         return replace(data, snapshots=[*others, snapshot])
 
-    change = PlannedChange(context, observed, with_snapshot)
-    docker = context.docker(address, observed.host_id)
-    pipeline = Pipeline(docker.connection, f"commit container {config.container_name}")
-    committed = pipeline.add(locked(observed.host_id, commands.commit(config.container_name, image)))
+    change = PlannedChange(host, with_snapshot)
+    pipeline = Pipeline(host.vps, f"commit container {container}")
+    committed = pipeline.add(locked(host.host_id, commands.commit(container, image)))
     images = pipeline.add(commands.list_images(SNAPSHOT_REPOSITORY))
     change.add_to(pipeline)
     pipeline.run()
     _ = committed.value, images.value
     record = change.finish()
-    if observed.container is not None:
-        left_out = sorted(observed.container.volumes.keys() - {str(HOST_VOLUME_PATH)})
+    if host.observed.container is not None:
+        left_out = sorted(host.observed.container.volumes.keys() - {str(HOST_VOLUME_PATH)})
         if left_out:
             logger.warning("Snapshot {} leaves out what is on volumes of the container: {}", name, ", ".join(left_out))
-    _remove_unlisted_images(context, docker, observed.with_record(record), images.value)
+    _remove_unlisted_images(host.with_record(record), images.value)
     return SnapshotId(image)
 
 
-def _check_name(observed: ObservedHost, name: SnapshotName, others: Iterable[SnapshotRecord]) -> None:
+def _check_name(host: HostAccess, name: SnapshotName, others: Iterable[SnapshotRecord]) -> None:
     if any(other.name == name for other in others):
-        raise MngrError(f"Host {observed.name} already has a snapshot named {name}; give this one another name")
+        raise MngrError(f"Host {host.observed.name} already has a snapshot named {name}; give this one another name")
 
 
-def delete_snapshot(context: ProviderContext, observed: ObservedHost, snapshot_id: SnapshotId) -> None:
+def delete_snapshot(host: HostAccess, snapshot_id: SnapshotId) -> None:
     """Remove a snapshot's image and its place in the record; the host itself may be stopped."""
-    address, config = require_usable(observed)
-    if all(snapshot.id != snapshot_id for snapshot in observed.certified_data.snapshots):
+    config = host.config
+    if all(snapshot.id != snapshot_id for snapshot in host.observed.certified_data.snapshots):
         raise SnapshotNotFoundError(snapshot_id)
 
     def without_snapshot(data: CertifiedHostData) -> CertifiedHostData:
         return replace(data, snapshots=[kept for kept in data.snapshots if kept.id != snapshot_id])
 
-    record = change_certified_data(context, observed, without_snapshot)
-    docker = context.docker(address, observed.host_id)
+    record = change_certified_data(host, without_snapshot)
     # Docker keeps an image that a container runs from; this one goes when the container is replaced.
     if config.image != snapshot_id:
-        remove_snapshot_image(docker, snapshot_id)
-    images = docker.list_images(SNAPSHOT_REPOSITORY)
-    _remove_unlisted_images(context, docker, observed.with_record(record), images)
+        remove_snapshot_image(host.docker, snapshot_id)
+    _remove_unlisted_images(host.with_record(record), host.docker.list_images(SNAPSHOT_REPOSITORY))
 
 
-def _remove_unlisted_images(
-    context: ProviderContext, docker: DockerOverSsh, observed: ObservedHost, images: Iterable[ImageInfo]
-) -> None:
+def _remove_unlisted_images(host: HostAccess, images: Iterable[ImageInfo]) -> None:
     """Remove those ``images`` of which no record knows, except those that another machine may be about to list."""
+    observed = host.observed
     if observed.reading is None or observed.reading.record is None or observed.container is None:
         return
     config = observed.reading.record.config
     used = {observed.container.image_id, observed.container.image, None if config is None else config.image}
     listed = {snapshot.id for snapshot in observed.certified_data.snapshots}
-    made_before = datetime.now(UTC) - timedelta(seconds=context.timings.unlisted_snapshot_seconds)
+    made_before = datetime.now(UTC) - timedelta(seconds=host.context.timings.unlisted_snapshot_seconds)
     for image in images:
         if {image.id, *image.tags} & (used | listed) or image.created_at is None or image.created_at > made_before:
             continue
-        logger.info("Removing image {} of {}, which is no snapshot of it", image.id, observed.name)
+        logger.info("Removing image {} of {}, which is not a snapshot of it", image.id, observed.name)
         try:
-            remove_snapshot_image(docker, image.id)
+            remove_snapshot_image(host.docker, image.id)
         except DockerError as error:
-            logger.warning("An image that is no snapshot stays on the VPS of {}: {}", observed.name, error)
+            logger.warning("An image that is not a snapshot stays on the VPS of {}: {}", observed.name, error)
 
 
 def find_snapshot(
@@ -127,5 +122,7 @@ def find_snapshot(
         owners = ", ".join(f"{observed.name} ({snapshot.id})" for observed, snapshot in matches)
         raise BuildArgumentError(f"Several hosts have a snapshot '{excerpt(wanted)}'; give its id instead: {owners}")
     [(observed, snapshot)] = matches
-    address, _config = require_usable(observed)
-    return SnapshotSource(image_id=snapshot.id, connection=context.vps(address, observed.host_id))
+    host = HostAccess(context, observed)
+    # Raises one clear error for a host that cannot be worked on.
+    _ = host.config
+    return SnapshotSource(image_id=snapshot.id, connection=host.vps)

@@ -10,8 +10,11 @@ from imbue.mngr.primitives import HostId, HostName, HostState, SnapshotName
 from imbue.mngr_local_vps.operating_systems import agent_image_of_os
 from imbue.mngr_vps_docker.docker.containers import run_container
 from imbue.mngr_vps_docker.errors import VpsDockerError
+from imbue.mngr_vps_docker.hosts.host_access import HostAccess
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.container import enter_container, host_container, setup_command
 from imbue.mngr_vps_docker.text import logger
+from support.builders import local_record_of
 from support.provider import ProviderLab, copy_machine
 
 HABITS = """\
@@ -132,13 +135,19 @@ def make_another(lab: ProviderLab, host: Host, dockerfile: str) -> None:
     host_id = HostId.generate()
     context.keys.create_vps_host_key(host_id)
     context.pin_vps(host_id, known.vps_ip, known.record.ssh_host_public_key or "")
-    lab.on_vps(
-        host.id, f"docker rm --force {OTHER} 2>/dev/null; docker build --tag {OTHER} - <<'END'\n{dockerfile}\nEND"
-    )
-    vps = context.vps(known.vps_ip, host_id)
+    remove = f"docker rm --force {context.container_name(OTHER)} 2>/dev/null"
+    lab.on_vps(host.id, f"{remove}; docker build --tag {OTHER} - <<'END'\n{dockerfile}\nEND")
+    entry = local_record_of(host_id, host_name=OTHER, vps_ip=known.vps_ip, record=None)
+    another = HostAccess(context, ObservedHost(entry))
     spec = host_container(
-        context, host_id=host_id, host_name="h2", container_name=OTHER, image=OTHER, start_args=(), tags={}
+        context,
+        host_id=host_id,
+        host_name=OTHER,
+        container_name=another.container_name,
+        image=OTHER,
+        start_args=(),
+        tags={},
     )
-    vps.call(run_container(spec, timeout_seconds=60))
-    vps.call(setup_command(context, host_id=host_id, container=OTHER))
-    enter_container(context, address=known.vps_ip, host_id=host_id, container=OTHER)
+    another.vps.call(run_container(spec, timeout_seconds=60))
+    another.vps.call(setup_command(another))
+    enter_container(another)

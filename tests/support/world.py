@@ -11,7 +11,8 @@ from typing import Any
 
 from imbue.mngr.interfaces.data_types import AgentDetails, HostDetails
 from imbue.mngr.primitives import AgentId, DiscoveredAgent, DiscoveredHost, HostId, HostState
-from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
+from imbue.mngr_vps_docker.hosts.host_access import HostAccess, ProviderContext
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, OutcomeStatus
@@ -85,6 +86,12 @@ class World:
     def local_store(self) -> LocalHostStore:
         """What the machine remembers of each host."""
         return self.context.local_store
+
+    def access(self, host_id: HostId) -> HostAccess:
+        """The ways to a host's machines, by what this machine keeps of it."""
+        entry = self.local_store.read(host_id)
+        assert entry is not None
+        return HostAccess(self.context, ObservedHost(entry))
 
     def discovered(self) -> dict[DiscoveredHost, list[DiscoveredAgent]]:
         """What a new process discovers."""

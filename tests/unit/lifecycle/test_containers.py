@@ -82,13 +82,13 @@ def test_a_failed_setup_is_reported_with_the_names_of_start_arguments(world: Wor
 
 
 def test_the_command_of_a_setup_carries_its_script(world: World, corrupted: HostId) -> None:
-    command = setup_command(world.context, host_id=corrupted, container="c")
+    command = setup_command(world.access(corrupted))
     (script,) = command.secrets.values()
     assert "sshd" in script.revealed
 
 
 def test_the_lock_of_a_setup_is_out_of_the_containers_reach(world: World, corrupted: HostId) -> None:
-    command = setup_command(world.context, host_id=corrupted, container="c")
+    command = setup_command(world.access(corrupted))
     before, _, inside = command.script.partition("docker exec")
     assert "flock" in before and f"9>/run/mngr-{corrupted}.lock" in command.script
     assert "flock" not in inside and "flock" not in before.partition("printf")[2]

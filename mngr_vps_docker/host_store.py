@@ -29,17 +29,23 @@ from imbue.mngr_vps_docker.state.record import (
     encode_record,
 )
 from imbue.mngr_vps_docker.state.stored_state import (
-    EVERY_STATE_FILE,
     STATE_OUTPUT_BYTES,
-    StoredState,
+    KeptAgents,
+    Records,
     agent_path,
     agents_path,
     parse_state,
     record_path,
-    state_files_of_agents,
-    state_files_script,
 )
-from imbue.mngr_vps_docker.state.volume_scripts import ABSENT, CHANGED, enter_volume, given, lock, receive
+from imbue.mngr_vps_docker.state.volume_scripts import (
+    ABSENT,
+    CHANGED,
+    archive_small_files,
+    enter_volume,
+    given,
+    lock,
+    receive,
+)
 from imbue.mngr_vps_docker.text import logger
 
 __all__ = ["VpsDockerHostRecord", "VpsDockerHostStore", "VpsHostConfig"]
@@ -72,12 +78,6 @@ class VpsDockerHostStore:
         self.volume_name = volume_name
         self._lock = threading.Lock()
         self._cache: dict[HostId, tuple[VpsDockerHostRecord, str]] = {}
-        self._unreadable_host_ids: tuple[HostId, ...] = ()
-
-    @property
-    def unreadable_host_ids(self) -> tuple[HostId, ...]:
-        """Hosts whose record the last listing could not read: they exist, although they were not listed."""
-        return self._unreadable_host_ids
 
     def read_host_record(self, host_id: HostId, use_cache: bool = True) -> VpsDockerHostRecord | None:
         """The record of a host, or None if there is none. Raises HostRecordError if it is there and unreadable."""
@@ -172,16 +172,15 @@ class VpsDockerHostStore:
             self._cache.pop(host_id, None)
 
     def list_all_host_records(self) -> list[VpsDockerHostRecord]:
-        """Every record that can be read; the others are logged, and named by ``unreadable_host_ids``."""
+        """Every record that can be read; the others are logged. For provider packages, which call it."""
         return self.list_all_host_records_with_agents()[0]
 
     def list_all_host_records_with_agents(
         self,
     ) -> tuple[list[VpsDockerHostRecord], dict[HostId, list[dict[str, Any]]]]:
-        """Every record that can be read, and the persisted data of every agent by host, in one round trip."""
-        state = self._read_state("list host records", EVERY_STATE_FILE)
-        self._unreadable_host_ids = state.unreadable_host_ids
-        return list(state.records.values()), dict(state.agents)
+        """Every record that can be read, and the kept data of every agent by host. For provider packages."""
+        records, agents = self._read_state("list host records", ("host_state/*.json", "host_state/*/*.json"))
+        return [record for record in records.values() if isinstance(record, VpsDockerHostRecord)], agents
 
     def persist_agent_data(self, host_id: HostId, agent_data: Mapping[str, object]) -> None:
         """Keep a copy of an agent's data (its ``id`` names it) for when the host is offline.
@@ -210,8 +209,8 @@ class VpsDockerHostStore:
 
     def list_persisted_agent_data_for_host(self, host_id: HostId) -> list[dict[str, Any]]:
         """The kept data of a host's agents; what cannot be read is logged and left out."""
-        state = self._read_state(f"read the agents of {host_id}", state_files_of_agents(host_id))
-        return state.agents.get(host_id, [])
+        _, agents = self._read_state(f"read the agents of {host_id}", (f"{agents_path(host_id)}/*.json",))
+        return agents.get(host_id, [])
 
     def remove_persisted_agent_data(self, host_id: HostId, agent_id: AgentId) -> None:
         """Forget the copy of an agent's data; none is no error."""
@@ -302,8 +301,8 @@ class VpsDockerHostStore:
             + f'mkdir -p {directory} && mv -T "$new" {path} && sync {directory} host_state .'
         )
 
-    def _read_state(self, purpose: str, patterns: Iterable[str]) -> StoredState:
-        script = enter_volume(self.volume_name) + state_files_script(patterns)
+    def _read_state(self, purpose: str, patterns: Iterable[str]) -> tuple[Records, KeptAgents]:
+        script = enter_volume(self.volume_name) + archive_small_files(patterns)
         result = self._ask(script, purpose=purpose)
         if not result.is_success:
             raise self._refused(result.error_text, purpose)

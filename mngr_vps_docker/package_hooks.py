@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     # Whatever mngr is told to do, it imports this module; most of it has nothing to do with a VPS.
     from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
     from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
-    from imbue.mngr_vps_docker.hosts.discovery import Findings
     from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
     from imbue.mngr_vps_docker.hosts.host_cache import HostCache
+    from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
     from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 
 
@@ -59,15 +59,15 @@ class PackageHooks(BaseProviderInstance):
     def _hosts(self) -> "HostCache":
         from imbue.mngr_vps_docker.hosts import host_cache
 
-        package = host_cache.ProviderPackage(
-            self._find_by_package, self._find_one_by_package, lambda: self._host_record_cache
+        return host_cache.HostCache(
+            self._context,
+            find_all=self._find_by_package,
+            find_one=self._find_one_by_package,
+            package_cache=lambda: self._host_record_cache,
         )
-        return host_cache.HostCache(self._context, package)
 
-    def _find_by_package(self) -> "Findings":
+    def _find_by_package(self) -> "Mapping[HostId, LocalHostRecord]":
         """What a subclass finds by its own means, if it has its own."""
-        from imbue.mngr_vps_docker.hosts import discovery
-
         own, base = type(self), PackageHooks
         records: Sequence[VpsDockerHostRecord] = ()
         agents: Mapping[HostId, list[dict[str, Any]]] = {}
@@ -75,14 +75,16 @@ class PackageHooks(BaseProviderInstance):
             records, agents = self._discover_host_records_with_agents()
         elif own._discover_host_records is not base._discover_host_records:
             records = self._discover_host_records()
-        return discovery.Findings({record.host_id: record for record in records}, agents)
+        return {record.host_id: _as_local(record, agents.get(record.host_id, ())) for record in records}
 
-    def _find_one_by_package(self, host: HostId | HostName) -> "VpsDockerHostRecord | None":
+    def _find_one_by_package(self, host: HostId | HostName) -> "LocalHostRecord | None":
         """What a subclass knows of a host that no listing has, by its own way or by what it put into the cache."""
         if type(self)._find_host_record is not PackageHooks._find_host_record:
-            return self._find_host_record(host)
-        kept = list(self._host_record_cache.values())
-        return next((kept for kept in kept if host in (kept.host_id, kept.certified_host_data.host_name)), None)
+            record = self._find_host_record(host)
+        else:
+            kept = list(self._host_record_cache.values())
+            record = next((kept for kept in kept if host in (kept.host_id, kept.certified_host_data.host_name)), None)
+        return None if record is None else _as_local(record, ())
 
     def _parsed_build_args(self, build_args: Sequence[str] | None) -> "ParsedBuildArgs":
         """What ``-b`` arguments say to a subclass; raises VpsDockerError if it reads them in a form of its own."""
@@ -143,3 +145,19 @@ class PackageHooks(BaseProviderInstance):
     def _vps_known_hosts_path(self) -> Path:
         """The file that pins the VPSes' host keys."""
         return self._context.keys.vps_known_hosts_path
+
+
+def _as_local(record: "VpsDockerHostRecord", agents: Sequence[dict[str, Any]]) -> "LocalHostRecord":
+    """What this machine would keep of a host that a provider package found; its name is believed with care."""
+    from imbue.mngr_vps_docker.state import local_store
+
+    return local_store.LocalHostRecord(
+        host_id=record.host_id,
+        host_name=record.host_id,
+        phase=local_store.HostPhase.READY,
+        created_at=record.certified_host_data.created_at,
+        vps_instance_id=None if record.config is None else record.config.vps_instance_id,
+        vps_ip=record.vps_ip,
+        record=record,
+        agents=tuple(agents),
+    )

@@ -7,9 +7,7 @@ reason; only the cloud's own word that an instance does not exist makes a host c
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from imbue.mngr.errors import ProviderUnavailableError
 from imbue.mngr.primitives import HostId
@@ -30,28 +28,18 @@ from imbue.mngr_vps_docker.hosts.vps_reader import (
 )
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus, replace
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
-from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
-from imbue.mngr_vps_docker.state.vps_state import VpsState
 from imbue.mngr_vps_docker.text import logger
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What a provider package found by its own means: records of hosts, and data of their agents."""
-
-    records: Mapping[HostId, VpsDockerHostRecord] = field(default_factory=dict)
-    agents: Mapping[HostId, Sequence[dict[str, Any]]] = field(default_factory=dict)
-
-
 def discover(
     context: ProviderContext,
-    findings: Findings,
+    found_by_package: Mapping[HostId, LocalHostRecord],
     just_seen: Mapping[HostId, ObservedHost],
     *,
     is_silent_awaited: bool = True,
 ) -> dict[HostId, ObservedHost]:
-    """Find every host of the provider, by id.
+    """Find every host of the provider, by id; ``found_by_package`` is what a provider package found by its own means.
 
     The VPSes of ``just_seen`` hosts are asked again only if the cloud says that they are at another address. A VPS
     that was silent when it was last asked is waited for briefly, or with ``is_silent_awaited=False`` no longer than
@@ -80,21 +68,24 @@ def discover(
             return _sightings_of_noted(context, entry, by_host.get(entry.host_id, ()))
 
         observed_hosts = [observed for found in pool.map(sightings_of_noted, entries.values()) for observed in found]
-        if instances is None and not findings.records:
+        if instances is None and not found_by_package:
             _check_that_any_is_told(context, observed_hosts)
         for host_id in by_host.keys() - entries.keys():
             observed_hosts += _sightings_of_unknown(host_id, by_host[host_id], keys.get(host_id))
         known = entries.keys() | by_host.keys()
         is_listed = instances is not None
         observed_hosts = [
-            *(_with_findings(observed, findings, is_listed=is_listed) for observed in observed_hosts),
             *(
-                _sighting_of_record(record, findings, is_listed=is_listed)
-                for host_id, record in findings.records.items()
+                _with_package_record(observed, found_by_package.get(observed.host_id), is_listed=is_listed)
+                for observed in observed_hosts
+            ),
+            *(
+                _sighting_of_package_record(found, is_listed=is_listed)
+                for host_id, found in found_by_package.items()
                 if host_id not in known
             ),
         ]
-        for host_id in keys.keys() - known - findings.records.keys() if is_listed else ():
+        for host_id in keys.keys() - known - found_by_package.keys() if is_listed else ():
             observed_hosts += _sightings_of_lone_key(context, host_id, keys[host_id])
 
         def look(observed: ObservedHost) -> ObservedHost:
@@ -118,14 +109,14 @@ def discover_one(context: ProviderContext, host_id: HostId, patience: Patience |
     The VPS is waited for with ``patience``, or as long as a listing waits.
     """
 
-    def asked(context: ProviderContext, observed: ObservedHost) -> VpsState:
+    def asked(context: ProviderContext, observed: ObservedHost) -> ObservedHost:
         return ask(context, observed, patience)
 
     entry = context.local_store.read(host_id)
     seen = None
     if entry is not None and entry.phase is HostPhase.READY and entry.vps_ip is not None and entry.gone_since is None:
         seen = observe(context, ObservedHost(entry), asked)
-    if seen is None or seen.reading is None:
+    if seen is None or not seen.is_read:
         instances = _instances_of(context, host_id)
         if entry is not None:
             observed_hosts = _sightings_of_noted(context, entry, instances or ())
@@ -313,32 +304,26 @@ def _sightings_of_lone_key(context: ProviderContext, host_id: HostId, key: Uploa
     return [ObservedHost(entry, is_noted=False)]
 
 
-def _sighting_of_record(record: VpsDockerHostRecord, findings: Findings, *, is_listed: bool) -> ObservedHost:
+def _sighting_of_package_record(found: LocalHostRecord, *, is_listed: bool) -> ObservedHost:
     """A host that only a provider package knows of.
 
-    Its record comes from the VPS, and must not name the instance that is to be destroyed; it does where the client
-    cannot list, for then there is nobody else to name it.
+    What it found comes from the VPS, and must not name the instance that is to be destroyed, nor its address, unless
+    the client cannot list instances.
     """
-    data, config = record.certified_host_data, None if is_listed else record.config
-    entry = LocalHostRecord(
-        host_id=record.host_id,
-        host_name=record.host_id,
-        phase=HostPhase.READY,
-        created_at=data.created_at,
-        vps_instance_id=None if config is None else config.vps_instance_id,
-    )
-    return _with_findings(ObservedHost(entry, is_noted=False), findings, is_listed=is_listed)
+    if is_listed:
+        found = replace(found, vps_instance_id=None, vps_ip=None)
+    return ObservedHost(found, is_noted=False)
 
 
-def _with_findings(observed: ObservedHost, findings: Findings, *, is_listed: bool) -> ObservedHost:
+def _with_package_record(observed: ObservedHost, found: LocalHostRecord | None, *, is_listed: bool) -> ObservedHost:
     """The same host with what a provider package found of it and this machine does not know better."""
-    entry, record = observed.entry, findings.records.get(observed.host_id)
-    if record is None or observed.is_gone or observed.is_being_made or entry.phase is not HostPhase.READY:
+    entry = observed.entry
+    if found is None or observed.is_gone or observed.is_being_made or entry.phase is not HostPhase.READY:
         return observed
     if entry.record is None:
-        entry = replace(entry, record=record, agents=tuple(findings.agents.get(observed.host_id, ())))
-    if not is_listed and record.vps_ip is not None:
-        entry = replace(entry, vps_ip=record.vps_ip)
+        entry = replace(entry, record=found.record, agents=found.agents)
+    if not is_listed and found.vps_ip is not None:
+        entry = replace(entry, vps_ip=found.vps_ip)
     return replace(observed, entry=entry)
 
 
@@ -348,17 +333,24 @@ def _look(
     seen: ObservedHost | None,
     *,
     is_listed: bool,
-    ask: Callable[[ProviderContext, ObservedHost], VpsState] = ask,
+    ask: Callable[[ProviderContext, ObservedHost], ObservedHost] = ask,
 ) -> ObservedHost:
     """Ask the VPS of a host, unless it was just ``seen`` there; and again where the cloud says that it is by now."""
     is_seen = seen is not None and seen.entry.vps_ip == observed.entry.vps_ip
     if seen is not None and is_seen and observed.entry.phase is HostPhase.READY and not observed.is_gone:
-        problem = seen.problem if seen.reading is not None else seen.problem or observed.problem
-        entry = replace(observed.entry, unreachable=seen.entry.unreachable)
-        looked = replace(observed, entry=entry, reading=seen.reading, problem=problem)
+        looked = replace(
+            seen,
+            entry=replace(observed.entry, unreachable=seen.entry.unreachable),
+            problem=seen.problem if seen.is_read else seen.problem or observed.problem,
+            is_gone=False,
+            is_being_made=observed.is_being_made,
+            is_noted=observed.is_noted,
+            is_abandoned=False,
+            late_answer=None,
+        )
     else:
         looked = observe(context, observed, ask)
-    if is_listed or looked.reading is not None or not isinstance(looked.problem, VpsConnectionError):
+    if is_listed or looked.is_read or not isinstance(looked.problem, VpsConnectionError):
         return looked
     address = _address_by_id(context, observed.entry)
     if address is None or address == observed.entry.vps_ip:
@@ -393,13 +385,11 @@ def _settled(context: ProviderContext, observed_hosts: Sequence[ObservedHost]) -
 
 def _best(observed_hosts: Sequence[ObservedHost]) -> ObservedHost:
     """Of several VPSes that may be a host's own, the one that has its record."""
-    return max(
-        observed_hosts, key=lambda observed: observed.reading is not None and observed.reading.record is not None
-    )
+    return max(observed_hosts, key=lambda observed: observed.vps_record is not None)
 
 
 def _finished(context: ProviderContext, observed: ObservedHost, names: Collection[str]) -> ObservedHost:
     observed = unless_destroyed(context, with_attendance(context, accept_reported_name(context, observed, names)))
-    if observed.problem is not None and observed.reading is None and observed.entry.phase is HostPhase.READY:
+    if observed.problem is not None and not observed.is_read and observed.entry.phase is HostPhase.READY:
         logger.warning("Host {} is shown as last seen: {}", observed.name, observed.problem_text)
     return observed

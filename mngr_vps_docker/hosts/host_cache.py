@@ -3,13 +3,12 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from imbue.mngr.errors import HostConnectionError, HostNotFoundError, MngrError, ProviderUnavailableError
 from imbue.mngr.primitives import HostId, HostName
 from imbue.mngr_vps_docker.errors import VpsApiError, VpsDockerError
-from imbue.mngr_vps_docker.hosts.discovery import Findings, asking_the_cloud, discover, discover_one, finished
+from imbue.mngr_vps_docker.hosts.discovery import asking_the_cloud, discover, discover_one, finished
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.hosts.timings import Patience
@@ -20,27 +19,28 @@ from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.text import logger
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderPackage:
-    """What a provider package finds by its own means (nothing, for most), and its own view of the sightings.
+class HostCache:
+    """The hosts of one provider as this process saw them, kept until forgotten.
 
-    ``cache`` gives the dict that it has now: it may begin a new one at any time, to ask for everything again.
+    A provider package may find hosts by its own means, which ``find_all`` and ``find_one`` ask for, and has its own
+    cache of records: ``package_cache`` gives the dict of now, since a package empties it by a new one.
     """
 
-    find_all: Callable[[], Findings]
-    find_one: Callable[[HostId | HostName], VpsDockerHostRecord | None]
-    cache: Callable[[], dict[HostId, VpsDockerHostRecord]]
-
-
-class HostCache:
-    """Sightings of one provider's hosts, kept until forgotten."""
-
-    def __init__(self, context: ProviderContext, package: ProviderPackage) -> None:
+    def __init__(
+        self,
+        context: ProviderContext,
+        *,
+        find_all: Callable[[], Mapping[HostId, LocalHostRecord]],
+        find_one: Callable[[HostId | HostName], LocalHostRecord | None],
+        package_cache: Callable[[], dict[HostId, VpsDockerHostRecord]],
+    ) -> None:
         self._context = context
-        self._package = package
-        self._cache = package.cache()
+        self._find_all = find_all
+        self._find_one = find_one
+        self._package_cache = package_cache
+        self._cache = package_cache()
         self._sightings: dict[HostId, ObservedHost] = {}
-        self._findings = Findings()
+        self._found_by_package: Mapping[HostId, LocalHostRecord] = {}
         self._seen_for_package: dict[HostId, ObservedHost] | None = None
         self._asked_of_package: set[str] = set()
         self._unreachable: set[HostId] = set()
@@ -52,13 +52,14 @@ class HostCache:
 
         See ``discovery.discover`` for ``is_silent_awaited``.
         """
-        self._findings, just_seen = self._ask_package()
-        return self._take(discover(self._context, self._findings, just_seen, is_silent_awaited=is_silent_awaited))
+        self._found_by_package, just_seen = self._ask_package()
+        found = discover(self._context, self._found_by_package, just_seen, is_silent_awaited=is_silent_awaited)
+        return self._take(found)
 
     def seen(self) -> list[ObservedHost]:
         """What was seen last, by asking now if nothing was seen yet; a package that is asked itself may ask this."""
         if self._seen_for_package is not None:
-            self._seen_for_package = discover(self._context, Findings(), self._seen_for_package)
+            self._seen_for_package = discover(self._context, {}, self._seen_for_package)
             return list(self._seen_for_package.values())
         return list(self._known().values()) or self.discover()
 
@@ -73,7 +74,7 @@ class HostCache:
             if self._context.local_store.read(host) is not None and (looked := self._look_at(host)) is not None:
                 return looked
         self.discover()
-        found = self._match(host) or self._found_by_package(host)
+        found = self._match(host) or self._ask_package_for(host)
         if found is None:
             raise HostNotFoundError(host)
         return found
@@ -90,7 +91,7 @@ class HostCache:
         is_new = self._match(host_id) is None and host_id not in self._destroyed
         if not (is_new and self._context.local_store.read(host_id) is not None):
             observed = self.get(host_id)
-            if observed.reading is not None or not is_unreachable(observed.problem):
+            if observed.is_read or not is_unreachable(observed.problem):
                 return observed
         seconds_left = self.connect_seconds_left(host_id)
         looked = (
@@ -100,7 +101,7 @@ class HostCache:
         )
         if looked is None:
             return self.get(host_id)
-        if looked.reading is None:
+        if not looked.is_read:
             self._context.waited_seconds[host_id] = self._context.config.ssh_connect_timeout
         return looked
 
@@ -129,9 +130,9 @@ class HostCache:
         self.reached(host_id)
         with self._context.local_store.alone(host_id, "power") as is_known:
             observed = self.get(host_id)
-            is_silent = observed.reading is None and observed.problem is not None
+            is_silent = not observed.is_read and observed.problem is not None
             is_forgotten = observed.is_noted and not is_known
-            if is_forgotten or (not is_silent and (is_asked or observed.reading is None)):
+            if is_forgotten or (not is_silent and (is_asked or not observed.is_read)):
                 observed = self.fresh(host_id)
             yield observed
 
@@ -194,7 +195,7 @@ class HostCache:
         """Remember a record that was just written."""
         with self._changes:
             observed = self._known().pop(record.host_id, None)
-            if observed is not None and observed.reading is not None:
+            if observed is not None and observed.is_read:
                 self._sightings[record.host_id] = observed.with_record(record)
                 self._cache[record.host_id] = record
 
@@ -228,37 +229,37 @@ class HostCache:
             return observed
         return self.note(finished(self._context, late))
 
-    def _ask_package(self) -> tuple[Findings, Mapping[HostId, ObservedHost]]:
+    def _ask_package(self) -> tuple[Mapping[HostId, LocalHostRecord], Mapping[HostId, ObservedHost]]:
         """What the provider package finds, and what was seen of hosts because it asked for that itself."""
         self._seen_for_package = {}
         try:
             with asking_the_cloud(self._context):
-                return self._package.find_all(), self._seen_for_package
+                return self._find_all(), self._seen_for_package
         except ProviderUnavailableError as error:
             cause = error.__cause__
             if not isinstance(cause, HostConnectionError | VpsDockerError) or isinstance(cause, VpsApiError):
                 raise
             # One VPS is in the way of the package's code; here each is asked anyway.
             logger.warning("{}", cause)
-            return Findings(), {}
+            return {}, {}
         finally:
             self._seen_for_package = None
 
-    def _found_by_package(self, host: HostId | HostName) -> ObservedHost | None:
+    def _ask_package_for(self, host: HostId | HostName) -> ObservedHost | None:
         """A host that a provider package knows by other ways than its listing; it may ask here for the same host."""
         if host in self._asked_of_package:
             return None
         self._asked_of_package.add(host)
         try:
             with asking_the_cloud(self._context):
-                record = self._package.find_one(host)
+                found = self._find_one(host)
         finally:
             self._asked_of_package.discard(host)
-        if record is None:
+        if found is None:
             return None
-        self._findings = replace(self._findings, records={**self._findings.records, record.host_id: record})
-        self._take(discover(self._context, self._findings, self._known()))
-        return self._match(record.host_id)
+        self._found_by_package = {**self._found_by_package, found.host_id: found}
+        self._take(discover(self._context, self._found_by_package, self._known()))
+        return self._match(found.host_id)
 
     def _match(self, host: HostId | HostName) -> ObservedHost | None:
         with self._changes:
@@ -275,14 +276,14 @@ class HostCache:
     def _known(self) -> dict[HostId, ObservedHost]:
         """The sightings; none of them any more, if the provider package has begun a new cache."""
         with self._changes:
-            if self._package.cache() is not self._cache:
-                self._cache = self._package.cache()
+            if self._package_cache() is not self._cache:
+                self._cache = self._package_cache()
                 self._sightings = {}
             return self._sightings
 
     def _take(self, observed_hosts: dict[HostId, ObservedHost]) -> list[ObservedHost]:
         with self._changes:
-            self._cache = self._package.cache()
+            self._cache = self._package_cache()
             for host_id in self._sightings.keys() - observed_hosts.keys():
                 self._cache.pop(host_id, None)
             self._sightings = observed_hosts
@@ -291,7 +292,7 @@ class HostCache:
             return list(observed_hosts.values())
 
     def _note(self, observed: ObservedHost) -> None:
-        if observed.reading is not None:
+        if observed.is_read:
             self._unreachable.discard(observed.host_id)
         if observed.record is not None:
             self._cache[observed.host_id] = observed.record

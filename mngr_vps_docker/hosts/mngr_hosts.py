@@ -80,10 +80,9 @@ def online_host(
 
 
 def _just_seen_agents(observed: ObservedHost) -> SeenAgents | None:
-    reading = observed.reading
-    if reading is None or reading.read_at is None or not reading.is_volume_read:
+    if observed.read_at is None or not observed.is_volume_read:
         return None
-    return SeenAgents(reading.live_agents, reading.read_at)
+    return SeenAgents(observed.live_agents, observed.read_at)
 
 
 def offline_host(

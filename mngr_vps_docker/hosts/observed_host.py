@@ -15,7 +15,6 @@ from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.agent_data import believed
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
-from imbue.mngr_vps_docker.state.vps_state import HostReading
 from imbue.mngr_vps_docker.text import printable
 from imbue.mngr_vps_docker.untrusted import parse_utc
 
@@ -27,23 +26,42 @@ _STOP_REASONS = {state.value: state for state in (HostState.STOPPED, HostState.P
 
 @dataclass(frozen=True, slots=True)
 class ObservedHost:
-    """One host as it was just found.
+    """One host as it was just found: what this machine, the cloud and its VPS say of it.
 
-    ``entry`` is always there: made up from the instance's tags where this machine knew nothing of the host.
-    ``reading`` is what its VPS said, ``problem`` why it said nothing, or else why this machine cannot log in to the
-    container; ``is_gone`` is the cloud's word. ``is_noted`` is whether this machine has a note of it. It
-    ``is_abandoned`` if the process that made it has ended without making an agent on it.
-    ``late_answer`` is the host as it will be seen once its VPS has answered, while that is still being asked.
+    ``entry`` is what this machine keeps of it: made up from the instance's tags where it keeps nothing, which
+    ``is_noted`` tells. ``is_gone`` is the cloud's word. The host ``is_abandoned`` if the process that made it has
+    ended without making an agent on it. ``problem`` is why the VPS said nothing, or else why this machine cannot log
+    in to the container. ``late_answer`` is the host as it will be seen once its VPS, which is being asked, answers.
+
+    The rest is what the VPS says, if it ``is_read``: at ``read_at`` on this machine's monotonic clock, in seconds
+    (None if something has changed since). ``vps_record`` is None if there is none or it ``is_record_unreadable``,
+    ``container`` if there is none. ``kept_agents`` is the data of agents that mngr keeps for offline use.
+    ``needs_reboot`` is whether an upgrade of the VPS waits for one.
+
+    What follows ``is_volume_read`` is written by untrusted code on the host's volume, and empty if there is no volume
+    or it holds too much: the certified data as the container wrote it (and that file's digest), the data of agents,
+    and the word that an orderly stop left.
     """
 
     entry: LocalHostRecord
-    reading: HostReading | None = None
     problem: Exception | None = None
     is_gone: bool = False
     is_being_made: bool = False
     is_noted: bool = True
     is_abandoned: bool = False
     late_answer: "Future[ObservedHost] | None" = None
+    is_read: bool = False
+    read_at: float | None = None
+    vps_record: VpsDockerHostRecord | None = None
+    is_record_unreadable: bool = False
+    container: ContainerInfo | None = None
+    kept_agents: tuple[dict[str, Any], ...] = ()
+    needs_reboot: bool = False
+    is_volume_read: bool = False
+    data_json: dict[str, Any] | None = None
+    data_json_sha256: str | None = None
+    live_agents: tuple[dict[str, Any], ...] = ()
+    stop_word: str | None = None
 
     @property
     def host_id(self) -> HostId:
@@ -53,9 +71,7 @@ class ObservedHost:
     @property
     def record(self) -> VpsDockerHostRecord | None:
         """The record as read now, else as last seen by this machine."""
-        return (
-            self.reading.record if self.reading is not None and self.reading.record is not None else self.entry.record
-        )
+        return self.vps_record or self.entry.record
 
     @property
     def name(self) -> str:
@@ -64,11 +80,6 @@ class ObservedHost:
         What its record calls it is believed with care: see ``vps_reader.accept_reported_name``.
         """
         return printable(self.entry.host_name).strip() or self.host_id
-
-    @property
-    def container(self) -> ContainerInfo | None:
-        """The host's container as Docker described it; None if it has none or its VPS could not be read."""
-        return None if self.reading is None else self.reading.container
 
     @property
     def is_running(self) -> bool:
@@ -83,31 +94,27 @@ class ObservedHost:
 
     def with_agent(self, agent_id: str, data: dict[str, Any] | None) -> "ObservedHost":
         """The same host after an agent's data was kept, or with None forgotten."""
-        if self.reading is None:
+        if not self.is_read:
             return self
-        kept = tuple(agent for agent in self.reading.persisted_agents if agent.get("id") != agent_id)
-        live = tuple(agent for agent in self.reading.live_agents if agent.get("id") != agent_id)
+        kept = tuple(agent for agent in self.kept_agents if agent.get("id") != agent_id)
+        live = tuple(agent for agent in self.live_agents if agent.get("id") != agent_id)
         if data is not None:
-            live = live if len(live) == len(self.reading.live_agents) else (*live, data)
+            live = live if len(live) == len(self.live_agents) else (*live, data)
             kept = (*kept, data)
-        reading = replace(self.reading, persisted_agents=kept, live_agents=live, read_at=None)
-        return replace(self, reading=reading)
+        return replace(self, kept_agents=kept, live_agents=live, read_at=None)
 
     def with_record(self, record: VpsDockerHostRecord) -> "ObservedHost":
         """The same host after its record was written."""
-        entry = replace(self.entry, record=record)
-        reading = None if self.reading is None else replace(self.reading, record=record)
-        return replace(self, entry=entry, reading=reading)
+        vps_record = record if self.is_read else None
+        return replace(self, entry=replace(self.entry, record=record), vps_record=vps_record)
 
     def started(self, record: VpsDockerHostRecord, container: ContainerInfo) -> "ObservedHost":
         """The same host after its container was started and set up."""
-        here = self.with_record(record)
-        reading = None if here.reading is None else replace(here.reading, container=container, stop_reason=None)
-        return replace(here, reading=reading)
+        return replace(self.with_record(record), container=container, stop_word=None)
 
     def with_problem(self, problem: Exception) -> "ObservedHost":
-        """The same host, now that its container turned out not to answer."""
-        return replace(self, reading=None, problem=problem)
+        """The same host, now that its container turned out not to answer: as last seen."""
+        return ObservedHost(self.entry, problem=problem, is_noted=self.is_noted, is_abandoned=self.is_abandoned)
 
     @property
     def is_unfinished(self) -> bool:
@@ -118,17 +125,17 @@ class ObservedHost:
     @property
     def known_agents(self) -> list[dict[str, Any]]:
         """Data of the host's agents: the copies kept for offline use, overlaid by what its volume says now."""
-        if self.reading is None:
+        if not self.is_read:
             return list(self.entry.agents)
-        known = {str(agent.get("id")): agent for agent in self.reading.persisted_agents}
-        for agent in self.reading.live_agents:
+        known = {str(agent.get("id")): agent for agent in self.kept_agents}
+        for agent in self.live_agents:
             agent_id = str(agent.get("id"))
             known[agent_id] = believed(agent, known.get(agent_id))
         return list(known.values())
 
     def kept_agent(self, agent_id: str) -> dict[str, Any] | None:
         """The copy of an agent's data that mngr kept on the VPS, or what this machine noted if that was not read."""
-        kept = self.entry.agents if self.reading is None else self.reading.persisted_agents
+        kept = self.kept_agents if self.is_read else self.entry.agents
         return next((agent for agent in kept if agent.get("id") == agent_id), None)
 
     @property
@@ -167,7 +174,7 @@ class ObservedHost:
             return HostState.FAILED
         if self.is_running:
             return HostState.RUNNING
-        if self.reading is None:
+        if not self.is_read:
             return self._last_seen_state
         return _STOP_REASONS.get(self.stop_reason or "", HostState.CRASHED)
 
@@ -189,8 +196,8 @@ class ObservedHost:
             return None
         if self._is_frozen:
             return HostState.PAUSED.value
-        if self.reading is not None and self.reading.stop_reason in _STOP_REASONS:
-            return self.reading.stop_reason
+        if self.stop_word in _STOP_REASONS:
+            return self.stop_word
         return None if self.record is None else self.record.certified_host_data.stop_reason
 
     @property
@@ -198,14 +205,14 @@ class ObservedHost:
         """Why the host is shown as last seen, and since when if its VPS does not answer; or why it is paused."""
         if self._is_frozen and self.problem is None:
             return "its container is paused, on the VPS or for a snapshot: `mngr start` resumes it"
-        if self.problem is None or self.reading is not None or self.entry.unreachable is None:
+        if self.problem is None or self.is_read or self.entry.unreachable is None:
             return None if self.problem is None else printable(str(self.problem))
         return printable(f"unreachable since {self.entry.unreachable.since:%Y-%m-%d %H:%M:%S} UTC: {self.problem}")
 
     @property
     def advice(self) -> str | None:
         """What the user should do about the host's VPS, which is as it should be otherwise."""
-        if self.reading is None or not self.reading.needs_reboot:
+        if not self.needs_reboot:
             return None
         return "its VPS must reboot to run what it upgraded: `mngr exec <agent> --outer reboot`, then `mngr start`"
 
@@ -223,7 +230,7 @@ class ObservedHost:
             return None if recorded is None else printable(recorded)
         if self.entry.failure_reason is not None:
             return printable(self.entry.failure_reason)
-        if self.reading is not None and self.reading.is_record_unreadable:
+        if self.is_record_unreadable:
             return "its record on the VPS cannot be read"
         if self.problem is not None:
             return f"it has no record on this machine, and {self.problem}"
@@ -245,7 +252,7 @@ class ObservedHost:
             return datetime.fromtimestamp(0, UTC)
         if self.is_gone:
             return self.entry.gone_since
-        if self.is_abandoned and self.reading is not None and self.reading.is_volume_read:
+        if self.is_abandoned and self.is_volume_read:
             return datetime.fromtimestamp(0, UTC)
         # A host with agents does not grow old: one that crashed would be deleted with all that they did.
         # Since when a container is frozen, Docker does not say.
@@ -268,7 +275,7 @@ class ObservedHost:
     def certified_data(self) -> CertifiedHostData:
         """mngr's data of the host, with the state that was found; ``updated_at`` is how long it has been so."""
         # mngr takes it for the state of a host that is offline.
-        stop_reason = self._last_seen_state.value if self.reading is None else self.stop_reason
+        stop_reason = self.stop_reason if self.is_read else self._last_seen_state.value
         created_at = self.entry.created_at
         known = (
             CertifiedHostData(host_id=self.host_id, host_name=self.name, created_at=created_at, updated_at=created_at)
@@ -288,7 +295,7 @@ class ObservedHost:
 
 def require_usable(observed: ObservedHost) -> tuple[str, VpsHostConfig]:
     """The address and configuration of a host that can be worked on; raises one clear error for any other."""
-    if observed.problem is not None and observed.reading is None:
+    if observed.problem is not None and not observed.is_read:
         raise observed.problem
     if observed.failure_reason is not None:
         raise MngrError(f"Host {observed.name} cannot be used: {observed.failure_reason}")

@@ -27,7 +27,6 @@ from imbue.mngr_vps_docker.hosts.vps_reader import (
     with_no_answer,
 )
 from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
-from imbue.mngr_vps_docker.state.vps_state import VpsState
 
 # How often it is looked whether work that waits for a free slot has begun.
 _POLL_SECONDS = 0.2
@@ -122,10 +121,10 @@ class Prefetch:
         asked = self._asked.get(observed.host_id)
         return asked is not None and asked.entry == observed.entry and asked.is_logged_in.result()
 
-    def answer(self, context: ProviderContext, observed: ObservedHost) -> VpsState:
-        """What the host's VPS said, or says now if it was not asked ahead; raises VpsDockerError."""
+    def answer(self, context: ProviderContext, observed: ObservedHost) -> ObservedHost:
+        """The host as its VPS said, or says now if it was not asked ahead; raises VpsDockerError."""
         if self.has(observed):
-            return self._asked[observed.host_id].state.future.result()
+            return self._asked[observed.host_id].answer.future.result()
         return ask(context, observed)
 
 
@@ -135,7 +134,7 @@ class _Asked:
 
     entry: LocalHostRecord
     is_logged_in: Future[bool]
-    state: BackgroundTask[VpsState]
+    answer: BackgroundTask[ObservedHost]
 
     @classmethod
     def begin(cls, context: ProviderContext, observed: ObservedHost, slots: BoundedSemaphore) -> "_Asked":
@@ -149,8 +148,8 @@ class _Asked:
             except Exception:  # noqa: BLE001
                 logged_in.set_result(False)
             if logged_in.result():
-                state.run(slots)
+                answer.run(slots)
 
-        state = BackgroundTask(lambda: ask(context, observed))
+        answer = BackgroundTask(lambda: ask(context, observed))
         Thread(target=begin, name="ask-ahead", daemon=True).start()
-        return cls(observed.entry, logged_in, state)
+        return cls(observed.entry, logged_in, answer)

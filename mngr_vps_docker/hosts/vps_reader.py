@@ -22,9 +22,9 @@ from imbue.mngr_vps_docker.errors import (
 from imbue.mngr_vps_docker.hosts.host_access import HostAccess, ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.hosts.timings import Patience
+from imbue.mngr_vps_docker.hosts.vps_state import read_vps
 from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord, Unreachable
-from imbue.mngr_vps_docker.state.vps_state import VpsState, read_vps_state
 from imbue.mngr_vps_docker.text import logger
 
 # One ssh per VPS at a time; mngr itself asks at most this many hosts at once.
@@ -45,15 +45,16 @@ def listing_patience(context: ProviderContext, entry: LocalHostRecord) -> Patien
     return context.timings.listing_of_silent if entry.is_silent else context.timings.listing
 
 
-def ask(context: ProviderContext, observed: ObservedHost, patience: Patience | None = None) -> VpsState:
-    """Ask the host's VPS what it knows; raises VpsDockerError. Nothing of it is remembered yet.
+def ask(context: ProviderContext, observed: ObservedHost, patience: Patience | None = None) -> ObservedHost:
+    """The host as its VPS says; raises VpsDockerError. Nothing of it is saved yet.
 
     It is waited for with ``patience``, or as long as a listing waits.
     """
     patience = patience or listing_patience(context, observed.entry)
     with _as_host_error():
         host = _recognized(context, observed, patience.connect_seconds)
-        return read_vps_state(
+        return read_vps(
+            observed,
             host.vps,
             state_volume=context.state_volume_name,
             container=host.container_name,
@@ -70,28 +71,25 @@ def is_logged_in(context: ProviderContext, observed: ObservedHost) -> bool:
 def observe(
     context: ProviderContext,
     observed: ObservedHost,
-    ask: Callable[[ProviderContext, ObservedHost], VpsState] = ask,
+    ask: Callable[[ProviderContext, ObservedHost], ObservedHost] = ask,
 ) -> ObservedHost:
     """Ask the host's VPS, and remember what it says."""
     if not can_be_asked(observed):
         return observed
     began = time.monotonic()
     try:
-        state = ask(context, observed)
+        found = _answered(context, ask(context, observed))
     except VpsDockerError as error:
         return with_no_answer(context, observed, error, time.monotonic() - began)
-    observed = _answered(context, observed)
-    entry = observed.entry
-    reading = state.hosts.get(entry.host_id)
-    if reading is None:
-        return observed
-    found = replace(observed, reading=reading, problem=None)
-    if reading.record is None or entry.phase is not HostPhase.READY:
+    if not found.is_read:
+        return found
+    found = replace(found, problem=None)
+    if found.vps_record is None or found.entry.phase is not HostPhase.READY:
         return found
     found = replace(found, entry=_remember(context, found), is_noted=True)
     try:
         with _as_host_error():
-            context.keys.container_client_key(entry.host_id)
+            context.keys.container_client_key(found.host_id)
     # One that is missing or damaged is this host's trouble alone.
     except VpsDockerError as error:
         return replace(found, problem=error)
@@ -185,8 +183,8 @@ def unless_destroyed(context: ProviderContext, observed: ObservedHost) -> Observ
         return observed
     current = context.local_store.read(observed.host_id)
     if current is None:
-        return replace(observed, reading=None, problem=None, is_gone=True)
-    return replace(observed, entry=current, reading=None, problem=None, is_being_made=True)
+        return ObservedHost(observed.entry, is_gone=True)
+    return ObservedHost(current, is_being_made=True)
 
 
 def with_attendance(context: ProviderContext, observed: ObservedHost) -> ObservedHost:

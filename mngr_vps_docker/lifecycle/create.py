@@ -47,7 +47,6 @@ from imbue.mngr_vps_docker.ssh.pipeline import Pipeline
 from imbue.mngr_vps_docker.ssh.user_config import refuse_forwarding
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
-from imbue.mngr_vps_docker.state.vps_state import HostReading
 from imbue.mngr_vps_docker.text import logger
 
 # Clouds have images whose root must set a password, or may not log in, until cloud-init has run.
@@ -83,10 +82,7 @@ def create_host(context: ProviderContext, request: CreateRequest) -> ObservedHos
                     logger.debug("Creating {} failed: {}", request.name, line)
             raise _explained(creation, error) from error
         context.local_store.await_agent(request.host_id)
-    return ObservedHost(
-        entry=creation.entry,
-        reading=HostReading(request.host_id, record=creation.record, container=creation.container),
-    )
+    return ObservedHost(creation.entry, is_read=True, vps_record=creation.record, container=creation.container)
 
 
 def _explained(creation: Creation, error: Exception) -> MngrError:

@@ -95,20 +95,20 @@ class PlannedChange:
         self._record: VpsDockerHostRecord | None = None
         self._commands: list[RemoteCommand[bool]] = []
         self._results: list[Pending[bool]] = []
-        reading = host.observed.reading
-        if reading is None or reading.record is None or (is_in_data_json and not reading.is_volume_read):
+        observed = host.observed
+        if observed.vps_record is None or (is_in_data_json and not observed.is_volume_read):
             return
-        record = _changed_record(reading.record, change)
-        commands = [host.store.replace_record_command(reading.record, record)]
-        if is_in_data_json and reading.data_json_sha256 is not None:
+        record = _changed_record(observed.vps_record, change)
+        commands = [host.store.replace_record_command(observed.vps_record, record)]
+        if is_in_data_json and observed.data_json_sha256 is not None:
             try:
-                old = CertifiedHostData.model_validate(reading.data_json)
+                old = CertifiedHostData.model_validate(observed.data_json)
             except ValidationError:
                 return
             data = _with_owned_fields(old, record.certified_host_data)
             volume = host.volume
             commands.append(
-                volume.replace_file_command("data.json", _content(data), expected_sha256=reading.data_json_sha256)
+                volume.replace_file_command("data.json", _content(data), expected_sha256=observed.data_json_sha256)
             )
         self._record, self._commands = record, commands
 
@@ -209,8 +209,7 @@ def remove_persisted_agent_data(host: HostAccess, agent_id: AgentId) -> None:
 
 
 def _has_live_agent(host: HostAccess, agent_id: str) -> bool:
-    reading = host.observed.reading
-    return reading is not None and any(agent.get("id") == agent_id for agent in reading.live_agents)
+    return any(agent.get("id") == agent_id for agent in host.observed.live_agents)
 
 
 @contextmanager

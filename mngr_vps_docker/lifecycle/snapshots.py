@@ -84,9 +84,9 @@ def delete_snapshot(host: HostAccess, snapshot_id: SnapshotId) -> None:
 def _remove_unlisted_images(host: HostAccess, images: Iterable[ImageInfo]) -> None:
     """Remove those ``images`` of which no record knows, except those that another machine may be about to list."""
     observed = host.observed
-    if observed.reading is None or observed.reading.record is None or observed.container is None:
+    if observed.vps_record is None or observed.container is None:
         return
-    config = observed.reading.record.config
+    config = observed.vps_record.config
     used = {observed.container.image_id, observed.container.image, None if config is None else config.image}
     listed = {snapshot.id for snapshot in observed.certified_data.snapshots}
     made_before = datetime.now(UTC) - timedelta(seconds=host.context.timings.unlisted_snapshot_seconds)

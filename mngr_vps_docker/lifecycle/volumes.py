@@ -21,9 +21,7 @@ def list_volumes(context: ProviderContext, observed_hosts: Sequence[ObservedHost
     Raises ProviderUnavailableError if any host could not be read: mngr's gc deletes the volumes of hosts that it did
     not see, and goes on without this provider's.
     """
-    unread = [
-        observed.name for observed in observed_hosts if observed.problem is not None and observed.reading is None
-    ]
+    unread = [observed.name for observed in observed_hosts if observed.problem is not None and not observed.is_read]
     if unread:
         reason = f"Volumes are not listed while hosts cannot be read: {', '.join(unread)}"
         raise ProviderUnavailableError(context.provider_name, reason)
@@ -35,12 +33,12 @@ def list_volumes(context: ProviderContext, observed_hosts: Sequence[ObservedHost
             host_id=observed.host_id,
         )
         for observed in observed_hosts
-        if observed.reading is not None and observed.record is not None
+        if observed.is_read and observed.record is not None
     ]
 
 
 def volume_for_host(host: HostAccess) -> HostVolume | None:
     """The host's folder of mngr, readable while the host is stopped; None while its VPS cannot be read."""
-    if host.observed.reading is None or host.observed.record is None:
+    if not host.observed.is_read or host.observed.record is None:
         return None
     return HostVolume(volume=host.volume)

@@ -1,8 +1,6 @@
 """Where things are on a state volume, and reading all of it at once."""
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from imbue.mngr.primitives import AgentId, HostId
@@ -10,36 +8,20 @@ from imbue.mngr_vps_docker.errors import HostRecordError
 from imbue.mngr_vps_docker.primitives import HOST_ID_PATTERN
 from imbue.mngr_vps_docker.state.agent_data import AGENT_ID, decode_agent_data
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, decode_record
-from imbue.mngr_vps_docker.state.volume_scripts import archive_small_files, parse_files
+from imbue.mngr_vps_docker.state.volume_scripts import parse_files
 from imbue.mngr_vps_docker.text import logger
 from imbue.mngr_vps_docker.untrusted import UnusableDataError
 
 _SAFE_ID: Final = re.compile(f"{HOST_ID_PATTERN}|{AGENT_ID}")
 _STATE_FILE: Final = re.compile(rf"host_state/({HOST_ID_PATTERN})(?:/({AGENT_ID}))?\.json")
-# A VPS holds the record of one host.
-_FILE_LIMIT_BYTES: Final = 16 << 20
-_TOTAL_LIMIT_BYTES: Final = 64 << 20
-_COUNT_LIMIT: Final = 20_000
-# What all of that may be when it arrives, as base64 and with what else is read of a VPS.
-STATE_OUTPUT_BYTES: Final = 128 << 20
-# Patterns of every record and every agent's data.
-EVERY_STATE_FILE: Final = ("host_state/*.json", "host_state/*/*.json")
+# What the files of two volumes may be when they arrive, as base64 and with what else is read of a VPS.
+STATE_OUTPUT_BYTES: Final = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class StoredState:
-    """All that a state volume holds.
+type Records = dict[HostId, VpsDockerHostRecord | HostRecordError]
+"""What is kept of hosts: for a record that cannot be read, why. Such a host exists all the same."""
 
-    ``unreadable_host_ids`` are hosts that have a record which cannot be read: they exist, and nothing may be concluded
-    from their absence in ``records``.
-    """
-
-    records: Mapping[HostId, VpsDockerHostRecord]
-    agents: Mapping[HostId, list[dict[str, Any]]]
-    unreadable_host_ids: tuple[HostId, ...] = ()
-
-
-NOTHING_STORED: Final = StoredState({}, {})
+type KeptAgents = dict[HostId, list[dict[str, Any]]]
 
 
 def record_path(host_id: HostId) -> str:
@@ -57,34 +39,18 @@ def agent_path(host_id: HostId, agent_id: AgentId) -> str:
     return f"{agents_path(host_id)}/{_safe(agent_id)}.json"
 
 
-def state_files_of_agents(host_id: HostId) -> tuple[str, ...]:
-    """The pattern of the data of one host's agents."""
-    return (f"{agents_path(host_id)}/*.json",)
+def parse_state(line: bytes, *, where: str) -> tuple[Records, KeptAgents]:
+    """Read what ``archive_small_files`` printed in the root of the volume ``where``.
 
-
-def state_files_script(patterns: Iterable[str]) -> str:
-    """Shell text that prints files of the volume in whose root it runs, for ``parse_state``."""
-    return archive_small_files(
-        patterns,
-        file_limit_bytes=_FILE_LIMIT_BYTES,
-        total_limit_bytes=_TOTAL_LIMIT_BYTES,
-        count_limit=_COUNT_LIMIT,
-    )
-
-
-def parse_state(line: bytes, *, where: str) -> StoredState:
-    """Read what ``state_files_script`` printed on the volume ``where``.
-
-    A file that cannot be read costs that one record, is logged by name, and its host is named as unreadable. Raises
-    HostRecordError if the whole cannot be read.
+    A file that cannot be read costs no other, and is logged by name. Raises HostRecordError if the whole cannot be
+    read.
     """
     try:
         files = parse_files(line)
     except ValueError as error:
         raise HostRecordError(f"The records on {where} cannot be read: {error}") from error
-    records: dict[HostId, VpsDockerHostRecord] = {}
-    agents: dict[HostId, list[dict[str, Any]]] = {}
-    unreadable: list[HostId] = []
+    records: Records = {}
+    agents: KeptAgents = {}
     for path in sorted(files.contents.keys() | files.unread):
         name = _STATE_FILE.fullmatch(path)
         if name is None:
@@ -102,8 +68,8 @@ def parse_state(line: bytes, *, where: str) -> StoredState:
         except (HostRecordError, UnusableDataError) as error:
             logger.warning("Left out {} on {}: {}", path, where, error)
             if agent_id is None:
-                unreadable.append(host_id)
-    return StoredState(records, agents, tuple(unreadable))
+                records[host_id] = HostRecordError(str(error))
+    return records, agents
 
 
 def _safe(identifier: HostId | AgentId) -> str:

@@ -28,8 +28,10 @@ LOCK_TIMEOUT_SECONDS: Final = 30
 # Beside this module, so that it can be read, checked and run by itself.
 _READER: Final = Path(__file__).with_name("volume_reader.py").read_text()
 _READ_TIMEOUT_SECONDS: Final = 10
-# In one volume: more than a host has, and few enough for what an agent or a VPS makes up.
-_MOST_FILES: Final = 20_000
+# Of one volume: more than a host has, and few enough for what an agent or a VPS makes up.
+_MOST_FILES: Final = 2_000
+_FILE_LIMIT_BYTES: Final = 8 << 20
+_TOTAL_LIMIT_BYTES: Final = 16 << 20
 # What the reader prints last. It is no base64 of whole bytes.
 _END_OF_FILES: Final = b"end"
 
@@ -69,14 +71,18 @@ def lock(directory: str) -> str:
 
 
 def archive_small_files(
-    patterns: Iterable[str], *, file_limit_bytes: int, total_limit_bytes: int, count_limit: int
+    patterns: Iterable[str],
+    *,
+    file_limit_bytes: int = _FILE_LIMIT_BYTES,
+    total_limit_bytes: int = _TOTAL_LIMIT_BYTES,
+    count_limit: int = _MOST_FILES,
 ) -> str:
     """Shell text that prints one line with the files that ``patterns`` stand for; see ``volume_reader``.
 
     Bounded in every direction, in time too, since a container may have written what is there. Symbolic links are not
     followed, whatever takes the place of what meanwhile.
     """
-    limits = (str(file_limit_bytes), str(total_limit_bytes), str(min(count_limit, _MOST_FILES)))
+    limits = (str(file_limit_bytes), str(total_limit_bytes), str(count_limit))
     # -I: no module is taken from the volume, where this runs. -S: nothing but the standard library is needed.
     read = join(["timeout", str(_READ_TIMEOUT_SECONDS), "python3", "-IS", "-c", _READER, *limits, *patterns])
     return f"""\

@@ -136,7 +136,7 @@ def main() -> None:
     seconds = time.monotonic() - began
     # Not by getrusage(2), which counts the program in whose place this one was started, too.
     (memory_kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    read = [observed for observed in provider._hosts.seen() if observed.reading is not None]
+    read = [observed for observed in provider._hosts.seen() if observed.is_read]
     answer = {"seconds": seconds, "hosts": len(hosts), "read": len(read), "memory_bytes": int(memory_kib) << 10}
     sys.stdout.write(json.dumps(answer))
 

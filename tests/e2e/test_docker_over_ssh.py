@@ -32,11 +32,13 @@ from imbue.mngr_vps_docker.docker.errors import (
 from imbue.mngr_vps_docker.docker_over_ssh import ContainerSpec, DockerOverSsh
 from imbue.mngr_vps_docker.errors import HostRecordError, VpsConnectionError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostRecord, VpsDockerHostStore
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
+from imbue.mngr_vps_docker.hosts.vps_state import read_vps
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.shell import join, shell_argv
 from imbue.mngr_vps_docker.state.host_volume import HostVolumeOverSsh
-from imbue.mngr_vps_docker.state.vps_state import read_vps_state
+from support.builders import local_record_of
 from support.loopback_sshd import LoopbackSshd
 
 IMAGE = image_of_base("bookworm")
@@ -316,7 +318,7 @@ def test_an_unreachable_machine_is_not_reported_as_empty(real: Engine, tmp_path:
             lambda: docker.list_containers({"x": None}),
             lambda: docker.exec("x", "true", purpose="try", timeout_seconds=5).checked(),
             lambda: VpsDockerHostStore(connection, "x").list_all_host_records(),
-            lambda: read_vps_state(connection, state_volume="x"),
+            lambda: read_vps(ObservedHost(local_record_of(HostId())), connection, state_volume="x"),
         ):
             with pytest.raises(VpsConnectionError):
                 question()
@@ -328,7 +330,8 @@ def test_records_and_the_files_of_a_stopped_host(real: Engine) -> None:
     store = VpsDockerHostStore(connection, state_volume)
     with pytest.raises(HostRecordError, match="no such volume"):
         store.list_all_host_records()
-    assert not read_vps_state(connection, state_volume=state_volume).has_state_volume
+    seen_before = ObservedHost(local_record_of(host_id, record=None))
+    assert not read_vps(seen_before, connection, state_volume=state_volume).is_read
     docker.create_volume(state_volume)
     data = CertifiedHostData(host_id=host_id, host_name="h1", created_at=now, updated_at=now)
     store.write_host_record(VpsDockerHostRecord(certified_host_data=data, vps_ip="::1"))
@@ -349,14 +352,11 @@ def test_records_and_the_files_of_a_stopped_host(real: Engine) -> None:
         assert docker.exec(container, "cat /mngr-vol/data.json", purpose="look", timeout_seconds=20).text == '{"x": 1}'
         docker.exec(container, "echo PAUSED > /mngr-vol/stop_reason", purpose="write", timeout_seconds=20).checked()
         docker.stop_container(container, timeout_seconds=1)
-        reading = read_vps_state(connection, state_volume=state_volume).hosts[host_id]
-        assert reading.record is not None and reading.record.vps_ip == "::1"
-        assert (reading.data_json, reading.stop_reason) == ({"x": 1}, "PAUSED")
-        assert reading.live_agents == reading.persisted_agents == (agent,)
-        assert reading.container is not None and (reading.container.id, reading.container.status) == (
-            container,
-            "exited",
-        )
+        found = read_vps(seen_before, connection, state_volume=state_volume)
+        assert found.vps_record is not None and found.vps_record.vps_ip == "::1"
+        assert (found.data_json, found.stop_word) == ({"x": 1}, "PAUSED")
+        assert found.live_agents == found.kept_agents == (agent,)
+        assert found.container is not None and (found.container.id, found.container.status) == (container, "exited")
         assert volume.read_file("stop_reason") == b"PAUSED\n"
     finally:
         docker.remove_container(container)

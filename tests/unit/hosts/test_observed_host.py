@@ -13,7 +13,6 @@ from imbue.mngr_vps_docker.hosts.host_access import HostAccess
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
-from imbue.mngr_vps_docker.state.vps_state import HostReading
 from support.builders import LONG_AGO, local_record_of, record_of
 from support.world import World
 
@@ -38,9 +37,9 @@ def container(status: str) -> ContainerInfo:
     )  # fmt: skip
 
 
-def reading(status: str | None, **changes: object) -> HostReading:
-    values = {"record": record(), "container": None if status is None else container(status)}
-    return HostReading(HOST_ID, **(values | changes))  # type: ignore[arg-type]
+def read(local_record: LocalHostRecord, status: str | None, **changes: object) -> ObservedHost:
+    values = {"vps_record": record(), "container": None if status is None else container(status), **changes}
+    return ObservedHost(local_record, is_read=True, **values)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -55,38 +54,32 @@ class Case:
 
 
 CASES = {
-    "runs": Case(ObservedHost(entry(), reading("running")), HostState.RUNNING, is_online=True, is_garbage=True),
+    "runs": Case(read(entry(), "running"), HostState.RUNNING, is_online=True, is_garbage=True),
     "runs with an agent": Case(
-        ObservedHost(entry(), reading("running", live_agents=(AGENT,))),
+        read(entry(), "running", live_agents=(AGENT,)),
         HostState.RUNNING,
         is_online=True,
         agents=("a1",),
     ),
-    "runs, and refuses us": Case(ObservedHost(entry(), reading("running"), REFUSED), HostState.UNAUTHENTICATED),
-    "was stopped": Case(
-        ObservedHost(entry(), reading("exited", stop_reason="STOPPED")), HostState.STOPPED, is_garbage=True
-    ),
-    "went idle": Case(
-        ObservedHost(entry(), reading("exited", stop_reason="PAUSED")), HostState.PAUSED, is_garbage=True
-    ),
+    "runs, and refuses us": Case(read(entry(), "running", problem=REFUSED), HostState.UNAUTHENTICATED),
+    "was stopped": Case(read(entry(), "exited", stop_word="STOPPED"), HostState.STOPPED, is_garbage=True),
+    "went idle": Case(read(entry(), "exited", stop_word="PAUSED"), HostState.PAUSED, is_garbage=True),
     "is paused by Docker's own means": Case(
-        ObservedHost(entry(record=record("STOPPED")), reading("paused", record=record("STOPPED"))), HostState.PAUSED
+        read(entry(record=record("STOPPED")), "paused", vps_record=record("STOPPED")), HostState.PAUSED
     ),
     "was stopped with an agent": Case(
-        ObservedHost(entry(), reading("exited", stop_reason="STOPPED", persisted_agents=(AGENT,))),
+        read(entry(), "exited", stop_word="STOPPED", kept_agents=(AGENT,)),
         HostState.STOPPED,
         agents=("a1",),
     ),
-    "crashed": Case(ObservedHost(entry(), reading("exited")), HostState.CRASHED, is_garbage=True),
-    "crashed with an agent": Case(
-        ObservedHost(entry(), reading("exited", live_agents=(AGENT,))), HostState.CRASHED, agents=("a1",)
-    ),
+    "crashed": Case(read(entry(), "exited"), HostState.CRASHED, is_garbage=True),
+    "crashed with an agent": Case(read(entry(), "exited", live_agents=(AGENT,)), HostState.CRASHED, agents=("a1",)),
     "says nonsense about its stop": Case(
-        ObservedHost(entry(), reading("exited", stop_reason="DESTROYED", live_agents=(AGENT,))),
+        read(entry(), "exited", stop_word="DESTROYED", live_agents=(AGENT,)),
         HostState.CRASHED,
         agents=("a1",),
     ),
-    "has lost its container": Case(ObservedHost(entry(), reading(None)), HostState.CRASHED),
+    "has lost its container": Case(read(entry(), None), HostState.CRASHED),
     "does not answer": Case(ObservedHost(entry(), problem=UNREACHABLE), HostState.RUNNING),
     "does not answer, with an agent": Case(
         ObservedHost(entry(agents=(AGENT,)), problem=UNREACHABLE), HostState.RUNNING, agents=("a1",)
@@ -96,13 +89,13 @@ CASES = {
     ),
     "refuses our key": Case(ObservedHost(entry(), problem=REFUSED), HostState.UNAUTHENTICATED),
     "has an unreadable record, but we know it": Case(
-        ObservedHost(entry(), reading("running", record=None, is_record_unreadable=True)),
+        read(entry(), "running", vps_record=None, is_record_unreadable=True),
         HostState.RUNNING,
         is_online=True,
         is_garbage=True,
     ),
     "has an unreadable record": Case(
-        ObservedHost(entry(record=None), reading("running", record=None, is_record_unreadable=True)),
+        read(entry(record=None), "running", vps_record=None, is_record_unreadable=True),
         HostState.FAILED,
         agents=("h1",),
     ),
@@ -139,18 +132,18 @@ CASES = {
         ObservedHost(entry(gone_since=datetime.now(UTC)), is_gone=True), HostState.DESTROYED
     ),
     "got no agent before mngr ended": Case(
-        ObservedHost(entry(), reading("running", is_volume_read=True), is_abandoned=True),
+        read(entry(), "running", is_volume_read=True, is_abandoned=True),
         HostState.FAILED,
         is_garbage=True,
         agents=("h1",),
     ),
     "got none that could be read before mngr ended": Case(
-        ObservedHost(entry(), reading("running", is_volume_read=False), is_abandoned=True),
+        read(entry(), "running", is_volume_read=False, is_abandoned=True),
         HostState.FAILED,
         agents=("h1",),
     ),
     "was recorded as failed": Case(
-        ObservedHost(entry(), reading(None, record=record(failure_reason="the image was lost"))),
+        read(entry(), None, vps_record=record(failure_reason="the image was lost")),
         HostState.FAILED,
         agents=("h1",),
     ),
@@ -172,7 +165,7 @@ def test_a_host_that(name: str) -> None:
 
 
 def test_a_vps_that_needs_a_reboot_says_so_and_is_used_as_before(world: World) -> None:
-    observed = ObservedHost(entry(), reading("running", needs_reboot=True))
+    observed = read(entry(), "running", needs_reboot=True)
     row = host_details(HostAccess(world.context, observed), None)
     assert "`mngr exec <agent> --outer reboot`" in str(row.failure_reason)
     assert (row.state, observed.is_online, observed.certified_data.failure_reason) == (HostState.RUNNING, True, None)

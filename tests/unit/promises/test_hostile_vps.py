@@ -23,13 +23,14 @@ from imbue.mngr_vps_docker.errors import VpsProvisioningError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.hosts.listing import read_resources
 from imbue.mngr_vps_docker.hosts.mngr_hosts import outer_host
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
+from imbue.mngr_vps_docker.hosts.vps_state import read_vps
 from imbue.mngr_vps_docker.lifecycle.vps_identity import generate_host_key
 from imbue.mngr_vps_docker.ssh.pipeline import Pipeline
 from imbue.mngr_vps_docker.state.host_volume import HostVolumeOverSsh
 from imbue.mngr_vps_docker.state.record import encode_record
-from imbue.mngr_vps_docker.state.vps_state import read_vps_state
 from imbue.mngr_vps_docker.text import printable_data
-from support.builders import container_of, record_of
+from support.builders import container_of, local_record_of, record_of
 from support.world import ScriptedMachine, World, agent_names, discovered, rows
 
 MIB = 1 << 20
@@ -110,7 +111,7 @@ def check(world: World, corrupted: HostId, healthy: HostId, hostile: ScriptedMac
     tracemalloc.start()
     try:
         with suppress(BaseMngrError):
-            read_vps_state(hostile, state_volume="s")
+            read_vps(ObservedHost(local_record_of(corrupted)), hostile, state_volume="s")
         process = world.process()
         found = discovered(process)
         listed, shown = agent_names(found), rows(process, found)
@@ -129,9 +130,9 @@ def check(world: World, corrupted: HostId, healthy: HostId, hostile: ScriptedMac
 
 def test_a_true_answer_is_believed(world: World, corrupted: HostId, hostile: ScriptedMachine) -> None:
     hostile.stdout = answer(corrupted, f"host_state/{corrupted}.json", as_json)
-    reading = read_vps_state(hostile, state_volume="s").hosts[corrupted]
-    assert reading.record and reading.container and reading.data_json
-    assert [agent["id"] for agent in (*reading.persisted_agents, *reading.live_agents)] == [AGENT["id"]] * 2
+    found = read_vps(ObservedHost(local_record_of(corrupted)), hostile, state_volume="s")
+    assert found.vps_record and found.container and found.data_json
+    assert [agent["id"] for agent in (*found.kept_agents, *found.live_agents)] == [AGENT["id"]] * 2
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,13 +10,17 @@ from threading import Event
 from typing import Any
 
 import pytest
+from loguru import logger
 
 from imbue.mngr.primitives import AgentId, HostId
 from imbue.mngr_vps_docker.docker.errors import DaemonNotRunningError, DockerError
+from imbue.mngr_vps_docker.errors import HostRecordError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
-from imbue.mngr_vps_docker.state import volume_scripts, vps_state
-from imbue.mngr_vps_docker.state.vps_state import NEEDS_REBOOT_SCRIPT, HostReading, read_vps_state
-from support.builders import container_of, record_of
+from imbue.mngr_vps_docker.hosts import vps_state
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
+from imbue.mngr_vps_docker.hosts.vps_state import NEEDS_REBOOT_SCRIPT, read_vps
+from imbue.mngr_vps_docker.state import volume_scripts
+from support.builders import container_of, local_record_of, record_of
 from support.local_machine import LocalMachine
 
 # linux/fcntl.h, linux/fs.h
@@ -45,15 +49,13 @@ def _host_volume(machine: LocalMachine, name: str, agents: list[dict[str, Any]])
     return volume
 
 
-def _read_only_host(machine: LocalMachine) -> HostReading:
-    state = read_vps_state(machine, state_volume="state")
-    (reading,) = state.hosts.values()
-    return reading
+def _read(machine: LocalMachine, host_id: HostId, container: str | None = None) -> ObservedHost:
+    seen = ObservedHost(local_record_of(host_id, record=None))
+    return read_vps(seen, machine, state_volume="state", container=container)
 
 
-def test_an_empty_vps_has_no_hosts(machine: LocalMachine) -> None:
-    state = read_vps_state(machine, state_volume="state")
-    assert (dict(state.hosts), state.has_state_volume) == ({}, False)
+def test_an_empty_vps_says_nothing_of_its_host(machine: LocalMachine) -> None:
+    assert not _read(machine, HostId()).is_read
 
 
 def test_all_of_a_host_is_read_in_one_round_trip(machine: LocalMachine) -> None:
@@ -65,17 +67,17 @@ def test_all_of_a_host_is_read_in_one_round_trip(machine: LocalMachine) -> None:
     _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [live])
     _set_containers(machine, container_of(host_id))
     machine.commands.clear()
-    reading = _read_only_host(machine)
+    found = _read(machine, host_id)
     assert len(machine.commands) == 1
-    assert reading.record is not None and reading.record.host_id == host_id
-    assert reading.persisted_agents == (kept,)
-    assert reading.live_agents == (live,)
-    assert reading.data_json == {"host_name": "live"}
-    assert reading.stop_reason == "PAUSED"
-    assert reading.is_volume_read
-    assert reading.container is not None and reading.container.is_running
-    assert reading.container.memory_bytes == 64 << 20
-    assert reading.container.finished_at is None
+    assert found.vps_record is not None and found.vps_record.host_id == host_id
+    assert found.kept_agents == (kept,)
+    assert found.live_agents == (live,)
+    assert found.data_json == {"host_name": "live"}
+    assert found.stop_word == "PAUSED"
+    assert found.is_volume_read
+    assert found.container is not None and found.container.is_running
+    assert found.container.memory_bytes == 64 << 20
+    assert found.container.finished_at is None
 
 
 @pytest.mark.parametrize(("said", "expected"), [("echo reboot\n", True), ("", False)])
@@ -84,8 +86,9 @@ def test_a_reboot_that_a_vps_needs_is_read_with_its_hosts(
 ) -> None:
     monkeypatch.setattr(vps_state, "NEEDS_REBOOT_SCRIPT", said)
     machine.volume("state")
-    _write_record(machine, HostId())
-    assert _read_only_host(machine).needs_reboot is expected
+    host_id = HostId()
+    _write_record(machine, host_id)
+    assert _read(machine, host_id).needs_reboot is expected
 
 
 def test_a_volume_of_any_name_is_found_by_the_record(machine: LocalMachine) -> None:
@@ -94,16 +97,16 @@ def test_a_volume_of_any_name_is_found_by_the_record(machine: LocalMachine) -> N
     _write_record(machine, host_id, volume_name="an.old_name")
     _host_volume(machine, "an.old_name", [])
     _host_volume(machine, "somebody-elses", [])
-    assert _read_only_host(machine).data_json == {"host_name": "live"}
+    assert _read(machine, host_id).data_json == {"host_name": "live"}
 
 
 def test_a_host_without_a_record_is_known_by_its_container_and_volume(machine: LocalMachine) -> None:
     host_id = HostId()
     _host_volume(machine, f"mngr-host-vol-{host_id.get_uuid().hex}", [])
     _set_containers(machine, container_of(host_id, "exited"), container_of("nonsense", container_id="c2"))
-    reading = _read_only_host(machine)
-    assert (reading.host_id, reading.record, reading.stop_reason) == (host_id, None, "PAUSED")
-    assert reading.container is not None and not reading.container.is_running
+    found = _read(machine, host_id)
+    assert (found.host_id, found.vps_record, found.stop_word) == (host_id, None, "PAUSED")
+    assert found.container is not None and not found.container.is_running
 
 
 def test_a_host_that_stops_just_then_has_stopped_in_order(machine: LocalMachine) -> None:
@@ -121,9 +124,9 @@ def test_a_host_that_stops_just_then_has_stopped_in_order(machine: LocalMachine)
 
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(stop_as_soon_as_docker_is_asked)
-        state = read_vps_state(machine, state_volume="state", container="c")
+        found = _read(machine, host_id, "c")
         stopping.result(timeout=30)
-    assert state.hosts[host_id].stop_reason == "PAUSED"
+    assert found.stop_word == "PAUSED"
 
 
 def test_of_several_containers_the_recorded_one_counts(machine: LocalMachine) -> None:
@@ -131,7 +134,7 @@ def test_of_several_containers_the_recorded_one_counts(machine: LocalMachine) ->
     machine.volume("state")
     _write_record(machine, host_id)
     _set_containers(machine, container_of(host_id, container_id="c2"), container_of(host_id, "exited"))
-    container = _read_only_host(machine).container
+    container = _read(machine, host_id).container
     assert container is not None and container.id == "c1"
 
 
@@ -139,23 +142,22 @@ def test_an_unreadable_record_is_not_an_absent_host(machine: LocalMachine) -> No
     host_id = HostId()
     (machine.volume("state") / "host_state").mkdir()
     (machine.volumes / "state" / "host_state" / f"{host_id}.json").write_text("{")
-    state = read_vps_state(machine, state_volume="state")
-    assert state.unreadable_host_ids == (host_id,)
-    assert state.hosts[host_id].is_record_unreadable
+    found = _read(machine, host_id)
+    assert (found.is_read, found.is_record_unreadable) == (True, True)
 
 
 def test_a_daemon_that_is_down_is_an_error(machine: LocalMachine) -> None:
     machine.volume("state")
     (machine.volumes / ".daemon-down").touch()
     with pytest.raises(DaemonNotRunningError):
-        read_vps_state(machine, state_volume="state")
+        _read(machine, HostId())
 
 
 def test_what_docker_says_of_containers_is_checked(machine: LocalMachine) -> None:
     (machine.volumes / ".container-ids").write_text("c1\n")
     (machine.volumes / ".containers").write_text('[{"Id": 1}]')
     with pytest.raises(DockerError, match="cannot be read"):
-        read_vps_state(machine, state_volume="state")
+        _read(machine, HostId())
 
 
 def test_what_a_container_wrote_cannot_lead_out_or_claim_to_be_another_agent(
@@ -177,8 +179,8 @@ def test_what_a_container_wrote_cannot_lead_out_or_claim_to_be_another_agent(
     other = volume / "agents" / AgentId()
     other.mkdir()
     (other / "data.json").write_text(json.dumps(good))
-    reading = _read_only_host(machine)
-    assert (reading.data_json, reading.stop_reason, reading.live_agents) == (None, None, (good,))
+    found = _read(machine, host_id)
+    assert (found.data_json, found.stop_word, found.live_agents) == (None, None, (good,))
 
 
 def test_a_volume_that_holds_too_much_costs_only_itself(machine: LocalMachine) -> None:
@@ -190,16 +192,44 @@ def test_a_volume_that_holds_too_much_costs_only_itself(machine: LocalMachine) -
         agent = volume / "agents" / AgentId()
         agent.mkdir(parents=True)
         (agent / "data.json").write_bytes(b"x" * (8 << 20))
-    reading = _read_only_host(machine)
-    assert reading.record is not None
-    assert not reading.is_volume_read
+    found = _read(machine, host_id)
+    assert found.vps_record is not None
+    assert not found.is_volume_read
 
 
 def test_a_container_of_the_known_name_is_looked_at_alone(machine: LocalMachine) -> None:
     host_id, other_id = HostId.generate(), HostId.generate()
     _set_containers(machine, container_of(host_id), container_of(other_id, container_id="c2"))
-    assert read_vps_state(machine, state_volume="state", container="name-of-c1").hosts.keys() == {host_id}
-    assert read_vps_state(machine, state_volume="state", container="name-of-c3").hosts.keys() == {host_id, other_id}
+    (machine.volumes / ".container-ids").unlink()
+    assert _read(machine, host_id, "name-of-c1").container is not None
+    assert _read(machine, host_id, "name-of-c3").container is None
+
+
+def test_what_is_of_another_host_is_named_and_not_believed(machine: LocalMachine) -> None:
+    host_id, other_id = HostId.generate(), HostId.generate()
+    machine.volume("state")
+    _write_record(machine, other_id)
+    _set_containers(machine, container_of(other_id, container_id="c2"))
+    _host_volume(machine, f"mngr-host-vol-{other_id.get_uuid().hex}", [{"id": AgentId()}])
+    said: list[str] = []
+    sink = logger.add(said.append, level="WARNING", format="{message}")
+    found = _read(machine, host_id)
+    logger.remove(sink)
+    assert found == ObservedHost(found.entry)
+    (line,) = said
+    assert f"{other_id}.json" in line and "container name-of-c2" in line
+
+
+def test_a_state_volume_that_holds_too_much_is_one_clear_error(machine: LocalMachine) -> None:
+    host_id = HostId.generate()
+    machine.volume("state")
+    _write_record(machine, host_id)
+    folder = machine.volumes / "state" / "host_state" / host_id
+    folder.mkdir()
+    for _ in range(3):
+        (folder / f"{AgentId()}.json").write_bytes(b"x" * (7 << 20))
+    with pytest.raises(HostRecordError, match="more than can be read"):
+        _read(machine, host_id)
 
 
 def test_a_volume_that_takes_too_long_to_search_costs_only_itself(
@@ -213,8 +243,8 @@ def test_a_volume_that_takes_too_long_to_search_costs_only_itself(
     slow.write_text('#!/bin/sh\ncase $(pwd) in *mngr-host-vol-*) exec sleep 600;; esac\nexec /usr/bin/python3 "$@"\n')
     slow.chmod(0o755)
     monkeypatch.setattr(volume_scripts, "_READ_TIMEOUT_SECONDS", 1)
-    reading = _read_only_host(machine)
-    assert (reading.record is not None, reading.is_volume_read) == (True, False)
+    found = _read(machine, host_id)
+    assert (found.vps_record is not None, found.is_volume_read) == (True, False)
 
 
 @contextmanager
@@ -250,8 +280,8 @@ def test_a_link_swapped_in_for_a_folder_or_file_leads_nowhere(machine: LocalMach
         secret.write_text(json.dumps(agent | {"labels": {"from": "outside"}}))
         (inside / link).symlink_to(secret.parent if is_folder else secret)
     with _exchanged_all_the_time((folder, inside / "folder link"), (file, inside / "file link")):
-        readings = [_read_only_host(machine) for _ in range(200)]
-    assert {found["labels"]["from"] for reading in readings for found in reading.live_agents} == {"the volume"}
+        seen = [_read(machine, host_id) for _ in range(200)]
+    assert {agent["labels"]["from"] for found in seen for agent in found.live_agents} == {"the volume"}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ Nothing is concluded from silence. A VPS that cannot be read keeps its host in t
 reason; only the cloud's own word that an instance does not exist makes a host count as gone.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,17 +15,8 @@ from imbue.mngr_vps_docker.errors import VpsApiError, VpsConnectionError, VpsDoc
 from imbue.mngr_vps_docker.hosts.cloud_resources import UploadedKey, delete_leftover_keys, uploaded_keys
 from imbue.mngr_vps_docker.hosts.host_access import HOST_ID_TAG, HOST_NAME_TAG, PROVIDER_TAG, ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.hosts.prefetch import Prefetch, answer_in_time, looking_at_each
 from imbue.mngr_vps_docker.hosts.timings import Patience
-from imbue.mngr_vps_docker.hosts.vps_reader import (
-    MAX_PARALLEL_READINGS,
-    accept_reported_name,
-    ask,
-    observe,
-    save,
-    unless_destroyed,
-    with_attendance,
-)
+from imbue.mngr_vps_docker.hosts.vps_reader import MAX_PARALLEL_READINGS, Prefetch, Read, VpsReader
 from imbue.mngr_vps_docker.primitives import VpsInstanceStatus, replace
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.text import logger
@@ -33,7 +24,7 @@ from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo
 
 
 def discover(
-    context: ProviderContext,
+    reader: VpsReader,
     found_by_package: Mapping[HostId, LocalHostRecord],
     just_seen: Mapping[HostId, ObservedHost],
     *,
@@ -46,16 +37,15 @@ def discover(
     the others take: its host is as last seen then, with its late answer. Raises ProviderUnavailableError if the cloud
     cannot be asked.
     """
-    with _readers() as pool:
+    context = reader.context
+    with _threads() as pool:
         asked_for_keys = pool.submit(uploaded_keys, context)
-        ahead = Prefetch(
-            context,
-            (
-                ObservedHost(entry)
-                for entry in context.local_store.read_all()
-                if entry.gone_since is None and entry.host_id not in just_seen
-            ),
+        probably_there = (
+            ObservedHost(entry)
+            for entry in context.local_store.read_all()
+            if entry.gone_since is None and entry.host_id not in just_seen
         )
+        prefetch = Prefetch(reader, probably_there)
         with asking_the_cloud(context):
             instances = context.client.find_instances({PROVIDER_TAG: context.provider_name})
         keys = asked_for_keys.result()
@@ -64,14 +54,14 @@ def discover(
         entries = {entry.host_id: entry for entry in context.local_store.read_all()}
         delete_leftover_keys(context, entries.values())
 
-        def sightings_of_noted(entry: LocalHostRecord) -> list[ObservedHost]:
-            return _sightings_of_noted(context, entry, by_host.get(entry.host_id, ()))
+        def of_known(entry: LocalHostRecord) -> list[ObservedHost]:
+            return _of_known(reader, entry, by_host.get(entry.host_id, ()))
 
-        observed_hosts = [observed for found in pool.map(sightings_of_noted, entries.values()) for observed in found]
+        observed_hosts = [observed for found in pool.map(of_known, entries.values()) for observed in found]
         if instances is None and not found_by_package:
             _check_that_any_is_told(context, observed_hosts)
         for host_id in by_host.keys() - entries.keys():
-            observed_hosts += _sightings_of_unknown(host_id, by_host[host_id], keys.get(host_id))
+            observed_hosts += _of_unknown(host_id, by_host[host_id], keys.get(host_id))
         known = entries.keys() | by_host.keys()
         is_listed = instances is not None
         observed_hosts = [
@@ -80,63 +70,60 @@ def discover(
                 for observed in observed_hosts
             ),
             *(
-                _sighting_of_package_record(found, is_listed=is_listed)
+                _of_package_record(found, is_listed=is_listed)
                 for host_id, found in found_by_package.items()
                 if host_id not in known
             ),
         ]
         for host_id in keys.keys() - known - found_by_package.keys() if is_listed else ():
-            observed_hosts += _sightings_of_lone_key(context, host_id, keys[host_id])
+            observed_hosts += _of_lone_key(context, host_id, keys[host_id])
 
-        def look(observed: ObservedHost) -> ObservedHost:
-            return _look(context, observed, just_seen.get(observed.host_id), is_listed=is_listed, ask=ahead.answer)
+        def observe(observed: ObservedHost) -> ObservedHost:
+            return _observe(reader, observed, just_seen.get(observed.host_id), prefetch.read, is_listed=is_listed)
 
-        # Whoever has yet to log in does not wait for those that have not.
-        # While they answer: what their hosts are shown by takes a tenth of a second and more to import.
-        with looking_at_each(look, sorted(observed_hosts, key=ahead.has)) as looking:
-            # Those that may be silent come last.
-            seen = {
-                id(observed): answer_in_time(context, observed, task, is_silent_awaited=is_silent_awaited)
-                for observed, task in sorted(looking, key=lambda each: each[0].entry.is_silent)
-            }
-        return _settled(context, [seen[id(observed)] for observed in observed_hosts])
+        # Hosts that need a login first: they must not wait for those that need none.
+        found = reader.read_each(
+            observe, observed_hosts, begins_late=prefetch.has, is_silent_awaited=is_silent_awaited
+        )
+        return _settled(reader, found)
 
 
-def discover_one(context: ProviderContext, host_id: HostId, patience: Patience | None = None) -> ObservedHost | None:
+def discover_one(reader: VpsReader, host_id: HostId, patience: Patience | None = None) -> ObservedHost | None:
     """One host as it is now, asked for alone; None if neither this machine nor the cloud has anything of it.
 
     The cloud is asked only if the VPS does not answer where it was last; if neither does, the host is as last seen.
     The VPS is waited for with ``patience``, or as long as a listing waits.
     """
 
-    def asked(context: ProviderContext, observed: ObservedHost) -> ObservedHost:
-        return ask(context, observed, patience)
+    def read(observed: ObservedHost) -> ObservedHost:
+        return reader.read(observed, patience)
 
+    context = reader.context
     entry = context.local_store.read(host_id)
     seen = None
     if entry is not None and entry.phase is HostPhase.READY and entry.vps_ip is not None and entry.gone_since is None:
-        seen = observe(context, ObservedHost(entry), asked)
+        seen = reader.observe(ObservedHost(entry), read)
     if seen is None or not seen.is_read:
         instances = _instances_of(context, host_id)
         if entry is not None:
-            observed_hosts = _sightings_of_noted(context, entry, instances or ())
+            observed_hosts = _of_known(reader, entry, instances or ())
         else:
-            observed_hosts = _sightings_of_unknown_alone(context, host_id, instances)
+            observed_hosts = _of_unknown_alone(context, host_id, instances)
         if not observed_hosts:
             return None
         is_listed = instances is not None
-        seen = _best([_look(context, observed, seen, is_listed=is_listed, ask=asked) for observed in observed_hosts])
-    return finished(context, seen)
+        seen = _best([_observe(reader, observed, seen, read, is_listed=is_listed) for observed in observed_hosts])
+    return finished(reader, seen)
 
 
-def finished(context: ProviderContext, observed: ObservedHost) -> ObservedHost:
+def finished(reader: VpsReader, observed: ObservedHost) -> ObservedHost:
     """A host that was seen alone, by the name that it can have."""
-    return _finished(context, observed, {entry.host_name for entry in context.local_store.read_all()})
+    return _finished(reader, observed, {entry.host_name for entry in reader.context.local_store.read_all()})
 
 
 @contextmanager
 def asking_the_cloud(context: ProviderContext) -> Iterator[None]:
-    """Have whatever is raised by a provider package's code, where the cloud does not answer, be no empty listing."""
+    """Turn any exception of a provider package into ProviderUnavailableError, never into an empty list."""
     try:
         yield
     except Exception as error:
@@ -144,8 +131,8 @@ def asking_the_cloud(context: ProviderContext) -> Iterator[None]:
 
 
 @contextmanager
-def _readers() -> Iterator[ThreadPoolExecutor]:
-    """Threads for what takes long. Whoever is interrupted does not wait for those who have not begun."""
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads for what takes long. An interruption does not wait for work that has not begun."""
     pool = ThreadPoolExecutor(MAX_PARALLEL_READINGS)
     try:
         yield pool
@@ -184,27 +171,25 @@ def _instances_of(context: ProviderContext, host_id: HostId) -> Sequence[VpsInst
     return None if found is None else tuple(_by_host(found).get(host_id, ()))
 
 
-def _sightings_of_noted(
-    context: ProviderContext, entry: LocalHostRecord, instances: Sequence[VpsInstanceInfo]
-) -> list[ObservedHost]:
-    """A host that this machine has a note of, once for each VPS that may be its own; none if it was just destroyed."""
+def _of_known(reader: VpsReader, entry: LocalHostRecord, instances: Sequence[VpsInstanceInfo]) -> list[ObservedHost]:
+    """A host that this machine knows, once for each VPS that may be its own; none if it was just destroyed."""
     if entry.phase is not HostPhase.READY:
-        if context.local_store.is_owned(entry.host_id):
+        if reader.context.local_store.is_owned(entry.host_id):
             return [ObservedHost(entry, is_being_made=True)]
-        # Whoever made it has ended, but perhaps after the note was read: it may be finished, or destroyed, by now.
-        current = context.local_store.read(entry.host_id)
+        # The process that made it has ended, but perhaps after the entry was read: by now it may be finished, or gone.
+        current = reader.context.local_store.read(entry.host_id)
         if current is None:
             return []
         entry = current
     own = [instance for instance in instances if instance.id == entry.vps_instance_id] or instances
     if not own:
-        return [_sighting_of_unlisted(context, entry)]
+        return [_of_unlisted(reader, entry)]
     if own[0].status is VpsInstanceStatus.DESTROYING:
-        return [_gone(context, entry)]
+        return [_gone(reader, entry)]
     if len(own) > 1:
-        # Which is noted once its record is read.
+        # The right one is saved once its record is read.
         return [ObservedHost(_with_vps(entry, one)) for one in own]
-    return [ObservedHost(save(context, entry, lambda entry: replace(_with_vps(entry, own[0]), gone_since=None)))]
+    return [ObservedHost(reader.save(entry, lambda entry: replace(_with_vps(entry, own[0]), gone_since=None)))]
 
 
 def _with_vps(entry: LocalHostRecord, instance: VpsInstanceInfo) -> LocalHostRecord:
@@ -212,24 +197,24 @@ def _with_vps(entry: LocalHostRecord, instance: VpsInstanceInfo) -> LocalHostRec
     return replace(entry, vps_instance_id=instance.id, vps_ip=instance.address or entry.vps_ip)
 
 
-def _sighting_of_unlisted(context: ProviderContext, entry: LocalHostRecord) -> ObservedHost:
+def _of_unlisted(reader: VpsReader, entry: LocalHostRecord) -> ObservedHost:
     """A host that this machine remembers and the cloud did not list; listings lag, so the cloud is asked by id."""
     if entry.vps_instance_id is None:
         return ObservedHost(entry)
     try:
-        status = context.client.get_instance_status(entry.vps_instance_id)
+        status = reader.context.client.get_instance_status(entry.vps_instance_id)
     # A provider package's client may raise anything, and what it says of one VPS is not to hide the others.
     except Exception as error:  # noqa: BLE001
         if isinstance(error, VpsApiError) and error.is_gone:
             return (
                 ObservedHost(entry)
-                if entry.may_still_appear(context.timings.appearing_seconds)
-                else _gone(context, entry)
+                if entry.may_still_appear(reader.context.timings.appearing_seconds)
+                else _gone(reader, entry)
             )
         return ObservedHost(entry, problem=_not_told(error))
     if status is VpsInstanceStatus.DESTROYING:
-        return _gone(context, entry)
-    return ObservedHost(save(context, entry, lambda entry: replace(entry, gone_since=None)))
+        return _gone(reader, entry)
+    return ObservedHost(reader.save(entry, lambda entry: replace(entry, gone_since=None)))
 
 
 def _check_that_any_is_told(context: ProviderContext, observed_hosts: Sequence[ObservedHost]) -> None:
@@ -243,7 +228,7 @@ def _not_told(error: Exception) -> VpsDockerError:
     return VpsDockerError(f"the cloud does not say whether its VPS exists: {describe_error(error)}")
 
 
-def _gone(context: ProviderContext, entry: LocalHostRecord) -> ObservedHost:
+def _gone(reader: VpsReader, entry: LocalHostRecord) -> ObservedHost:
     """A host without a VPS. The cloud may be wrong, so its keys are kept, and gc counts from the first such answer.
 
     What was never finished is no such host: its key may still be at the cloud, and is shown as what it is left of.
@@ -251,12 +236,10 @@ def _gone(context: ProviderContext, entry: LocalHostRecord) -> ObservedHost:
     if entry.phase is not HostPhase.READY and entry.ssh_key_name is not None:
         return ObservedHost(entry)
     since = entry.gone_since or datetime.now(UTC)
-    return ObservedHost(save(context, entry, lambda entry: replace(entry, gone_since=since)), is_gone=True)
+    return ObservedHost(reader.save(entry, lambda entry: replace(entry, gone_since=since)), is_gone=True)
 
 
-def _sightings_of_unknown(
-    host_id: HostId, instances: Sequence[VpsInstanceInfo], key: UploadedKey | None
-) -> list[ObservedHost]:
+def _of_unknown(host_id: HostId, instances: Sequence[VpsInstanceInfo], key: UploadedKey | None) -> list[ObservedHost]:
     """What the cloud alone tells of a host that another machine made, or is making as long as its key is there."""
     return [
         ObservedHost(
@@ -278,17 +261,17 @@ def _sightings_of_unknown(
     ]
 
 
-def _sightings_of_unknown_alone(
+def _of_unknown_alone(
     context: ProviderContext, host_id: HostId, instances: Sequence[VpsInstanceInfo] | None
 ) -> list[ObservedHost]:
     key = uploaded_keys(context).get(host_id)
     if not instances:
-        return [] if key is None else _sightings_of_lone_key(context, host_id, key)
+        return [] if key is None else _of_lone_key(context, host_id, key)
     own = [instance for instance in instances if instance.tags.get(PROVIDER_TAG) == context.provider_name]
-    return _sightings_of_unknown(host_id, own, key)
+    return _of_unknown(host_id, own, key)
 
 
-def _sightings_of_lone_key(context: ProviderContext, host_id: HostId, key: UploadedKey) -> list[ObservedHost]:
+def _of_lone_key(context: ProviderContext, host_id: HostId, key: UploadedKey) -> list[ObservedHost]:
     """What is left of a create that another machine ended before it ordered a VPS."""
     # Another provider of the same account may have a VPS that this key is for.
     if key.may_be_in_use or _instances_of(context, host_id) != ():
@@ -304,7 +287,7 @@ def _sightings_of_lone_key(context: ProviderContext, host_id: HostId, key: Uploa
     return [ObservedHost(entry, is_noted=False)]
 
 
-def _sighting_of_package_record(found: LocalHostRecord, *, is_listed: bool) -> ObservedHost:
+def _of_package_record(found: LocalHostRecord, *, is_listed: bool) -> ObservedHost:
     """A host that only a provider package knows of.
 
     What it found comes from the VPS, and must not name the instance that is to be destroyed, nor its address, unless
@@ -327,18 +310,13 @@ def _with_package_record(observed: ObservedHost, found: LocalHostRecord | None, 
     return replace(observed, entry=entry)
 
 
-def _look(
-    context: ProviderContext,
-    observed: ObservedHost,
-    seen: ObservedHost | None,
-    *,
-    is_listed: bool,
-    ask: Callable[[ProviderContext, ObservedHost], ObservedHost] = ask,
+def _observe(
+    reader: VpsReader, observed: ObservedHost, seen: ObservedHost | None, read: Read, *, is_listed: bool
 ) -> ObservedHost:
     """Ask the VPS of a host, unless it was just ``seen`` there; and again where the cloud says that it is by now."""
     is_seen = seen is not None and seen.entry.vps_ip == observed.entry.vps_ip
     if seen is not None and is_seen and observed.entry.phase is HostPhase.READY and not observed.is_gone:
-        looked = replace(
+        found = replace(
             seen,
             entry=replace(observed.entry, unreachable=seen.entry.unreachable),
             problem=seen.problem if seen.is_read else seen.problem or observed.problem,
@@ -349,14 +327,13 @@ def _look(
             late_answer=None,
         )
     else:
-        looked = observe(context, observed, ask)
-    if is_listed or looked.is_read or not isinstance(looked.problem, VpsConnectionError):
-        return looked
-    address = _address_by_id(context, observed.entry)
+        found = reader.observe(observed, read)
+    if is_listed or found.is_read or not isinstance(found.problem, VpsConnectionError):
+        return found
+    address = _address_by_id(reader.context, observed.entry)
     if address is None or address == observed.entry.vps_ip:
-        return looked
-    moved = replace(looked, entry=replace(looked.entry, vps_ip=address))
-    return observe(context, moved, ask)
+        return found
+    return reader.observe(replace(found, entry=replace(found.entry, vps_ip=address)), read)
 
 
 def _address_by_id(context: ProviderContext, entry: LocalHostRecord) -> str | None:
@@ -370,15 +347,15 @@ def _address_by_id(context: ProviderContext, entry: LocalHostRecord) -> str | No
         return None
 
 
-def _settled(context: ProviderContext, observed_hosts: Sequence[ObservedHost]) -> dict[HostId, ObservedHost]:
-    """Each host once, by the name that it can have beside the others."""
+def _settled(reader: VpsReader, observed_hosts: Sequence[ObservedHost]) -> dict[HostId, ObservedHost]:
+    """Each host once, by the name that it can have next to the others."""
     by_host: dict[HostId, list[ObservedHost]] = {}
     for observed in observed_hosts:
         by_host.setdefault(observed.host_id, []).append(observed)
     settled = {host_id: _best(several) for host_id, several in by_host.items()}
     names = {observed.name for observed in settled.values() if not observed.is_gone}
     for host_id, observed in settled.items():
-        settled[host_id] = _finished(context, observed, names)
+        settled[host_id] = _finished(reader, observed, names)
         names.add(settled[host_id].name)
     return settled
 
@@ -388,8 +365,9 @@ def _best(observed_hosts: Sequence[ObservedHost]) -> ObservedHost:
     return max(observed_hosts, key=lambda observed: observed.vps_record is not None)
 
 
-def _finished(context: ProviderContext, observed: ObservedHost, names: Collection[str]) -> ObservedHost:
-    observed = unless_destroyed(context, with_attendance(context, accept_reported_name(context, observed, names)))
+def _finished(reader: VpsReader, observed: ObservedHost, names: Collection[str]) -> ObservedHost:
+    observed = reader.accept_reported_name(observed, names)
+    observed = reader.unless_destroyed(reader.unless_abandoned(observed))
     if observed.problem is not None and not observed.is_read and observed.entry.phase is HostPhase.READY:
-        logger.warning("Host {} is shown as last seen: {}", observed.name, observed.problem_text)
+        logger.warning("Showing last known state of host {}: {}", observed.name, observed.problem_text)
     return observed

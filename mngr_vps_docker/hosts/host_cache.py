@@ -12,7 +12,7 @@ from imbue.mngr_vps_docker.hosts.discovery import asking_the_cloud, discover, di
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.hosts.timings import Patience
-from imbue.mngr_vps_docker.hosts.vps_reader import is_unreachable, unless_destroyed, with_attendance
+from imbue.mngr_vps_docker.hosts.vps_reader import VpsReader, is_unreachable
 from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
@@ -35,6 +35,7 @@ class HostCache:
         package_cache: Callable[[], dict[HostId, VpsDockerHostRecord]],
     ) -> None:
         self._context = context
+        self._reader = VpsReader(context)
         self._find_all = find_all
         self._find_one = find_one
         self._package_cache = package_cache
@@ -53,13 +54,13 @@ class HostCache:
         See ``discovery.discover`` for ``is_silent_awaited``.
         """
         self._found_by_package, just_seen = self._ask_package()
-        found = discover(self._context, self._found_by_package, just_seen, is_silent_awaited=is_silent_awaited)
+        found = discover(self._reader, self._found_by_package, just_seen, is_silent_awaited=is_silent_awaited)
         return self._take(found)
 
     def seen(self) -> list[ObservedHost]:
         """What was seen last, by asking now if nothing was seen yet; a package that is asked itself may ask this."""
         if self._seen_for_package is not None:
-            self._seen_for_package = discover(self._context, {}, self._seen_for_package)
+            self._seen_for_package = discover(self._reader, {}, self._seen_for_package)
             return list(self._seen_for_package.values())
         return list(self._known().values()) or self.discover()
 
@@ -67,7 +68,7 @@ class HostCache:
         """One host as this process saw it before, or else asked for now; raises HostNotFoundError."""
         found = self._match(host)
         if found is not None:
-            return unless_destroyed(self._context, self._with_late_answer(found))
+            return self._reader.unless_destroyed(self._with_late_answer(found))
         if isinstance(host, HostId):
             if host in self._destroyed:
                 raise HostNotFoundError(host)
@@ -144,7 +145,7 @@ class HostCache:
         entry = self._context.local_store.read(host_id)
         if entry is None:
             raise HostNotFoundError(host_id)
-        return with_attendance(self._context, ObservedHost(entry=entry))
+        return self._reader.unless_abandoned(ObservedHost(entry=entry))
 
     def agents(self, host_id: HostId) -> list[dict[str, Any]]:
         """Data of a host's agents; of one that just could not be reached, without trying again.
@@ -216,7 +217,7 @@ class HostCache:
             self._context.waited_seconds.clear()
 
     def _look_at(self, host_id: HostId, patience: Patience | None = None) -> ObservedHost | None:
-        looked = discover_one(self._context, host_id, patience)
+        looked = discover_one(self._reader, host_id, patience)
         return None if looked is None else self.note(looked)
 
     def _with_late_answer(self, observed: ObservedHost, wait_seconds: float = 0.0) -> ObservedHost:
@@ -227,7 +228,7 @@ class HostCache:
             late = observed.late_answer.result(wait_seconds)
         except TimeoutError:
             return observed
-        return self.note(finished(self._context, late))
+        return self.note(finished(self._reader, late))
 
     def _ask_package(self) -> tuple[Mapping[HostId, LocalHostRecord], Mapping[HostId, ObservedHost]]:
         """What the provider package finds, and what was seen of hosts because it asked for that itself."""
@@ -258,7 +259,7 @@ class HostCache:
         if found is None:
             return None
         self._found_by_package = {**self._found_by_package, found.host_id: found}
-        self._take(discover(self._context, self._found_by_package, self._known()))
+        self._take(discover(self._reader, self._found_by_package, self._known()))
         return self._match(found.host_id)
 
     def _match(self, host: HostId | HostName) -> ObservedHost | None:

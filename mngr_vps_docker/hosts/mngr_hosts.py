@@ -21,7 +21,7 @@ from imbue.mngr_vps_docker.hosts.outer_host import (
     VpsDockerHost,
     VpsOuterHost,
 )
-from imbue.mngr_vps_docker.hosts.vps_reader import with_no_answer
+from imbue.mngr_vps_docker.hosts.vps_reader import VpsReader
 from imbue.mngr_vps_docker.state.agent_data import SeenAgents
 from imbue.mngr_vps_docker.state.certified_changes import change_between
 
@@ -127,7 +127,7 @@ def listed_vps(context: ProviderContext, address: str) -> Iterator[VpsOuterHost]
         )
     except VpsDockerError as error:
         if entry is not None:
-            with_no_answer(context, ObservedHost(entry), error, time.monotonic() - began)
+            VpsReader(context).with_no_answer(ObservedHost(entry), error, time.monotonic() - began)
         raise
 
 

@@ -220,7 +220,7 @@ class LocalHostStore:
             if entry is not None and entry.failure_reason is None:
                 self.update(host_id, lambda known: replace(known, failure_reason=reason))
 
-    def is_attended(self, host_id: HostId) -> bool:
+    def is_in_progress(self, host_id: HostId) -> bool:
         """Whether a live process on this machine is creating or destroying the host, or making its first agent."""
         # In this order: who creates it is the one before it is the other.
         return self.is_owned(host_id) or is_locked(self._lock_path(host_id, _FIRST_AGENT))

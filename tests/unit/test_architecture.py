@@ -47,7 +47,7 @@ CALLERS_OF_FOREIGN_CODE = {
     for name in (
         "hosts/cloud_resources.py",
         "hosts/discovery.py",
-        "hosts/prefetch.py",
+        "hosts/vps_reader.py",
         "lifecycle/create.py",
         "lifecycle/destroy.py",
         "lifecycle/steps.py",

@@ -57,7 +57,7 @@ def test_it_is_failed_once_that_process_is_killed(world: World, made: HostId) ->
             assert states(world.process()) == {made: HostState.STOPPED}
         finally:
             process.kill()
-    wait_for(lambda: not world.local_store.is_attended(made))
+    wait_for(lambda: not world.local_store.is_in_progress(made))
     ((host, agents),) = world.discovered().items()
     assert (host.host_state, [agent.agent_name for agent in agents]) == (HostState.FAILED, ["h1"])
     assert "before there was an agent on it" in (reason(world, made) or "")
@@ -69,7 +69,7 @@ def test_its_first_agent_makes_it_one_like_any_other_for_good(world: World, made
     world.local_store.await_agent(made)
     agent_id = AgentId.generate()
     world.process().persist_agent_data(made, {"id": agent_id, "name": "a1"})
-    assert not world.local_store.is_attended(made)
+    assert not world.local_store.is_in_progress(made)
     world.process().remove_persisted_agent_data(made, agent_id)
     assert states(world.process()) == {made: HostState.STOPPED}
     assert list(world.discovered().values()) == [[]]

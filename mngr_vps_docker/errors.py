@@ -108,6 +108,8 @@ class HostGoneError(VpsConnectionError):
 class VpsAuthenticationError(VpsConnectionError, HostAuthenticationError):
     """A machine refused our key, or showed another host key than the pinned one."""
 
+    user_help_text = "Destroy the host of a machine that was reinstalled; share the profile of one made elsewhere"
+
 
 def describe_error(error: BaseException) -> str:
     """What a user is told of ``error``: its text if it was meant for people, else with its type in front."""

@@ -19,7 +19,6 @@ from imbue.mngr_vps_docker.ssh.shell import join, quote
 from imbue.mngr_vps_docker.text import data_without_passwords, logger, printable, without_passwords
 
 TRACE_VARIABLE: Final = "MNGR_VPS_TRACE"
-_ROTATE_AT_BYTES: Final = 10 << 20
 _LOCK_SECONDS: Final = 5.0
 _SUBCOMMAND: Final = re.compile(r"[a-z][a-z-]*")
 
@@ -125,10 +124,14 @@ _FIELDS: Final = tuple(field.name for field in dataclasses.fields(LoggedCommand)
 
 
 class CommandLog:
-    """Appends to ``path`` (0600), from any number of threads and processes; keeps one older file beside it."""
+    """Appends to ``path`` (0600), from any number of threads and processes.
 
-    def __init__(self, path: Path) -> None:
+    A file of ``rotate_at_bytes`` replaces the older one, which is kept next to it.
+    """
+
+    def __init__(self, path: Path, *, rotate_at_bytes: int = 10 << 20) -> None:
         self.path = path
+        self._rotate_at_bytes = rotate_at_bytes
         self._has_failed = False
 
     def write(self, command: LoggedCommand) -> None:
@@ -151,7 +154,7 @@ class CommandLog:
                     line = b"\n" + line
                 while line:
                     line = line[os.write(descriptor, line) :]
-                is_full = os.fstat(descriptor).st_size > _ROTATE_AT_BYTES
+                is_full = os.fstat(descriptor).st_size > self._rotate_at_bytes
             finally:
                 os.close(descriptor)
             if is_full:

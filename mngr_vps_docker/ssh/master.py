@@ -30,21 +30,19 @@ from imbue.mngr_vps_docker.ssh.target import SshTarget, control_path_option, exi
 
 # sockaddr_un.sun_path less the suffix of 17 bytes that ssh adds while it binds (measured with OpenSSH 9.2).
 _LONGEST_CONTROL_PATH_BYTES: Final = 76 if sys.platform == "darwin" else 90
-# Where every user may make a folder, and nobody can remove that of another.
-_SHARED: Final = Path("/tmp")
-# A master answers in milliseconds. One that is stopped (SIGSTOP) or wedged accepts connections and answers nothing.
+# A master answers in milliseconds; one that is stopped (SIGSTOP) or wedged accepts connections and stays silent.
 _ANSWER_SECONDS: Final = 1.0
 _EXIT_TIMEOUT_SECONDS: Final = 2.0
 _FORWARD_TIMEOUT_SECONDS: Final = 10.0
-# What authentication may take after ConnectTimeout, which covers the TCP connection and the banner.
+# Authentication comes after ConnectTimeout, which covers the TCP connection and the banner (ssh_config(5)).
 _LOGIN_SECONDS: Final = 20.0
 _MESSAGES_BYTES: Final = 1 << 20
-# ssh's own lines are no longer; a machine's may be, and patterns take the square of a line's length.
+# ssh's own lines are shorter; a machine's may be longer, and patterns take the square of a line's length.
 _LONGEST_LINE: Final = 1024
 
-_TRACES_KEPT_SECONDS: Final = 24 * 3600.0
-# What lies beside a socket; the lock goes last.
-_BESIDE: Final = (".failure", ".lock")
+_STALE_AFTER_SECONDS: Final = 24 * 3600.0
+# The files that belong to a socket; the lock is removed last.
+_SUFFIXES: Final = (".failure", ".lock")
 _CLIENT_LOG: Final = "client-"
 
 # Debian 11's; the oldest whose behaviour with a shared connection is known to be the one described in this package.
@@ -62,7 +60,7 @@ _LONGEST_PACKET_BYTES: Final = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class LoginFailure:
-    """Why the shared connection could not be opened, in a word and in ssh's own words."""
+    """Why a machine was not asked to run anything: the reason as a word, and a line that says more."""
 
     reason: NotStartedReason
     detail: str
@@ -80,16 +78,13 @@ _FAILURES: Final = (
     (NotStartedReason.SESSION_REFUSED, r"Session open refused by peer|Channel open failed"),
     (NotStartedReason.CLOSED_BY_PEER, r"Connection closed|Connection reset|kex_exchange_identification|Broken pipe"),
 )
-# Where ssh's own words do not say what it means here.
+# Plainer than ssh's own words.
 _EXPLANATIONS: Final = {
     NotStartedReason.HOST_KEY_CHANGED: (
-        "it shows another host key than the pinned one, and was sent nothing. Either somebody answers in its place, or"
-        " it was installed anew: if you know that it was, destroy the host"
+        "it shows another host key than the pinned one, and was sent nothing. Either it was reinstalled, or another"
+        " machine answers in its place"
     ),
-    NotStartedReason.HOST_KEY_UNKNOWN: (
-        "its host key is not pinned on this machine, and it was sent nothing. Use the machine that made it, or a copy"
-        " of that one's profile"
-    ),
+    NotStartedReason.HOST_KEY_UNKNOWN: "its host key is not pinned on this machine, and it was sent nothing",
 }
 
 
@@ -113,7 +108,7 @@ class SshMaster:
 
     @property
     def control_path(self) -> Path:
-        """Where its socket is, whether it is open or not."""
+        """The path of its socket, whether it is open or not."""
         return socket_folder() / self.target.fingerprint
 
     def open(
@@ -121,15 +116,15 @@ class SshMaster:
     ) -> LoginFailure | None:
         """Make sure that it is open, logging in if it is not; return why, if that failed.
 
-        However many threads and processes ask at once, there is one login. Those that waited for an attempt that
-        failed share its failure instead of each trying again. Nobody waits for another's for more than
-        ``wait_seconds``; a login of one's own has ``connect_timeout_seconds``, or the target's connect timeout.
+        However many threads and processes ask at once, there is one login, and those that waited for it share its
+        failure. They wait for at most ``wait_seconds``; a login of their own has ``connect_timeout_seconds``, or the
+        target's connect timeout.
         """
         asked_at = time.monotonic()
         control_path = self.control_path
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(self._beside(".lock"), timeout_seconds=wait_seconds))
+                stack.enter_context(locked(self._file(".lock"), timeout_seconds=wait_seconds))
             except BlockingIOError:
                 return LoginFailure(NotStartedReason.BUSY, "another process has not finished logging in to it")
             if self.is_alive():
@@ -138,11 +133,11 @@ class SshMaster:
             failure = self._failure_since(asked_at, connect_seconds)
             if failure is not None:
                 return failure
-            # The machine was waited for meanwhile, by another's attempt.
+            # Another process has waited for the machine in this time.
             connect_seconds = max(1.0, connect_seconds - (time.monotonic() - asked_at))
             self._remove_dead(control_path)
             failure = self._log_in(control_path, connect_seconds)
-            self._note(failure, connect_seconds)
+            self._share(failure, connect_seconds)
             return failure
 
     def is_alive(self) -> bool:
@@ -150,25 +145,25 @@ class SshMaster:
         return master_process_id(self.control_path, _ANSWER_SECONDS) is not None
 
     def forward(self, local: tuple[str, int], remote: tuple[str, int]) -> bool:
-        """Let it lead from an address and port here to one that the machine sees, and say whether it does.
+        """Forward an address and port here to one that the machine sees, until it ends; return whether that worked.
 
-        It must be open. What is forwarded ends with it.
+        It must be open.
         """
         argv = forward_argv(self.target, self.control_path, local, remote)
         return self._runner(argv, timeout_seconds=_FORWARD_TIMEOUT_SECONDS).exit_code == 0
 
     def close(self) -> None:
-        """End it, and with it every command that runs over it; nothing to do if it is not open."""
+        """End it, and with it every command that runs over it; idempotent."""
         control_path = self.control_path
         if not control_path.exists():
             return
         self._runner(exit_argv(self.target, control_path), timeout_seconds=_EXIT_TIMEOUT_SECONDS)
-        # Whoever holds the lock for longer is logging in anew: what is there then is his.
-        with suppress(BlockingIOError), locked(self._beside(".lock"), timeout_seconds=_EXIT_TIMEOUT_SECONDS):
+        # A process that holds the lock for longer is logging in, and owns the socket.
+        with suppress(BlockingIOError), locked(self._file(".lock"), timeout_seconds=_EXIT_TIMEOUT_SECONDS):
             if not self.is_alive():
                 self._remove_dead(control_path)
-                for suffix in _BESIDE:
-                    self._beside(suffix).unlink(missing_ok=True)
+                for suffix in _SUFFIXES:
+                    self._file(suffix).unlink(missing_ok=True)
 
     def _log_in(self, control_path: Path, connect_timeout_seconds: float) -> LoginFailure | None:
         installed_openssh()
@@ -186,23 +181,23 @@ class SshMaster:
             return login_failure(messages + result.stderr.decode(errors="replace"))
         return None
 
-    def _note(self, failure: LoginFailure | None, connect_seconds: float) -> None:
+    def _share(self, failure: LoginFailure | None, connect_seconds: float) -> None:
         """Leave a failure to those who wait for the lock, with its time and how long the machine was waited for."""
-        note = self._beside(".failure")
+        path = self._file(".failure")
         if failure is None:
-            note.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         else:
-            note.write_text(json.dumps([time.monotonic(), connect_seconds, failure.reason, failure.detail]))
+            path.write_text(json.dumps([time.monotonic(), connect_seconds, failure.reason, failure.detail]))
 
     def _failure_since(self, asked_at: float, connect_seconds: float) -> LoginFailure | None:
-        """The failure of an attempt that ended after ``asked_at``; the clock is that of all processes.
+        """The failure of a login that ended after ``asked_at``, on the monotonic clock that all processes share.
 
-        One that gave a silent machine much less time than ``connect_seconds`` does not count.
+        One that gave a silent machine less than half of ``connect_seconds`` does not count.
         """
         try:
-            failed_at, waited_seconds, word, detail = json.loads(self._beside(".failure").read_text())
+            failed_at, waited_seconds, word, detail = json.loads(self._file(".failure").read_text())
             reason = NotStartedReason(word)
-            # A later time than now is one of before the machine was started.
+            # A time in the future was written before this machine was rebooted.
             is_recent = asked_at < failed_at <= time.monotonic()
             is_hasty = reason is NotStartedReason.CONNECT_TIMEOUT and waited_seconds < connect_seconds / 2
             return LoginFailure(reason, str(detail)) if is_recent and not is_hasty else None
@@ -210,7 +205,7 @@ class SshMaster:
             return None
 
     def _remove_dead(self, control_path: Path) -> None:
-        """Remove what a master that does not answer has left; kill it first, if it is wedged rather than gone."""
+        """Remove the socket of a master that does not answer; kill the master first, if it is wedged and not gone."""
         try:
             mode = control_path.lstat().st_mode
         except FileNotFoundError:
@@ -222,34 +217,34 @@ class SshMaster:
                 os.kill(process_id, signal.SIGKILL)
         control_path.unlink(missing_ok=True)
 
-    def _beside(self, suffix: str) -> Path:
+    def _file(self, suffix: str) -> Path:
         control_path = self.control_path
         return control_path.with_name(control_path.name + suffix)
 
 
-def socket_folder() -> Path:
-    """The private folder of this user's sockets: short, because socket paths are limited, and nobody else's.
+def socket_folder(shared: Path = Path("/tmp")) -> Path:
+    """The private folder of this user's sockets, with a short path, since that of a socket is limited.
 
-    It is where XDG_RUNTIME_DIR says, else in /tmp, or in the home where another user has taken the place in /tmp.
-    Raises VpsDockerError if none of them will do.
+    It is in XDG_RUNTIME_DIR, else in ``shared``, where every user may make a folder and cannot remove another user's;
+    or in the home, where another user has taken the name in ``shared``. Raises VpsDockerError if none of them will do.
     """
     name = f"mngr-vps-{os.getuid()}"
-    for parent in _possible_parents():
+    for parent in _possible_parents(shared):
         folder = parent / name
         if len(os.fsencode(folder)) + 1 + 16 <= _LONGEST_CONTROL_PATH_BYTES and _is_made_private(folder):
             return folder
     raise VpsDockerError(
-        "There is no place for the sockets of ssh: set XDG_RUNTIME_DIR to a folder of yours that nobody else can write"
-        f" to and whose path is short, or remove {_SHARED / name}"
+        "There is no place for ssh's sockets: set XDG_RUNTIME_DIR to a folder of yours with a short path to which no"
+        f" other user can write, or remove {shared / name}"
     )
 
 
-def _possible_parents() -> Iterator[Path]:
-    """Folders in which nobody else can exchange what is this user's, best first."""
+def _possible_parents(shared: Path) -> Iterator[Path]:
+    """Folders in which no other user can exchange this user's files, best first."""
     runtime_folder = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
     if sys.platform != "darwin" and _is_mine_alone(runtime_folder):
         yield runtime_folder
-    yield _SHARED
+    yield shared
     with suppress(OSError, RuntimeError):
         cache = make_private_folder(Path.home() / ".cache")
         if _is_mine_alone(cache):
@@ -257,7 +252,7 @@ def _possible_parents() -> Iterator[Path]:
 
 
 def _is_mine_alone(folder: Path) -> bool:
-    """Whether only this user can put something into a folder; after ``sudo -E`` it may be another's."""
+    """Whether only this user can write to a folder; after ``sudo -E`` it may belong to another."""
     try:
         status = folder.stat()
     except OSError:
@@ -266,7 +261,7 @@ def _is_mine_alone(folder: Path) -> bool:
 
 
 def _is_made_private(folder: Path) -> bool:
-    """Make a folder, if it is missing, and say whether it is this user's and nobody else can enter it."""
+    """Make a folder if it is missing; return whether it belongs to this user, who alone can enter it."""
     try:
         with suppress(FileExistsError):
             folder.mkdir(mode=PRIVATE_FOLDER_MODE)
@@ -277,7 +272,7 @@ def _is_made_private(folder: Path) -> bool:
 
 
 def client_log_prefix() -> str:
-    """How the name of a file begins in which an ssh of this process, beside its socket, writes its own words."""
+    """The beginning of the names of files, in the socket's folder, to which the ssh clients of this process log."""
     return f"{_CLIENT_LOG}{os.getpid()}-"
 
 
@@ -290,14 +285,14 @@ def _beginning(log_file: Path) -> str:
 
 
 def _remove_stale_files(folder: Path) -> None:
-    """Remove what masters have left that ended by themselves, some time after that, and processes that were killed."""
+    """Remove the files of masters that ended by themselves a day ago, and of processes that were killed."""
     for lock_path in folder.glob("*.lock"):
         with suppress(FileNotFoundError, BlockingIOError):
-            is_recent = time.time() - lock_path.stat().st_mtime < _TRACES_KEPT_SECONDS
+            is_recent = time.time() - lock_path.stat().st_mtime < _STALE_AFTER_SECONDS
             if is_recent or lock_path.with_suffix("").exists():
                 continue
             with locked(lock_path, timeout_seconds=0):
-                for suffix in _BESIDE:
+                for suffix in _SUFFIXES:
                     lock_path.with_suffix(suffix).unlink(missing_ok=True)
     for log_path in folder.glob(f"{_CLIENT_LOG}*"):
         with suppress(ValueError, PermissionError):
@@ -310,8 +305,8 @@ def _remove_stale_files(folder: Path) -> None:
 def _masters_at(control_path: Path) -> Iterator[int]:
     """The processes that were started to hold the connection at a socket.
 
-    Only Linux says; elsewhere a wedged master is left to its keepalives. The socket itself names the process that
-    began to listen there, which handed it on as it went into the background.
+    Only Linux has /proc; elsewhere a wedged master is left to its keepalives. The socket names the process that began
+    to listen, which has handed it on to one in the background.
     """
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

@@ -9,8 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.process import ProcessResult, run_process
@@ -18,13 +16,10 @@ from support.loopback_sshd import LoopbackSshd
 from support.remote import master_pid, processes_with, run, wait_for
 
 
-def test_a_command_that_heeds_no_signal_is_killed(
-    connection: SshConnection, sshd: LoopbackSshd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.framing._KILL_AFTER_SECONDS", 1)
+def test_a_command_that_heeds_no_signal_is_killed(connection: SshConnection, sshd: LoopbackSshd) -> None:
     deaf = f"trap '' TERM; while :; do sleep 0.1; done # {sshd.port} deaf"
     assert run(connection, deaf, timeout_seconds=0.2).status is OutcomeStatus.TIMED_OUT
-    wait_for(lambda: not processes_with(f"{sshd.port} deaf"), 9)
+    wait_for(lambda: not processes_with(f"{sshd.port} deaf"), 20)
 
 
 def test_a_machine_without_timeout_is_told_to_end_a_command_at_its_deadline(tmp_path: Path) -> None:
@@ -38,8 +33,7 @@ def test_a_machine_without_timeout_is_told_to_end_a_command_at_its_deadline(tmp_
         connection.close()
 
 
-def test_a_frozen_master_can_be_closed(connection: SshConnection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.master._EXIT_TIMEOUT_SECONDS", 0.2)
+def test_a_frozen_master_can_be_closed(connection: SshConnection) -> None:
     run(connection, "true")
     frozen = master_pid(connection)
     os.kill(frozen, signal.SIGSTOP)
@@ -47,16 +41,13 @@ def test_a_frozen_master_can_be_closed(connection: SshConnection, monkeypatch: p
     wait_for(lambda: not Path(f"/proc/{frozen}").exists())
 
 
-def test_a_master_that_freezes_during_a_command_means_lost(
-    connection: SshConnection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.session._STALL_SECONDS", 0.1)
+def test_a_master_that_freezes_during_a_command_means_lost(connection: SshConnection, tmp_path: Path) -> None:
     run(connection, "true")
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run, connection, f"touch {tmp_path}/begun; sleep 50", timeout_seconds=60)
         wait_for((tmp_path / "begun").exists)
         os.kill(master_pid(connection), signal.SIGSTOP)
-        assert future.result(15).status is OutcomeStatus.LOST
+        assert future.result(30).status is OutcomeStatus.LOST
 
 
 def test_a_client_that_is_slow_to_start_costs_nobody_else_the_shared_login(sshd: LoopbackSshd, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from support.loopback_sshd import LoopbackSshd
-from support.remote import run
+from support.remote import run, socket_of
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,6 @@ def test_sockets_may_lie_in_a_folder_of_an_odd_name(
         try:
             with closing(SshConnection(replace(sshd.target()))) as connection:
                 assert run(connection, "echo in").text == "in\n"
-                assert connection._master.control_path.is_relative_to(folder)
+                assert socket_of(connection).is_relative_to(folder)
         finally:
             shutil.rmtree(folder)

@@ -6,15 +6,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from imbue.mngr_vps_docker.ssh.connection import SshConnection, Stream
 from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
+from imbue.mngr_vps_docker.ssh.process import ProcessResult, run_process
 from support.loopback_sshd import LoopbackSshd
-from support.remote import processes_with, run, wait_for
+from support.remote import processes_with, run, socket_of, wait_for
 
 
 @pytest.mark.usefixtures("both_homes")
@@ -80,13 +82,17 @@ def test_an_input_may_be_silent_for_longer_than_a_machine(sshd: LoopbackSshd) ->
 
 @pytest.mark.parametrize("error", [LookupError, BrokenPipeError])
 def test_an_input_that_breaks_is_never_taken_for_whole(
-    connection: SshConnection, tmp_path: Path, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+    sshd: LoopbackSshd, tmp_path: Path, error: type[Exception]
 ) -> None:
-    # A busy machine may take long to tell the other one.
-    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.session._END_TIMEOUT_SECONDS", 20)
+    def patient(argv: Sequence[str], *, timeout_seconds: float, **options: Any) -> ProcessResult:
+        # A busy machine may take long to tell the other one to end the command.
+        return run_process(argv, timeout_seconds=timeout_seconds + 20, **options)
+
+    connection = SshConnection(sshd.target(), runner=patient)
     with pytest.raises(error, match="the input broke"):
         run(connection, f"cat >/dev/null; touch {tmp_path}/whole", stdin=slowly(0.2, error))
     run(connection, "true")
+    connection.close()
     assert not (tmp_path / "whole").exists()
 
 
@@ -153,7 +159,7 @@ def test_a_timeout_ends_the_command_on_the_machine_too(connection: SshConnection
 @pytest.mark.parametrize("seconds", [0, -1])
 def test_without_time_nothing_is_sent(connection: SshConnection, seconds: float) -> None:
     assert run(connection, "true", timeout_seconds=seconds).status is OutcomeStatus.TIMED_OUT
-    assert not connection._master.control_path.exists()
+    assert not socket_of(connection).exists()
 
 
 def test_a_deadline_may_be_a_fraction_or_infinite(connection: SshConnection) -> None:

@@ -21,7 +21,7 @@ from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason, OutcomeStatus
 from imbue.mngr_vps_docker.ssh.process import ProcessResult, run_process
 from imbue.mngr_vps_docker.ssh.target import standalone_argv
 from support.loopback_sshd import LoopbackSshd
-from support.remote import master_pid, run, wait_for
+from support.remote import master_pid, run, socket_of, wait_for
 
 pytestmark = pytest.mark.usefixtures("both_homes")
 
@@ -105,10 +105,7 @@ def test_a_killed_master_is_replaced(connection: SshConnection, sshd: LoopbackSs
     assert sshd.login_count == 2
 
 
-def test_a_frozen_master_is_found_and_replaced(
-    connection: SshConnection, sshd: LoopbackSshd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.session._STALL_SECONDS", 0.5)
+def test_a_frozen_master_is_found_and_replaced(connection: SshConnection, sshd: LoopbackSshd) -> None:
     run(connection, "true")
     frozen = master_pid(connection)
     os.kill(frozen, signal.SIGSTOP)
@@ -118,25 +115,29 @@ def test_a_frozen_master_is_found_and_replaced(
 
 
 def test_a_command_that_got_no_session_was_not_sent(
-    connection: SshConnection,
+    connection: SshConnection, tmp_path: Path
 ) -> None:
-    for _ in range(8):
-        connection._sessions.acquire()
-    outcome = run(connection, "true", timeout_seconds=0.2)
+    over = tmp_path / "over"
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(8):
+            pool.submit(run, connection, f"touch {tmp_path}/{number}; until [ -e {over} ]; do sleep 0.1; done")
+        wait_for(lambda: len(list(tmp_path.glob("[0-7]"))) == 8, 60)
+        outcome = run(connection, "true", timeout_seconds=0.2)
+        over.touch()
     assert (outcome.status, outcome.reason) == (OutcomeStatus.NEVER_STARTED, NotStartedReason.BUSY)
     assert isinstance(outcome.error(), SshBusyError)
     assert "8 other commands are running there" in str(outcome.error())
 
 
 def test_nobody_waits_for_anothers_login_for_longer_than_for_the_command(connection: SshConnection) -> None:
-    with locked(connection._master._beside(".lock")):
+    with locked(socket_of(connection).with_suffix(".lock")):
         assert isinstance(run(connection, "true", timeout_seconds=0.2).error(), SshBusyError)
 
 
 def test_what_killed_processes_have_left_goes_with_the_next_login(connection: SshConnection) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
-    folder = connection._master.control_path.parent
+    folder = socket_of(connection).parent
     left, used = (folder / f"client-{process_id}-x" for process_id in (ended.pid, os.getpid()))
     left.touch()
     used.touch()

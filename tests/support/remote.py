@@ -4,11 +4,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
-from imbue.mngr_vps_docker.ssh.master import master_process_id
+from imbue.mngr_vps_docker.ssh.master import SshMaster, master_process_id
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from imbue.mngr_vps_docker.ssh.process import run_process
 
 
 def run(connection: SshConnection, command: str, *, timeout_seconds: float = 30, **options: Any) -> CommandOutcome:
@@ -41,8 +43,13 @@ def wait_for(condition: Callable[[], object], seconds: float = 10, *, every_seco
         time.sleep(every_seconds)
 
 
+def socket_of(connection: SshConnection) -> Path:
+    """The path of the shared login's socket."""
+    return SshMaster(connection.target, run_process).control_path
+
+
 def master_pid(connection: SshConnection) -> int:
     """The process that holds the shared login."""
-    process_id = master_process_id(connection._master.control_path, 10)
+    process_id = master_process_id(socket_of(connection), 10)
     assert process_id is not None
     return process_id

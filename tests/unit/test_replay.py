@@ -125,13 +125,12 @@ def test_the_log_that_was_written_last_is_the_one(log: Path, tmp_path: Path) -> 
     assert newest_log(tmp_path) == other
 
 
-def test_commands_are_followed_as_they_come_past_a_full_log(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.command_log._ROTATE_AT_BYTES", 900)
+def test_commands_are_followed_as_they_come_past_a_full_log(log: Path) -> None:
     coming = iter(range(20))
 
     def write_two() -> None:
         for number in (next(coming), next(coming)):
-            CommandLog(log).write(replace(LOOKED, id=str(number)))
+            CommandLog(log, rotate_at_bytes=900).write(replace(LOOKED, id=str(number)))
 
     seen = [command.id for command in islice(follow_log(log, write_two), 20)]
     assert seen == [str(number) for number in range(20)]

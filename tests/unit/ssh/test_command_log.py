@@ -80,11 +80,10 @@ def test_processes_that_write_at_once_lose_no_line(tmp_path: Path) -> None:
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_full_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imbue.mngr_vps_docker.ssh.command_log._ROTATE_AT_BYTES", 1000)
+def test_a_full_log_is_put_aside(tmp_path: Path) -> None:
     path = tmp_path / "ssh.jsonl"
     for number in range(7):
-        CommandLog(path).write(replace(COMMAND, id=str(number)))
+        CommandLog(path, rotate_at_bytes=1000).write(replace(COMMAND, id=str(number)))
     assert [command.id for command in read_log(path)] == ["3", "4", "5", "6"]
     assert path.with_name("ssh.jsonl.1").exists()
 

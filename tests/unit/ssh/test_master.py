@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from imbue.mngr_vps_docker.errors import VpsDockerError
-from imbue.mngr_vps_docker.ssh import master
 from imbue.mngr_vps_docker.ssh.master import installed_openssh, login_failure, master_process_id, socket_folder
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
 from imbue.mngr_vps_docker.ssh.process import ProcessResult
@@ -70,16 +69,15 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             (folder / place).mkdir()
         (folder / "shared").chmod(0o1777)
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
-        monkeypatch.setattr(master, "_SHARED", folder / "shared")
         monkeypatch.setenv("HOME", str(folder / "home"))
         yield folder
 
 
 def test_sockets_have_a_private_folder(places: Path) -> None:
-    folder = socket_folder()
+    folder = socket_folder(places / "shared")
     assert folder.parent == places / "run"
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert socket_folder() == folder
+    assert socket_folder(places / "shared") == folder
 
 
 @pytest.mark.parametrize("place", ["/proc", "relative", "/nowhere", "é" * 34, ""])
@@ -90,7 +88,7 @@ def test_a_runtime_folder_where_no_socket_can_lie_is_passed_over(
         (places / place).mkdir()
         place = str(places / place)
     monkeypatch.setenv("XDG_RUNTIME_DIR", place)
-    assert socket_folder().parent == places / "shared"
+    assert socket_folder(places / "shared").parent == places / "shared"
 
 
 def spoil(folder: Path, how: str, elsewhere: Path) -> None:
@@ -117,7 +115,7 @@ def test_nobody_who_takes_the_place_first_locks_this_user_out(
 ) -> None:
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     spoil(places / "shared" / f"mngr-vps-{os.getuid()}", how, places / "home")
-    assert socket_folder().is_relative_to(places / "home")
+    assert socket_folder(places / "shared").is_relative_to(places / "home")
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -126,7 +124,7 @@ def test_where_no_private_folder_can_be_is_said(places: Path, how: str, monkeypa
         spoil(places / place / f"mngr-vps-{os.getuid()}", how, places / "home")
     (places / "home" / ".cache").touch()
     with pytest.raises(VpsDockerError, match="set XDG_RUNTIME_DIR to a folder of yours"):
-        socket_folder()
+        socket_folder(places / "shared")
 
 
 @pytest.mark.parametrize("how", ["writable by all", pytest.param("somebody else's", marks=as_root)])
@@ -136,7 +134,7 @@ def test_a_runtime_folder_that_another_user_can_change_is_passed_over(places: Pa
         (places / "run").chmod(0o1777)
     else:
         os.chown(places / "run", SOMEBODY_ELSE, -1)
-    assert socket_folder().parent == places / "shared"
+    assert socket_folder(places / "shared").parent == places / "shared"
 
 
 @pytest.mark.parametrize("how", ["writable by all", pytest.param("somebody else's", marks=as_root)])
@@ -149,7 +147,7 @@ def test_so_is_a_home(places: Path, how: str) -> None:
     else:
         os.chown(places / "home" / ".cache", SOMEBODY_ELSE, -1)
     with pytest.raises(VpsDockerError, match="set XDG_RUNTIME_DIR to a folder of yours"):
-        socket_folder()
+        socket_folder(places / "shared")
 
 
 def says(text: str) -> Any:

@@ -1,13 +1,9 @@
-"""Reads the command log: what ran on which machine, how it ended, and the line to run it again.
-
-``python -m imbue.mngr_vps_docker.replay --help`` says how it is used.
-"""
+"""The command line of the command log: what ran on which machine, how it ended, and the line to run it again."""
 
 import argparse
 import os
 import secrets
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,7 +17,6 @@ from imbue.mngr_vps_docker.ssh.outcome import OutcomeStatus
 from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.text import printable
 
-_POLL_SECONDS: Final = 0.2
 _RUN_TIMEOUT_SECONDS: Final = 120.0
 _USAGE_ERROR: Final = 2
 _COLUMNS: Final = "{:8}  {:19}  {:28}  {:22}  {:>8}  {:>10}  {}"
@@ -76,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--failed", action="store_true", help="only those that did not end with exit code 0")
     listing.add_argument("--host", metavar="TEXT", help="only those whose machine or host id contains TEXT")
     listing.add_argument("--last", type=_positive, metavar="N", help="only the last N")
-    listing.add_argument("--follow", action="store_true", help="go on showing commands as they end; Ctrl-C ends it")
+    listing.add_argument("--follow", action="store_true", help="keep showing commands as they end, until Ctrl-C")
     show = actions.add_parser("show", help="each command as one line to paste into a terminal")
     show.add_argument("ids", nargs="+", metavar="ID")
     run = actions.add_parser("run", help="run commands again and compare how they end; only those that change nothing")
@@ -200,16 +195,15 @@ def _list(log: Path, options: argparse.Namespace) -> None:
         return is_of_host and not (options.failed and command.exit_code == 0)
 
     print(_COLUMNS.format("ID", "BEGAN (UTC)", "MACHINE", "ENDED", "TOOK", "OUTPUT", "FOR (PART OF)"))  # noqa: T201
-    # Begun first, so that nothing is missed in between; what is written meanwhile may come twice.
-    coming = follow_log(log, lambda: time.sleep(_POLL_SECONDS)) if options.follow else iter(())
     commands = list(read_log(log))
     wanted = [command for command in commands if is_wanted(command)]
     for command in wanted if options.last is None else wanted[-options.last :]:
         print(table_row(command), flush=options.follow)  # noqa: T201
-    shown = {command.id for command in commands}
-    for command in coming:
-        if command.id not in shown and is_wanted(command):
-            print(table_row(command), flush=True)  # noqa: T201
+    if options.follow:
+        shown = {command.id for command in commands}
+        for command in follow_log(log):
+            if command.id not in shown and is_wanted(command):
+                print(table_row(command), flush=True)  # noqa: T201
 
 
 def _size(size_bytes: int) -> str:

@@ -4,17 +4,19 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
+from subprocess import DEVNULL, PIPE
+from typing import Any, Final, Self
 from uuid import uuid4
 
-from imbue.mngr_vps_docker.files import PRIVATE_FILE_MODE, is_at, locked, make_private_folder
+from imbue.mngr_vps_docker.files import PRIVATE_FILE_MODE, locked, make_private_folder
 from imbue.mngr_vps_docker.ssh.shell import join, quote
 from imbue.mngr_vps_docker.text import data_without_passwords, logger, printable, without_passwords
 
@@ -109,7 +111,7 @@ class LoggedCommand:
 
     @classmethod
     def from_json(cls, line: str) -> Self:
-        """Read one line of a log; raises ValueError, KeyError or TypeError for one that is none."""
+        """Read one line of a log; raises ValueError, KeyError or TypeError if it is not a command."""
         values: Mapping[str, Any] = json.loads(line)
         known = {name: values[name] for name in _FIELDS if name in values}
         words = {name: tuple(str(word) for word in values[name]) for name in ("argv", "secrets") if name in values}
@@ -150,7 +152,7 @@ class CommandLog:
             try:
                 size_bytes = os.fstat(descriptor).st_size
                 if size_bytes and os.pread(descriptor, 1, size_bytes - 1) != b"\n":
-                    # What a process that was killed has left of its line must not swallow this one.
+                    # A process was killed while it wrote its line, which must not swallow this one.
                     line = b"\n" + line
                 while line:
                     line = line[os.write(descriptor, line) :]
@@ -167,60 +169,28 @@ def older_log(path: Path) -> Path:
 
 
 def read_log(path: Path) -> Iterator[LoggedCommand]:
-    """The commands of the older log and then of ``path``, oldest first; a line that is none is left out."""
+    """The commands of the older log and then of ``path``, oldest first; lines that are not commands are skipped."""
     for part in (older_log(path), path):
         if part.exists():
             with part.open("rb") as lines:
-                yield from _commands(lines, bytearray())
+                yield from _commands(lines)
 
 
-def follow_log(path: Path, wait: Callable[[], None]) -> Iterator[LoggedCommand]:
-    """Commands that are added to the log from this call on, for ever; ``wait`` is called whenever there is none."""
-    lines = _opened(path)
-    if lines is not None:
-        lines.seek(0, os.SEEK_END)
-    return _following(path, lines, wait)
-
-
-def _following(path: Path, lines: BinaryIO | None, wait: Callable[[], None]) -> Iterator[LoggedCommand]:
-    begun = bytearray()
-    while True:
-        if lines is not None:
-            # Asked first: what is written to a log until it is put aside is there when it is read to its end.
-            is_put_aside = not is_at(path, lines.fileno())
-            yield from _commands(lines, begun)
-            if is_put_aside:
-                lines.close()
-                lines = None
-                begun.clear()
-        if lines is None:
-            lines = _opened(path)
-            if lines is not None:
-                continue
-        wait()
-
-
-def _opened(path: Path) -> BinaryIO | None:
-    try:
-        return path.open("rb")
-    except FileNotFoundError:
-        return None
-
-
-def _commands(lines: BinaryIO, begun: bytearray) -> Iterator[LoggedCommand]:
-    """The commands of the lines that are there; ``begun`` holds the beginning of one that is still being written."""
-    # Not an iteration: a file that is being iterated over does not tell where it is.
-    while part := lines.readline():
-        begun += part
-        if not part.endswith(b"\n"):
-            continue
-        line = begun.decode("ascii", "replace")
-        begun.clear()
+def follow_log(path: Path) -> Iterator[LoggedCommand]:
+    """The commands of ``path`` and then those that are added to it, without end; tail(1) knows when it is rotated."""
+    with subprocess.Popen(["tail", "-n", "+1", "-F", "--", path], stdout=PIPE, stderr=DEVNULL) as tail:
+        assert tail.stdout is not None
         try:
-            yield LoggedCommand.from_json(line)
-        except (ValueError, KeyError, TypeError):
-            # The last line of a process that was killed while it wrote, or another version's.
-            continue
+            yield from _commands(tail.stdout)
+        finally:
+            tail.terminate()
+
+
+def _commands(lines: Iterable[bytes]) -> Iterator[LoggedCommand]:
+    for line in lines:
+        # Else it is the last line of a process that was killed while it wrote, or another version's.
+        with suppress(ValueError, KeyError, TypeError):
+            yield LoggedCommand.from_json(line.decode("ascii", "replace"))
 
 
 def trace(line: Callable[[], str]) -> None:

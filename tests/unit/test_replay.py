@@ -6,13 +6,12 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from imbue.mngr_vps_docker.replay import main, newest_log
-from imbue.mngr_vps_docker.ssh.command_log import CommandLog, LoggedCommand, follow_log
+from imbue.mngr_vps_docker.ssh.command_log import CommandLog, LoggedCommand
 from support.remote import heed_signals
 
 LOOKED = LoggedCommand(
@@ -123,17 +122,6 @@ def test_the_log_that_was_written_last_is_the_one(log: Path, tmp_path: Path) -> 
     CommandLog(other).write(LOOKED)
     os.utime(log, (1, 1))
     assert newest_log(tmp_path) == other
-
-
-def test_commands_are_followed_as_they_come_past_a_full_log(log: Path) -> None:
-    coming = iter(range(20))
-
-    def write_two() -> None:
-        for number in (next(coming), next(coming)):
-            CommandLog(log, rotate_at_bytes=900).write(replace(LOOKED, id=str(number)))
-
-    seen = [command.id for command in islice(follow_log(log, write_two), 20)]
-    assert seen == [str(number) for number in range(20)]
 
 
 def test_following_ends_by_ctrl_c_without_a_word(log: Path) -> None:

@@ -104,26 +104,21 @@ def test_what_a_killed_writer_left_of_its_line_swallows_no_other(tmp_path: Path)
     assert list(read_log(path)) == [COMMAND]
 
 
-def test_a_line_that_is_followed_while_it_is_written_comes_whole(tmp_path: Path) -> None:
-    path = tmp_path / "ssh.jsonl"
-    path.touch()
+def test_a_log_is_followed_past_its_rotation_and_a_line_while_it_is_written(tmp_path: Path) -> None:
+    log = CommandLog(tmp_path / "ssh.jsonl", rotate_at_bytes=900)
+    log.write(replace(COMMAND, id="0"))
+    following = follow_log(log.path)
+    for number in range(1, 9):
+        assert next(following).id == str(number - 1)
+        log.write(replace(COMMAND, id=str(number)))
     line = f"{replace(COMMAND, purpose='x' * 100_000).to_json()}\n"
-    parts = iter((line[:70_000], line[70_000:], line))
-
-    def write_on() -> None:
-        with path.open("a") as file:
-            file.write(next(parts))
-
-    following = follow_log(path, write_on)
-    assert [len(next(following).purpose), len(next(following).purpose)] == [100_000, 100_000]
-
-
-def test_what_is_written_between_the_call_and_the_first_look_is_followed(tmp_path: Path) -> None:
-    path = tmp_path / "ssh.jsonl"
-    CommandLog(path).write(COMMAND)
-    following = follow_log(path, lambda: None)
-    CommandLog(path).write(replace(COMMAND, id="new"))
-    assert next(following).id == "new"
+    assert next(following).id == "8"
+    with log.path.open("a") as file:
+        file.write(line[:70_000])
+        file.flush()
+        file.write(line[70_000:])
+    assert len(next(following).purpose) == 100_000
+    following.close()
 
 
 def test_a_log_that_cannot_be_written_is_warned_of_once(tmp_path: Path) -> None:

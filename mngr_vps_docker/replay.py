@@ -29,7 +29,7 @@ Neither secrets nor what commands were given on stdin is in the log; of a comman
 
 
 class ReplayError(Exception):
-    """The log does not hold what was asked for; one line for the user."""
+    """The request cannot be fulfilled; one line for the user."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output, `head` perhaps, has seen enough; nothing more can be written, at exit either.
+        # The reader of our output, such as `head`, has ended; nothing can be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -109,7 +109,7 @@ def find(commands: Iterable[LoggedCommand], command_id: str) -> LoggedCommand:
 
 
 def table_row(command: LoggedCommand) -> str:
-    """One command as one line of a table; nothing in it can do anything to a terminal."""
+    """One command as one line of a table, without control characters."""
     return printable(
         _COLUMNS.format(
             command.id,
@@ -124,7 +124,7 @@ def table_row(command: LoggedCommand) -> str:
 
 
 def run_again(commands: Sequence[LoggedCommand]) -> int:
-    """Run commands that only look, and say whether each ends as it did; returns 1 if one does not.
+    """Run read-only commands and compare how each ends; return 1 if one ends differently.
 
     Raises ReplayError, before anything is run, if one of them may change something or had an input.
     """
@@ -146,7 +146,7 @@ def run_again(commands: Sequence[LoggedCommand]) -> int:
 
 
 def _run(command: LoggedCommand) -> str:
-    """Run the command line by a login of its own, and return how it ended, told as for the first time."""
+    """Run the command line with a login of its own, and return how it ended, as ``LoggedCommand.result`` does."""
     *login, remote = command.argv
     framing = Framing(secrets.token_hex(8))
     script = framing.script(remote if command.script is None else command.script)

@@ -28,7 +28,7 @@ __all__ = ["LARGE_OUTPUT_BYTES", "OnLine", "SshConnection", "StandardInput", "St
 
 # Below sshd's MaxSessions (10 by default): past it the server refuses sessions.
 _MAX_SESSIONS: Final = 8
-# What an infinite deadline means: some threads cannot wait for longer.
+# Some platforms cannot wait for longer: this stands for an infinite time-out (threading.TIMEOUT_MAX).
 _LONGEST_SECONDS: Final = 30 * 24 * 3600.0
 _MAX_REPEATS: Final = 3
 _FIRST_DELAY_SECONDS: Final = 0.2
@@ -41,7 +41,7 @@ LARGE_OUTPUT_BYTES: Final = 1 << 30
 _LONGEST_READ_SECONDS: Final = 6 * 3600.0
 _IDLE_TRANSFER_SECONDS: Final = 60.0
 _SLOWEST_BYTES_PER_SECOND: Final = 100_000
-# Why a command never started although the shared connection is there: another login would not help.
+# Why a command may not start although the shared connection is open: another login would not help.
 _LOGIN_CANNOT_HELP: Final = frozenset(
     {NotStartedReason.SESSION_REFUSED, NotStartedReason.ACCOUNT_REFUSED, NotStartedReason.CONNECT_TIMEOUT}
 )
@@ -50,8 +50,8 @@ _LOGIN_CANNOT_HELP: Final = frozenset(
 class SshConnection:
     """Commands on one ``SshTarget``, all over one shared login that outlives this process for a while.
 
-    Thread-safe: any number of threads may run commands at once. Nothing is connected until the first command, and no
-    command logs in to a machine that ``is_gone``: it might wait for long.
+    Thread-safe: any number of threads may run commands at once. Nothing is connected until the first command. No
+    command logs in to a machine that ``is_gone``, since it might wait for long.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class SshConnection:
         effect: Effect = Effect.NON_IDEMPOTENT,
         limit_bytes: int = _OUTPUT_BYTES,
     ) -> CommandOutcome:
-        """Run shell text ``command`` on the machine and return its outcome; never raises for what happens remotely.
+        """Run shell text ``command`` on the machine and return its outcome; raises nothing for what happens there.
 
-        ``purpose`` reads after "Could not" ("read host records"), for errors and the command log. The deadline is one
-        for all: for waiting for a session, and for what is tried again; logging in comes on top, and has the target's
-        connect timeout. At the deadline, after ``idle_timeout_seconds`` without a byte in either direction, and when
-        both streams together have more than ``limit_bytes``, the command is ended on the machine too; likewise if this
-        is interrupted. A command that never started is tried again, a few times, where waiting may help; one that was
-        lost half-way only if its ``effect`` allows it.
+        ``purpose`` reads after "Could not" ("read host records"), for errors and the command log. The time-out
+        includes waiting for a session, and retries; a login comes on top, with the target's connect timeout. At the
+        deadline, after ``idle_timeout_seconds`` without a byte in either direction, when both streams together exceed
+        ``limit_bytes``, and on an exception here, the command is ended on the machine too. A command whose session is
+        refused is retried for as long as the connect timeout; one that was lost, a few times, if its ``effect``
+        allows.
         """
         reader = OutputReader(limit_bytes=limit_bytes)
         return self._run(command, reader, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect)
@@ -131,7 +131,7 @@ class SshConnection:
     ) -> CommandOutcome:
         """Like ``run``, and hand each line to ``on_line(line, stream)`` as it comes.
 
-        The outcome holds only the end of both streams. Lines of an attempt that was lost are not taken back.
+        The outcome holds only the end of both streams. Lines of an attempt that was lost come again with the next.
         """
         lines = None if on_line is None else LineSplitter(on_line)
         reader = OutputReader(on_chunk=lines, on_begin=None if lines is None else lines.flush, tail_bytes=_TAIL_BYTES)
@@ -158,12 +158,12 @@ class SshConnection:
     def wait_until_ready(self, timeout_seconds: float, *, account_grace_seconds: float = 0.0) -> str:
         """Wait until the machine lets us in, under the pinned host key, and a command gives its exact output.
 
-        Returns what the start-up files of its login shell print before every command: nothing, where all is well. Our
-        own commands do not mind it, but rsync and git do.
+        Returns what the start-up files of its login shell print before every command, usually nothing. Our own
+        commands ignore it, but rsync and git fail.
 
         A refused or silent port is waited for. A host key other than the pinned one, and a key of ours that is
-        refused, raise VpsAuthenticationError when they last; so does an account that runs no commands, or not as they
-        are, after ``account_grace_seconds``. The time-out raises VpsConnectionError with ssh's last words.
+        refused, raise VpsAuthenticationError after a grace period; so does an account that runs no commands, or
+        changes them, after ``account_grace_seconds``. The time-out raises VpsConnectionError with ssh's last words.
         """
         greeting = ""
 
@@ -178,7 +178,7 @@ class SshConnection:
             greeting = outcome.greeting.strip()
             failure = probe_failure(outcome)
             if failure is not None and failure.reason is NotStartedReason.ACCOUNT_REFUSED:
-                # sshd has looked at the account as we logged in, and does not look again.
+                # sshd checks the account only at the login.
                 self._master.close()
             return failure
 
@@ -186,9 +186,9 @@ class SshConnection:
         return greeting
 
     def read_file(self, path: str, *, limit_bytes: int = LARGE_OUTPUT_BYTES) -> bytes:
-        """Return the content of a file on the machine; raise FileNotFoundError where there is none.
+        """The content of a file on the machine.
 
-        Raises RemoteOutputError for one of more than ``limit_bytes``.
+        Raises FileNotFoundError, RemoteOutputError for more than ``limit_bytes``, and the errors of a command.
         """
         outcome = self.run(
             read_script(path, limit_bytes + 1),
@@ -203,9 +203,10 @@ class SshConnection:
         return outcome.checked().stdout
 
     def write_file(self, path: str, content: bytes, *, mode: int | None = None, is_atomic: bool = False) -> None:
-        """Write a file on the machine, and its parent folders where they are missing; in one step if ``is_atomic``.
+        """Write a file on the machine, and its missing parent folders; in one step if ``is_atomic``.
 
-        Whether all of it arrived is seen. A file that exists keeps its mode, unless one is given.
+        A file that exists keeps its mode, unless one is given. Raises the errors of a command, also if less than all
+        of it arrived.
         """
         script = replace_script if is_atomic else write_script
         self.run(
@@ -218,7 +219,7 @@ class SshConnection:
 
     @property
     def is_open(self) -> bool:
-        """Whether this machine is logged in, so that a command costs no login; asks nobody elsewhere."""
+        """Whether the shared login is there, so that a command costs none; does not ask the machine."""
         return self._master.is_alive()
 
     def ssh_command(self, command: str | None = None) -> str:
@@ -226,11 +227,11 @@ class SshConnection:
         return join(standalone_argv(self.target, command))
 
     def close(self) -> None:
-        """End the shared connection to the machine, if one is open."""
+        """End the shared connection; idempotent."""
         self._master.close()
 
     def abandon(self) -> None:
-        """End the shared connection for good: what other threads are running over it is lost, and not tried again."""
+        """End the shared connection for good: the commands of other threads are lost, and not retried."""
         self._is_abandoned = True
         self._master.close()
 
@@ -244,7 +245,7 @@ class SshConnection:
         stdin: StandardInput,
         effect: Effect,
     ) -> CommandOutcome:
-        """Run the command, repeat it where that may help, and log each attempt however it ends."""
+        """Run the command, retry it where that may help, and log each attempt however it ends."""
         began_at = time.monotonic()
         deadline = began_at + min(timeout_seconds, _LONGEST_SECONDS)
         call = Call(self.target, command, purpose, effect, stdin, deadline, idle_timeout_seconds, reader, self._log)
@@ -260,7 +261,7 @@ class SshConnection:
             if outcome.status is OutcomeStatus.LOST:
                 is_repeated = may_run_again and attempt < _MAX_REPEATS
             else:
-                # Other processes use the machine's sessions too; a command whose session is refused has done nothing.
+                # Other processes use the machine's sessions too; a command whose session was refused has done nothing.
                 is_recent = time.monotonic() < began_at + self.target.connect_timeout_seconds
                 is_repeated = outcome.reason is NotStartedReason.SESSION_REFUSED and is_recent
             if self._is_abandoned or call.seconds_left <= 0 or not is_repeated:
@@ -270,7 +271,7 @@ class SshConnection:
             attempt += 1
 
     def _attempt(self, call: Call) -> CommandOutcome:
-        """Run the command once, when there is a session for it, and after a login if there must be one."""
+        """Run the command once, when a session is free, after a login if the shared connection is not open."""
         if self._is_abandoned:
             return call.not_started(LoginFailure(NotStartedReason.OTHER, "the operation was cancelled"))
         if call.seconds_left <= 0:
@@ -295,7 +296,7 @@ class SshConnection:
         if connect_seconds <= 0:
             return silence(waited_seconds)
         if self._is_gone():
-            return LoginFailure(NotStartedReason.OTHER, "its host is being destroyed")
+            return LoginFailure(NotStartedReason.OTHER, "it is being destroyed")
         began_at = time.monotonic()
         failure = self._master.open(call.seconds_left, connect_seconds)
         # A login has a limit of its own, which is not the command's.

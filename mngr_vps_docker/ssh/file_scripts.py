@@ -1,6 +1,6 @@
-"""Shell text that reads and writes files of a machine, so that what is cut off is never taken for whole.
+"""Shell text that reads and writes files of a machine, and fails where only a part of the data arrives.
 
-A connection that is lost looks to ``cat`` like the end of its data: only the size tells.
+To ``cat``, a lost connection looks like the end of its data: only the size tells.
 """
 
 from pathlib import PurePosixPath
@@ -14,15 +14,15 @@ CUT_OFF: Final = 83
 
 
 def read_script(path: str, most_bytes: int) -> ShellText:
-    """Print a file, or the first ``most_bytes`` of it; ends with NO_SUCH_FILE where there is none."""
+    """Print a file, or the first ``most_bytes`` of it; a missing one exits with NO_SUCH_FILE."""
     word = quote(path)
     return ShellText(f"[ -e {word} ] || exit {NO_SUCH_FILE}; exec head -c {most_bytes} <{word}")
 
 
 def write_script(path: str, size_bytes: int, mode: int | None) -> ShellText:
-    """Write stdin, ``size_bytes`` of it, to a file in place; ends with CUT_OFF if less than that arrives.
+    """Write stdin, ``size_bytes`` of it, to a file in place; exits with CUT_OFF if less than that arrives.
 
-    A file that gets a mode has it before it has a content: nobody reads a secret meanwhile.
+    A mode is set before the content is there, which may be a secret.
     """
     word = quote(path)
     steps = [f"mkdir -p -- {quote(PurePosixPath(path).parent)}"]
@@ -35,11 +35,11 @@ def write_script(path: str, size_bytes: int, mode: int | None) -> ShellText:
 
 
 def replace_script(path: str, size_bytes: int, mode: int | None) -> ShellText:
-    """Replace a file by stdin in one step, or leave it as it was; nothing else is left however it ends.
+    """Replace a file by stdin in one step, or leave it as it was, without temporary files however it ends.
 
-    Without ``mode`` the new file has that of the old one. What a symbolic link leads to is replaced, not the link.
+    Without ``mode`` the new file has that of the old one. Of a symbolic link, the target is replaced.
     """
-    # A shell's arithmetic takes the mask, which begins with 0, for octal.
+    # The mask begins with 0, so that the shell's arithmetic reads it as octal.
     kept = 'stat -c %a -- "$path" 2>/dev/null || printf %o $((0666 & ~$(umask)))'
     return ShellText(f"""\
 path={quote(path)}

@@ -2,7 +2,7 @@
 
 ssh's exit code 255 is also a command's, a login shell may print before the command runs, and a connection that breaks
 leaves no trace. So the machine prints a line with a nonce on both streams when the command starts, and one with its
-exit code when it has ended: without the second on both, the end was not seen. What comes after that is of processes
+exit code when it has ended: without the second on both, the end was not seen. Output after that comes from processes
 that the command has left running.
 """
 
@@ -18,10 +18,10 @@ from imbue.mngr_vps_docker.ssh.shell import as_stdin, quote, run_from_stdin
 
 type OnLine = Callable[[str, Stream], None]
 
-# ASCII's record separator: hardly ever printed, so that a stream is hardly ever held back to see what follows.
+# ASCII's record separator: rarely printed, so that output is rarely held back to see what follows.
 _RECORD_SEPARATOR: Final = b"\x1e"
 _LONGEST_MARKER_BYTES: Final = 80
-# What is kept of each stream of what comes before the command starts: enough to say why it does not.
+# What is kept of each stream from before the command's start: enough to say why it does not start.
 _NOISE_TAIL_BYTES: Final = 4 << 10
 # More than any login shell's greeting.
 _NOISE_LIMIT_BYTES: Final = 1 << 20
@@ -29,7 +29,7 @@ _NOISE_LIMIT_BYTES: Final = 1 << 20
 _LONGEST_LINE: Final = 1 << 20
 # From TERM to KILL, for a command that has reached its deadline.
 _KILL_AFTER_SECONDS: Final = 5
-# How often, every tenth of a second, what was told to end is looked for.
+# How often, every tenth of a second, processes that were told to end are looked for.
 _ENDING_POLLS: Final = 20
 # timeout(1) exits with 124 when TERM ended the command (busybox's with 143), 137 when KILL had to.
 TIMED_OUT_CODES: Final = frozenset({124, 137, 143})
@@ -51,21 +51,21 @@ class Framing:
     def script(self, command: str, *, is_watched: bool = False) -> bytes:
         """What stdin begins with, so that the text of ``wrap`` runs ``command``.
 
-        If it ``is_watched``, it has an empty stdin, and the end of ours ends it: that comes when we are killed, or the
-        connection is lost.
+        If it ``is_watched``, it has an empty stdin, and the end of ours ends it: we were killed, or the connection was
+        lost.
         """
         if not is_watched:
             return as_stdin(command)
         # In the background, and not a child of the command's shell, whose `wait` would wait for it. It ends
-        # timeout(1), which ends all that it runs; once that is gone, another process may have its pid.
+        # timeout(1), which ends all that it runs; the nonce tells that process from a later one with its pid.
         end = f"read -r _ <&3; trap '' TERM; grep -q {self.nonce} /proc/$PPID/cmdline && kill -TERM $PPID $$"
         return f"exec 3<&0 </dev/null; ({{ {end}; }} >/dev/null 2>&1 &); exec 3<&-; ".encode() + as_stdin(command)
 
     def wrap(self, script_bytes: int, timeout_seconds: float) -> str:
         """Shell text that runs a ``script`` of that size between its markers, ended by the machine at its deadline.
 
-        It is the same for all commands, since everybody on this machine can see it in a list of processes, and one
-        word that every login shell reads alike.
+        It does not depend on the command, since every user of this machine can see it in a list of processes. Quoted,
+        it is one word to any login shell.
         """
         start = f"printf '\\036%s:%d\\n' {self.nonce} $$"
         end = f"printf '\\036%s %d %s %s\\n' {self.nonce} $rc ${{began:-0}} ${{ended:-0}}"
@@ -80,20 +80,19 @@ class Framing:
         return f"sh -c {quote(script)}"
 
     def end_command(self, process_id: int) -> str:
-        """Shell text that ends what ``process_id``, of the start line, is running, just as its deadline would.
+        """Shell text that ends what ``process_id``, of the start line, is running, as its deadline would.
 
-        It itself ends as well: nobody reads any more what it would have to say, and it would wait for that for ever.
-        But after the others, if they end at all: sshd closes the command's input once this process has gone, and so it
-        does when our ssh goes, which must wait for the end of this text. To the command, that would be the end of its
-        input. A pid may be somebody else's by then, but nobody else has the nonce in his command line.
+        Then it ends that process itself, which would wait for a reader of its output. It does so last: sshd closes the
+        command's stdin once that process or our ssh has ended, and to the command this would be the end of its input.
+        Where the pid belongs to another process by now, that one has no nonce in its command line.
         """
         is_there = f"grep -q {self.nonce} /proc/{process_id}/cmdline 2>/dev/null"
         return (
-            # timeout(1) passes the signal on to its whole group; where there is none, nobody does.
+            # timeout(1) passes the signal on to its whole group; without it, each process is told.
             "under() { for child in $(cat /proc/$1/task/$1/children); do echo $child;"
             " grep -q ^timeout /proc/$child/cmdline || (under $child); done; };"
             f' {is_there} || exit; set -- $(under {process_id}); kill -TERM "$@";'
-            # What has ended and is not yet reaped has no command line.
+            # A zombie has an empty command line.
             f" for _ in {' '.join('.' * _ENDING_POLLS)}; do for child; do"
             " grep -q . /proc/$child/cmdline 2>/dev/null && sleep 0.1 && continue 2; done; break; done;"
             f" {is_there} && kill -TERM {process_id}"
@@ -101,7 +100,7 @@ class Framing:
 
 
 def is_time_out(exit_code: int, ran_seconds: float, timeout_seconds: float) -> bool:
-    """Whether an exit code is that of the deadline and not the command's own."""
+    """Whether an exit code is timeout(1)'s at the deadline, and not the command's own."""
     return exit_code in TIMED_OUT_CODES and ran_seconds >= timeout_seconds - _CLOCK_SECONDS
 
 
@@ -219,12 +218,12 @@ class OutputReader:
                 state.exit_code = int(code)
                 # A machine without such a clock says 0.
                 self.ran_seconds = float(ended_at) - float(began_at) if float(ended_at) else None
-                # What follows comes from what the command has left running.
+                # What follows comes from processes that the command has left running.
                 data = data[end.end() :]
         self._keep(data, state)
 
     def finish(self) -> None:
-        """Nothing more will come: what was held back is no marker."""
+        """Nothing more will come: bytes that were held back are not a marker."""
         for state in (self._stdout, self._stderr):
             held, state.held = state.held, b""
             (self._keep if state.has_started else self._keep_noise)(held, state)
@@ -252,7 +251,7 @@ class OutputReader:
             return
         if self._limit_bytes is not None and sum(self.byte_counts) + len(data) > self._limit_bytes:
             if self.exit_code is not None:
-                # It comes from what was left running.
+                # It comes from processes that were left running.
                 return
             self._refuse(f"it printed more than {self._limit_bytes} bytes")
         state.byte_count += len(data)

@@ -1,4 +1,4 @@
-"""Reaching a machine by way of another one, the gateway, over the shared connection to that."""
+"""Reaching a machine through another one, the gateway, over the shared connection to that."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from imbue.mngr_vps_docker.ssh.target import SshTarget, through
 
 
 def by_way_of(gateway: SshTarget, target: SshTarget, host: str, runner: ProcessRunner) -> SshTarget:
-    """``target`` as it is reached by way of ``gateway``, which knows it as ``host``; see ``through``."""
+    """``target`` as it is reached through ``gateway``, which knows it as ``host``; see ``through``."""
     return through(target, gateway, SshMaster(gateway, runner).control_path, host)
 
 
@@ -21,11 +21,11 @@ def forward(
     remote: tuple[str, int],
     runner: ProcessRunner,
 ) -> int:
-    """Let the first free one of ``local_ports`` here lead to an address and port that ``gateway`` sees; return it.
+    """Forward the first free one of ``local_ports`` here to an address and port that ``gateway`` sees; return it.
 
-    The shared connection holds the port, and ends ``persist_seconds`` after the last command or connection over it.
-    A program asks for the port right before it uses it, which is local and changes nothing while it is there. Raises
-    VpsConnectionError if every port is taken, and the errors of a login.
+    The shared connection holds the port, and ends ``persist_seconds`` after the last command or connection over it:
+    ask for the port right before each use, which is cheap. Raises VpsConnectionError if every port is taken, and the
+    errors of a login.
     """
     master = SshMaster(gateway, runner)
     failure = master.open()
@@ -44,6 +44,6 @@ def forward(
         if master.forward((local_host, port), remote):
             return port
     raise VpsConnectionError(
-        f"No port of this machine leads to {gateway.name}: all of those that may are taken"
-        f" ({', '.join(map(str, tried))}); end the program that uses one of them"
+        f"No port of this machine can be forwarded to {gateway.name}: all are taken ({', '.join(map(str, tried))});"
+        " end the program that uses one of them"
     )

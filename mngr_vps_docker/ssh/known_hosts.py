@@ -1,4 +1,4 @@
-"""The generated known_hosts files: which host key each machine must show."""
+"""The generated known_hosts files, which pin the host key of each machine."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,15 +20,15 @@ class KnownHostsFile:
         keys = [_bare(key) for key in public_keys]
         names = set(names)
         wanted = [f"{name} {key}" for name in sorted(names) for key in keys]
-        # Reading alone tells whether there is anything to do, which there hardly ever is.
+        # Usually there is nothing to change, and no lock is needed to see that.
         if sorted(wanted) != sorted(line for line in self._lines() if line.split(" ")[0] in names):
             self._rewrite(lambda lines: [*_without(lines, lambda name, _key: name in names), *wanted])
 
     def unpin(self, name: str, addresses: Iterable[str] = (), public_key: str | None = None) -> None:
-        """Forget ``name``; what is not there is no error.
+        """Forget ``name``; idempotent.
 
-        ``addresses`` are where it was. They may have become another machine's, so only the keys of ``name`` are
-        forgotten of them, and ``public_key``, which is known to be one.
+        Other machines may have got its ``addresses`` since: only the keys of ``name``, and ``public_key``, are removed
+        from them.
         """
         old = set(addresses)
 
@@ -64,9 +64,9 @@ class KnownHostsFile:
 
 
 def _without(lines: list[str], is_removed: Callable[[str, str], bool]) -> list[str]:
-    """The lines, each without those of its names that ``is_removed`` says of name and key.
+    """The lines without the names for which ``is_removed(name, key)`` is true, and without lines left without a name.
 
-    A line that has no name left goes. Lines of earlier versions may hold several names.
+    Lines of earlier versions may hold several names.
     """
     left = []
     for line in lines:
@@ -80,7 +80,7 @@ def _without(lines: list[str], is_removed: Callable[[str, str], bool]) -> list[s
 
 
 def _parsed(line: str) -> tuple[list[str], str]:
-    """The names and the key of a line; no names where it is none of a key."""
+    """The names and the key of a line; neither, for a comment or an empty line."""
     names, _, key = line.partition(" ")
     return ([], "") if not names or names.startswith("#") else (names.split(","), _bare(key))
 

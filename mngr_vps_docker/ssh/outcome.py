@@ -19,9 +19,9 @@ from imbue.mngr_vps_docker.errors import (
 
 
 class Effect(UpperCaseStrEnum):
-    """What running a command a second time would do: nothing, the same again, or harm.
+    """What running a command a second time would do: nothing, the same, or something else.
 
-    Only the first two may be repeated when a connection was lost half-way; only the first is ever replayed.
+    Only the first two are repeated after a lost connection; only the first is replayed.
     """
 
     READ_ONLY = auto()
@@ -49,7 +49,7 @@ class OutcomeStatus(UpperCaseStrEnum):
 
 
 class NotStartedReason(UpperCaseStrEnum):
-    """Why ssh never got as far as running the command."""
+    """Why ssh did not run the command."""
 
     REFUSED = auto()
     CONNECT_TIMEOUT = auto()
@@ -80,13 +80,13 @@ _BUSY_REASONS = frozenset({NotStartedReason.SESSION_REFUSED, NotStartedReason.BU
 
 @dataclass(frozen=True, slots=True)
 class CommandOutcome:
-    """The end of one remote command, as far as it was seen.
+    """How one remote command ended.
 
     ``exit_code`` is set exactly when ``status`` is COMPLETED, ``reason`` exactly when it is NEVER_STARTED. ``stdout``
-    and ``stderr`` are the command's own bytes (of a streamed command: the end of them). ``greeting`` is what came on
-    stdout before it started, from the start-up files of a login shell. ``detail`` is what ssh said, or why the command
-    was ended. ``elapsed_seconds`` includes all waiting; ``ran_seconds`` is how long the command
-    itself ran, by its machine's clock, if that is known. ``log_id`` is its id in the command log, if it is in one.
+    and ``stderr`` are the command's own bytes (of a streamed command: the end of them). ``greeting`` is what the
+    start-up files of the login shell printed before. ``detail`` is what ssh said, or why the command was ended.
+    ``elapsed_seconds`` includes all waiting; ``ran_seconds`` is by the machine's clock, None if that is unknown.
+    ``log_id`` is its id in the command log, None if it is not logged.
     """
 
     status: OutcomeStatus
@@ -105,7 +105,7 @@ class CommandOutcome:
 
     @property
     def is_success(self) -> bool:
-        """Whether the command was seen to end with exit code 0."""
+        """Whether the command ended with exit code 0."""
         return self.exit_code == 0
 
     @property
@@ -125,7 +125,7 @@ class CommandOutcome:
         raise self.error()
 
     def error(self) -> VpsDockerError:
-        """The error for this outcome: one line that says what failed, where, how, and its last words."""
+        """The error for this outcome, in one line: what failed, where, how, and its last words."""
         where = f"{self.purpose} on {self.host}{self.reference}"
         match self.status:
             case OutcomeStatus.NEVER_STARTED if self.reason is NotStartedReason.ACCOUNT_REFUSED:
@@ -150,13 +150,13 @@ class CommandOutcome:
                 why = f" ({self.detail})" if self.detail else ""
                 return RemoteCommandTimeoutError(f"Timed out after {self.elapsed_seconds:.0f} s{why}: {where}")
             case OutcomeStatus.TOO_MUCH_OUTPUT:
-                return RemoteOutputError(f"Ended, since {self.detail}: {where}")
+                return RemoteOutputError(f"Ended because {self.detail}: {where}")
             case OutcomeStatus.COMPLETED:
                 return RemoteCommandError(f"{where} failed with exit code {self.exit_code}: {self.last_words()}")
 
     @property
     def reference(self) -> str:
-        """Where the command line is to be found, for the end of an error message."""
+        """The command's id in the log, for the end of an error message."""
         return "" if self.log_id is None else f" [command {self.log_id}]"
 
     def last_words(self, line_count: int = 5) -> str:

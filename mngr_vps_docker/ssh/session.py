@@ -81,7 +81,7 @@ class Call:
 
     @property
     def seconds_left(self) -> float:
-        """The time to its deadline; none is left at 0 or below."""
+        """The time to its deadline; at 0 or below, none is left."""
         return self.deadline - time.monotonic()
 
     def begin(self) -> None:
@@ -92,7 +92,7 @@ class Call:
         trace(lambda: f"+ {join(self.argv)}")
 
     def input_chunks(self) -> Iterator[bytes]:
-        """Its stdin from the beginning; what is taken of it is counted and digested for the log."""
+        """Its stdin from the beginning, counted and digested for the log."""
         digest = hashlib.sha256()
         self._stdin_bytes = 0
         for chunk in chunks_of(self.stdin):
@@ -122,7 +122,7 @@ class Call:
         )
 
     def not_started(self, failure: LoginFailure) -> CommandOutcome:
-        """The outcome of an attempt that asked the machine for nothing, or that it refused."""
+        """The outcome of an attempt that the machine was not asked for, or refused."""
         return self.outcome(OutcomeStatus.NEVER_STARTED, failure.detail, failure.reason)
 
     def write_log(self, outcome: CommandOutcome | None) -> None:
@@ -186,7 +186,7 @@ def run_in_session(call: Call, master: SshMaster, runner: ProcessRunner) -> Comm
 
     def stdin() -> Iterator[bytes]:
         yield script
-        # The script of a command without stdin takes the end of ours for that of the connection.
+        # Of a command without stdin, the script takes the end of ours for that of the connection.
         is_held = call.stdin is None or not is_repeatable(call.stdin)
         yield from gate.behind(call.input_chunks()) if is_held else call.input_chunks()
 
@@ -226,7 +226,7 @@ def run_in_session(call: Call, master: SshMaster, runner: ProcessRunner) -> Comm
             )
             reader.finish()
         except OutputLimitError:
-            # The reader says of what there was too much.
+            # See reader.excess.
             pass
         finally:
             gate.close()
@@ -239,7 +239,7 @@ def run_in_session(call: Call, master: SshMaster, runner: ProcessRunner) -> Comm
         ran_seconds = elapsed_seconds if reader.ran_seconds is None else reader.ran_seconds
         is_late = is_time_out(reader.exit_code, ran_seconds, seconds)
         return call.outcome(OutcomeStatus.TIMED_OUT if is_late else OutcomeStatus.COMPLETED)
-    # That it had not begun in time proves nothing: the shared connection is left to the others.
+    # That it had not started in time proves nothing against the shared connection.
     if result.stop is StopReason.DEADLINE:
         return call.outcome(OutcomeStatus.TIMED_OUT)
     if result.stop is StopReason.IDLE:

@@ -1,8 +1,8 @@
 """Text for a POSIX shell: the one place where anything is quoted.
 
 Three things are kept apart by type. A plain ``str`` or path is an argument: ``quote`` makes it one word, whatever it
-holds. ``ShellText`` is text that a shell parses. A ``Secret`` is neither: it cannot be quote, printed or logged, only
-``revealed`` on its way to somebody's stdin.
+holds. ``ShellText`` is text that a shell parses. A ``Secret`` is neither: it cannot be quoted, printed or logged, only
+``revealed`` on its way to a program's stdin.
 
 Where a text needs secrets they are variables of a ``ShellScript``: the text is shown and logged as it is, the values
 are set by what goes to stdin.
@@ -36,13 +36,13 @@ __all__ = [
 
 
 class ShellText(str):
-    """Text that a POSIX shell parses, in which everything that came from elsewhere is quoted."""
+    """Text that a POSIX shell parses, in which every value is quoted."""
 
     __slots__ = ()
 
 
 class Secret:
-    """A value that must not be seen: no text made of it, no argument, no log line or exception shows it."""
+    """A value that no text, argument, log line or exception shows."""
 
     __slots__ = ("_value",)
 
@@ -71,9 +71,9 @@ class Secret:
 
 
 class ShellScript(ShellText):
-    """Shell text with variables whose values are secret; it always travels on stdin.
+    """Shell text with variables whose values are secret, which travels on stdin.
 
-    Raises ValueError for a name that is none of a variable.
+    Raises ValueError for a name that is not a valid variable name.
     """
 
     __slots__ = ("secrets",)
@@ -83,7 +83,7 @@ class ShellScript(ShellText):
     def __new__(cls, text: str, secrets: Mapping[str, Secret]) -> Self:
         for name in secrets:
             if not VARIABLE_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no name for a variable")
+                raise ValueError(f"{name!r} is not a valid variable name")
         script = super().__new__(cls, text)
         script.secrets = dict(secrets)
         return script
@@ -96,13 +96,13 @@ class ShellScript(ShellText):
 
 
 def secret_names(text: str) -> tuple[str, ...]:
-    """What ``redacted`` masks: variables of the text, by name, and passwords of URLs."""
+    """What ``redacted`` masks: the names of secret variables, and passwords of URLs."""
     variables = tuple(text.secrets) if isinstance(text, ShellScript) else ()
     return variables if without_passwords(text) == text else (*variables, "the password of a URL")
 
 
 def redacted(text: str) -> ShellText:
-    """``text`` as one line, for showing and logging: its secrets are there, but not their values."""
+    """``text`` as one line for showing and logging, with the values of its secrets masked."""
     variables = text.secrets if isinstance(text, ShellScript) else ()
     return one_line(without_passwords("".join(f"{name}='{MASK}'\n" for name in variables) + text))
 
@@ -110,11 +110,11 @@ def redacted(text: str) -> ShellText:
 def quote(argument: str | PurePath) -> ShellText:
     """One word of a command that stands for exactly ``argument``.
 
-    Raises ValueError for a NUL, which no argument can hold, and TypeError for a Secret: arguments can be seen by
-    everybody on the machine.
+    Raises ValueError for a NUL, which an argument cannot hold, and TypeError for a Secret, since every user of a
+    machine can see arguments.
     """
     if not isinstance(argument, str | PurePath):
-        raise TypeError(f"{type(argument).__name__} is no argument")
+        raise TypeError(f"{type(argument).__name__} cannot be an argument")
     text = str(argument)
     if "\0" in text:
         raise ValueError("An argument cannot hold a NUL")
@@ -141,15 +141,14 @@ def run_from_stdin(size_bytes: int) -> ShellText:
 
 
 def take_from_stdin(size_bytes: int) -> ShellText:
-    """Prints that much of stdin, and leaves the rest to the next command; head(1) of busybox would read ahead."""
+    """Prints that much of stdin, and leaves the rest to the next command; busybox's head(1) would read ahead."""
     return ShellText(f"dd bs={size_bytes} count=1 iflag=fullblock 2>/dev/null")
 
 
 def as_stdin(text: str) -> bytes:
-    """Shell text for RUN_STDIN: of any length, with its secrets, and not to be seen in a list of processes.
+    """Shell text for RUN_STDIN: of any length, with its secrets, and invisible in a list of processes.
 
-    In braces, since a connection that is lost looks like the end of the data: without the closing one, a shell runs
-    nothing.
+    In braces: a lost connection looks like the end of the data, and without the closing brace a shell runs nothing.
     """
     values = text.secrets if isinstance(text, ShellScript) else {}
     assigned = "".join(f"{name}={quote(value.revealed)}\n" for name, value in values.items())
@@ -162,7 +161,7 @@ _ESCAPED: Final = {"\n": "\\n", "\t": "\\t", "\\": "\\\\"}
 def one_line(text: str) -> ShellText:
     """Shell text that does the same as ``text`` and is one line of printable characters.
 
-    For showing commands: pasted, a line is run as a whole or not at all, and cannot do anything to a terminal.
+    Pasted, a line is run as a whole or not at all, and it cannot control a terminal.
     """
     if text.isprintable():
         return ShellText(text)

@@ -10,10 +10,10 @@ from typing import Final
 from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.ssh.shell import join
 
-# With persistence 0 the caller ends the shared connection; should it be killed, nobody keeps it for long.
+# With persistence 0 the caller ends the shared connection; if it is killed, the connection ends soon by itself.
 _SHORTEST_PERSISTENCE_SECONDS: Final = 5
-# A machine that is silent is asked after 3 s, and given up after 9: whatever waits on a shared login whose machine is
-# gone ends then. A user whose network pauses for longer sets both by ``options``.
+# A silent machine is asked after 3 s and given up after 9, which ends all commands over its shared login. A user whose
+# network pauses for longer sets both by ``options``.
 _KEEPALIVE_SECONDS: Final = 3
 _KEEPALIVE_COUNT: Final = 2
 _PLAIN_PATH: Final = re.compile(r"[\w./%+,:@-]+")
@@ -25,8 +25,8 @@ class SshTarget:
 
     ``host`` is a DNS name, an IPv4 address or an IPv6 address without brackets. ``host_key_alias`` is the name under
     which ``known_hosts_file`` pins the machine (OpenSSH's HostKeyAlias), so that a reused address does not matter;
-    None: its address. ``label`` is what logs and errors call the machine; None: by user and host. ``persist_seconds``
-    is how long the shared connection outlives the last command. ``options`` are ssh options of the user's, each
+    None: its address. ``label`` names the machine in logs and errors; None: by user and host. ``persist_seconds`` is
+    how long the shared connection outlives the last command. ``options`` are the user's ssh options, each
     ``Name=value`` (a ProxyCommand, say); they cannot undo those that make a login trustworthy.
     """
 
@@ -48,7 +48,7 @@ class SshTarget:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that stand for everything that decides whom a login reaches, and as whom."""
+        """16 hexadecimal digits of a hash of everything that decides which account a login reaches."""
         decisive = (
             self.user,
             self.host,
@@ -92,12 +92,12 @@ def ssh_options(target: SshTarget) -> tuple[str, ...]:
 
 
 def standalone_argv(target: SshTarget, command: str | None) -> tuple[str, ...]:
-    """A login of its own: what people are shown, to paste into a terminal."""
+    """A login of its own, to paste into a terminal."""
     return ("ssh", *ssh_options(target), *_destination(target), *(() if command is None else (command,)))
 
 
 def master_argv(target: SshTarget, control_path: Path, log_file: Path) -> tuple[str, ...]:
-    """Open the shared connection; returns when it is authenticated and goes on in the background.
+    """Open the shared connection in the background; returns when it is authenticated.
 
     Its messages go to ``log_file``: a pipe to a process in the background would never close.
     """
@@ -113,16 +113,15 @@ def master_argv(target: SshTarget, control_path: Path, log_file: Path) -> tuple[
 
 
 def control_path_option(control_path: Path) -> str:
-    """The word of a command line that says where the shared connection's socket is."""
+    """The option that names the shared connection's socket."""
     return f"ControlPath={_escaped(control_path)}"
 
 
 def shared_argv(target: SshTarget, control_path: Path, command: str, log_file: Path) -> tuple[str, ...]:
     """Run ``command`` over the shared connection, and over nothing else.
 
-    ssh's own words go to ``log_file``, apart from the command's, and in detail: they tell whether the machine was
-    asked at all. Without ProxyCommand=false ssh would silently log in anew where the shared connection is gone or has
-    no session to spare.
+    ssh's own messages go to ``log_file``, in detail (-v): they tell whether the machine was asked at all. Without
+    ProxyCommand=false ssh would silently log in again where the shared connection is gone or has no session left.
     """
     return (
         "ssh", "-v",
@@ -139,10 +138,7 @@ def shared_argv(target: SshTarget, control_path: Path, command: str, log_file: P
 def forward_argv(
     target: SshTarget, control_path: Path, local: tuple[str, int], remote: tuple[str, int]
 ) -> tuple[str, ...]:
-    """Let the shared connection lead from an address and port here to one that ``target`` sees.
-
-    It fails if the port is taken; asking again for what is there already does not.
-    """
+    """Forward an address and port here to one that ``target`` sees; idempotent, but fails if the port is taken."""
     return (
         "ssh", "-O", "forward",
         "-L", ":".join(f"[{host}]:{port}" for host, port in (local, remote)),
@@ -153,9 +149,9 @@ def forward_argv(
 
 
 def through(target: SshTarget, gateway: SshTarget, control_path: Path, host: str) -> SshTarget:
-    """``target`` as it is reached by way of ``gateway``, which knows it as ``host``.
+    """``target`` as it is reached through ``gateway``, which knows it as ``host``.
 
-    Its logins travel over the shared connection at ``control_path``; where that is not open, over one of their own.
+    Its logins go over the shared connection at ``control_path``, or over one of their own where that is not open.
     """
     argv = (
         "ssh",
@@ -165,7 +161,7 @@ def through(target: SshTarget, gateway: SshTarget, control_path: Path, host: str
         "-W", f"[{host}]:{target.port}",
         *_destination(gateway),
     )  # fmt: skip
-    # ssh puts its own values in the place of a bare %, and takes the first ProxyCommand of two.
+    # ssh expands a bare %, and takes the first of two ProxyCommands (ssh_config(5)).
     proxy_command = join(argv).replace("%", "%%")
     return replace(target, options=(f"ProxyCommand={proxy_command}", "ProxyUseFdpass=no", *target.options))
 
@@ -176,7 +172,7 @@ def exit_argv(target: SshTarget, control_path: Path) -> tuple[str, ...]:
 
 
 def user_config_argv(user: str, host: str, port: int) -> tuple[str, ...]:
-    """Print what the user's own configuration says of a destination, and on stderr which files were read."""
+    """Print the user's own configuration for a destination, and on stderr which files were read."""
     return ("ssh", "-G", "-v", "-p", str(port), "-l", user, "--", host)
 
 
@@ -187,12 +183,12 @@ def _destination(target: SshTarget) -> Sequence[str]:
 def _escaped(path: Path) -> str:
     """A path as an ssh option takes it.
 
-    ``%`` begins a token there, and whatever else is not quite plain is quoted (ssh_config(5)). Raises VpsDockerError
-    for what no quoting saves: ssh puts a variable in the place of ``${``, and a line ends an option.
+    ``%`` begins a token there, and all but plain characters are quoted (ssh_config(5)). Raises VpsDockerError for what
+    cannot be quoted: ssh expands ``${``, and a line break ends an option.
     """
     text = str(path)
     if "${" in text or not text.isprintable():
-        raise VpsDockerError(f"ssh cannot use the path {text!r}: it holds '${{' or what cannot be printed")
+        raise VpsDockerError(f"ssh cannot use the path {text!r}: it holds '${{' or unprintable characters")
     text = text.replace("%", "%%")
     if _PLAIN_PATH.fullmatch(text):
         return text

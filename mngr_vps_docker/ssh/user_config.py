@@ -1,8 +1,8 @@
-"""What the user's own ssh configuration would hand to a machine.
+"""Refusing an ssh configuration of the user's that would hand a container more than the login.
 
 Our own ssh does not read it (see ``target.ssh_options``), but the ssh that mngr runs does (connect, and the git and
-rsync of push, pull and create), and mngr takes no further options for it. The sshd of a container belongs to the agent
-in it, whatever its settings were at first: what the client offers to forward, the agent can use. So that is refused.
+rsync of push, pull and create), and mngr takes no options for it. The agent in a container controls its sshd, and can
+use all that the client offers to forward.
 """
 
 import re
@@ -16,13 +16,13 @@ from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.ssh.process import ProcessRunner
 from imbue.mngr_vps_docker.ssh.target import user_config_argv
 
-# Local, and milliseconds; but a `Match exec` of the user's runs a program.
+# It takes milliseconds, but a `Match exec` of the user's runs a program.
 _TIMEOUT_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """A setting of ssh_config(5), what may come of it, and the line that turns it off where it comes first."""
+    """A setting of ssh_config(5), its risk, and the line that turns it off if it comes first."""
 
     name: str
     risk: str
@@ -34,7 +34,7 @@ class _Setting:
         return value in ("no", "false")
 
 
-# What distributions send by default, and what describes a terminal.
+# Variables that distributions send by default, or that describe a terminal.
 _HARMLESS_VARIABLE: Final = re.compile(
     r"LANG|LANGUAGE|LC_[\w*?]+|TERM|COLORTERM|NO_COLOR|TZ|XMODIFIERS|GIT_PROTOCOL", re.ASCII
 )
@@ -45,7 +45,7 @@ _SETTINGS: Final = (
     _Setting("GSSAPIDelegateCredentials", "its agent could use your Kerberos tickets", "GSSAPIDelegateCredentials no"),
     _Setting("Tunnel", "its agent could reach your network", "Tunnel no"),
     _Setting("RemoteForward", "its agent could reach your network", _NO_FORWARDING),
-    # A port that leads there is as bad as one that leads here.
+    # The agent listens at the other end.
     _Setting("LocalForward", "its agent could answer your programs that use that port", _NO_FORWARDING),
     _Setting("DynamicForward", "its agent could answer your programs that use that port", _NO_FORWARDING),
     _Setting("SendEnv", "its agent could read these variables", None),
@@ -62,8 +62,8 @@ _UNCHECKED_HOST_KEY: Final = _Setting(
 def refuse_forwarding(user: str, host: str, port: int, runner: ProcessRunner, label: str | None = None) -> None:
     """Raise VpsDockerError if the user's own ssh to ``user`` at ``host`` would give that machine more than the login.
 
-    ssh itself says so (``ssh -G``, see ssh(1)); nothing is connected. Commands that the configuration runs here are
-    the user's own. ``label`` is what errors call the destination; None: by user and host.
+    ssh tells (``ssh -G``, see ssh(1)) without connecting. Commands that the configuration runs here are the user's
+    own. ``label`` names the destination in errors; None: by user and host.
     """
     destination = label or f"{user}@{host}"
     result = runner(user_config_argv(user, host, port), timeout_seconds=_TIMEOUT_SECONDS)
@@ -94,7 +94,7 @@ def _remedy(setting: _Setting, user: str) -> str:
 
 
 def _places(name: str, messages: Sequence[str]) -> list[str]:
-    """Where a setting is written, in the files that ssh said (``-v``) it read."""
+    """Where a setting is written, in the files that ssh read according to its ``-v``."""
     setting = re.compile(rf"\s*{name}[\s=]", re.IGNORECASE)
     read = re.compile(r"debug1: Reading configuration data (.+)")
     files = [Path(match[1]) for message in messages if (match := read.fullmatch(message.strip()))]

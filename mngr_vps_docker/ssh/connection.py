@@ -28,8 +28,6 @@ __all__ = ["LARGE_OUTPUT_BYTES", "OnLine", "SshConnection", "StandardInput", "St
 
 # Below sshd's MaxSessions (10 by default): past it the server refuses sessions.
 _MAX_SESSIONS: Final = 8
-# Some platforms cannot wait for longer: this stands for an infinite time-out (threading.TIMEOUT_MAX).
-_LONGEST_SECONDS: Final = 30 * 24 * 3600.0
 _MAX_REPEATS: Final = 3
 _FIRST_DELAY_SECONDS: Final = 0.2
 _LONGEST_DELAY_SECONDS: Final = 2.0
@@ -91,7 +89,9 @@ class SshConnection:
         allows.
         """
         reader = OutputReader(limit_bytes=limit_bytes)
-        return self._run(command, reader, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect)
+        return self._run(
+            Call(self.target, command, purpose, effect, stdin, timeout_seconds, idle_timeout_seconds, reader)
+        )
 
     def call[T](self, command: RemoteCommand[T], *, stdin: StandardInput = None, on_line: OnLine | None = None) -> T:
         """Run a command and return what it reads of its outcome; see RemoteCommand.
@@ -135,7 +135,9 @@ class SshConnection:
         """
         lines = None if on_line is None else LineSplitter(on_line)
         reader = OutputReader(on_chunk=lines, on_begin=None if lines is None else lines.flush, tail_bytes=_TAIL_BYTES)
-        outcome = self._run(command, reader, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect)
+        outcome = self._run(
+            Call(self.target, command, purpose, effect, stdin, timeout_seconds, idle_timeout_seconds, reader)
+        )
         if lines is not None:
             lines.flush()
         return outcome
@@ -147,13 +149,13 @@ class SshConnection:
         *,
         purpose: str,
         timeout_seconds: float,
-        idle_timeout_seconds: float | None = None,
         stdin: StandardInput = None,
     ) -> CommandOutcome:
         """Like ``stream``, for output that is not text; what ``on_chunk(chunk, stream)`` raises ends it."""
         reader = OutputReader(on_chunk=on_chunk, tail_bytes=_TAIL_BYTES)
-        effect = Effect.NON_IDEMPOTENT
-        return self._run(command, reader, purpose, timeout_seconds, idle_timeout_seconds, stdin, effect)
+        return self._run(
+            Call(self.target, command, purpose, Effect.NON_IDEMPOTENT, stdin, timeout_seconds, None, reader)
+        )
 
     def wait_until_ready(self, timeout_seconds: float, *, account_grace_seconds: float = 0.0) -> str:
         """Wait until the machine lets us in, under the pinned host key, and a command gives its exact output.
@@ -235,35 +237,24 @@ class SshConnection:
         self._is_abandoned = True
         self._master.close()
 
-    def _run(
-        self,
-        command: str,
-        reader: OutputReader,
-        purpose: str,
-        timeout_seconds: float,
-        idle_timeout_seconds: float | None,
-        stdin: StandardInput,
-        effect: Effect,
-    ) -> CommandOutcome:
+    def _run(self, call: Call) -> CommandOutcome:
         """Run the command, retry it where that may help, and log each attempt however it ends."""
-        began_at = time.monotonic()
-        deadline = began_at + min(timeout_seconds, _LONGEST_SECONDS)
-        call = Call(self.target, command, purpose, effect, stdin, deadline, idle_timeout_seconds, reader, self._log)
-        may_run_again = effect is not Effect.NON_IDEMPOTENT and is_repeatable(stdin)
+        may_run_again = call.effect is not Effect.NON_IDEMPOTENT and is_repeatable(call.stdin)
+        refused_until = time.monotonic() + self.target.connect_timeout_seconds
         attempt = 0
         while True:
             outcome: CommandOutcome | None = None
-            call.begin()
+            call.begin(self._log)
             try:
                 outcome = self._attempt(call)
             finally:
-                call.write_log(outcome)
+                call.end(outcome)
             if outcome.status is OutcomeStatus.LOST:
                 is_repeated = may_run_again and attempt < _MAX_REPEATS
             else:
                 # Other processes use the machine's sessions too; a command whose session was refused has done nothing.
-                is_recent = time.monotonic() < began_at + self.target.connect_timeout_seconds
-                is_repeated = outcome.reason is NotStartedReason.SESSION_REFUSED and is_recent
+                is_refused = outcome.reason is NotStartedReason.SESSION_REFUSED
+                is_repeated = is_refused and time.monotonic() < refused_until
             if self._is_abandoned or call.seconds_left <= 0 or not is_repeated:
                 return outcome
             delay = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2**attempt) * random.uniform(0.5, 1.5)

@@ -6,7 +6,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -29,8 +29,8 @@ from imbue.mngr_vps_docker.ssh.process import (
 from imbue.mngr_vps_docker.ssh.shell import RUN_STDIN, join, redacted, secret_names, shell_argv
 from imbue.mngr_vps_docker.ssh.target import SshTarget, shared_argv, standalone_argv
 
-INTERRUPTED: Final = "INTERRUPTED"
-
+# Some platforms cannot wait for longer: this stands for an infinite time-out (threading.TIMEOUT_MAX).
+_LONGEST_SECONDS: Final = 30 * 24 * 3600.0
 # A longer command cannot be pasted as an argument: Linux allows 128 KiB (execve(2), MAX_ARG_STRLEN).
 _LONGEST_ARGUMENT_BYTES: Final = 120_000
 # What the end of a command may take to arrive after its deadline on the machine.
@@ -59,20 +59,22 @@ class Call:
     purpose: str
     effect: Effect
     stdin: StandardInput
-    deadline: float
-    """When it must have ended, on the monotonic clock."""
+    timeout_seconds: InitVar[float]
     idle_timeout_seconds: float | None
     reader: OutputReader
-    log: CommandLog | None
+    deadline: float = 0.0
+    """When it must have ended, on the monotonic clock."""
     argv: tuple[str, ...] = ()
     script: str | None = None
-    id: str = ""
-    began_at: float = 0.0
+    _log: CommandLog | None = None
+    _id: str = ""
+    _began_at: float = 0.0
     _time: str = ""
     _stdin_bytes: int = 0
     _stdin_sha256: str | None = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, timeout_seconds: float) -> None:
+        self.deadline = time.monotonic() + min(timeout_seconds, _LONGEST_SECONDS)
         line = redacted(self.command)
         words = join(shell_argv(line))
         if len(words.encode("utf-8", "surrogateescape")) > _LONGEST_ARGUMENT_BYTES:
@@ -84,10 +86,10 @@ class Call:
         """The time to its deadline; at 0 or below, none is left."""
         return self.deadline - time.monotonic()
 
-    def begin(self) -> None:
-        """Begin an attempt: it has an id, a start and a line in the log of its own."""
-        self.id = secrets.token_hex(4)
-        self.began_at, self._time = time.monotonic(), datetime.now(UTC).isoformat()
+    def begin(self, log: CommandLog | None) -> None:
+        """Begin an attempt, which has an id and a line in ``log`` of its own."""
+        self._log, self._id = log, secrets.token_hex(4)
+        self._began_at, self._time = time.monotonic(), datetime.now(UTC).isoformat()
         self._stdin_bytes, self._stdin_sha256 = 0, None
         trace(lambda: f"+ {join(self.argv)}")
 
@@ -110,7 +112,7 @@ class Call:
             argv=self.argv,
             host=self.target.name,
             purpose=self.purpose,
-            elapsed_seconds=time.monotonic() - self.began_at,
+            elapsed_seconds=time.monotonic() - self._began_at,
             ran_seconds=self.reader.ran_seconds,
             exit_code=self.reader.exit_code if is_completed else None,
             stdout=self.reader.stdout,
@@ -118,19 +120,19 @@ class Call:
             greeting=self.reader.greeting,
             reason=reason,
             detail=detail,
-            log_id=None if self.log is None else self.id,
+            log_id=None if self._log is None else self._id,
         )
 
     def not_started(self, failure: LoginFailure) -> CommandOutcome:
         """The outcome of an attempt that the machine was not asked for, or refused."""
         return self.outcome(OutcomeStatus.NEVER_STARTED, failure.detail, failure.reason)
 
-    def write_log(self, outcome: CommandOutcome | None) -> None:
-        """Log the current attempt; ``outcome`` is None if it was interrupted."""
+    def end(self, outcome: CommandOutcome | None) -> None:
+        """End the attempt, and log it; ``outcome`` is None if it was interrupted."""
         operation = current_operation()
         stdout_bytes, stderr_bytes = self.reader.byte_counts
         logged = LoggedCommand(
-            id=self.id,
+            id=self._id,
             parent=operation.id,
             operation=operation.title,
             time=self._time,
@@ -141,8 +143,8 @@ class Call:
             argv=self.argv,
             script=self.script,
             secrets=secret_names(self.command),
-            outcome=INTERRUPTED if outcome is None else outcome.status.logged,
-            milliseconds=round((time.monotonic() - self.began_at) * 1000),
+            outcome="INTERRUPTED" if outcome is None else outcome.status.logged,
+            milliseconds=round((time.monotonic() - self._began_at) * 1000),
             stdout_bytes=stdout_bytes,
             stderr_bytes=stderr_bytes,
             exit_code=None if outcome is None else outcome.exit_code,
@@ -152,8 +154,8 @@ class Call:
             stdin_sha256=self._stdin_sha256,
         )
         trace(lambda: f"= {logged.result} in {logged.milliseconds} ms: {self.purpose} on {self.target.name}")
-        if self.log is not None:
-            self.log.write(logged)
+        if self._log is not None:
+            self._log.write(logged)
 
 
 def run_in_session(call: Call, master: SshMaster, runner: ProcessRunner) -> CommandOutcome:

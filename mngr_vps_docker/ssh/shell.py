@@ -18,22 +18,6 @@ from typing import Final, Self
 from imbue.mngr_vps_docker.primitives import VARIABLE_NAME
 from imbue.mngr_vps_docker.text import MASK, without_passwords
 
-__all__ = [
-    "RUN_STDIN",
-    "Secret",
-    "ShellScript",
-    "ShellText",
-    "as_stdin",
-    "join",
-    "one_line",
-    "quote",
-    "redacted",
-    "run_from_stdin",
-    "secret_names",
-    "shell_argv",
-    "take_from_stdin",
-]
-
 
 class ShellText(str):
     """Text that a POSIX shell parses, in which every value is quoted."""

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -61,6 +62,7 @@ class SshTarget:
         return hashlib.sha256("\0".join(decisive).encode()).hexdigest()[:16]
 
 
+@lru_cache(maxsize=128)
 def ssh_options(target: SshTarget) -> tuple[str, ...]:
     """The options that every ssh run for ``target`` carries; hermetic, strict and non-interactive.
 

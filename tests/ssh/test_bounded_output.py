@@ -40,7 +40,7 @@ def test_a_command_that_prints_without_end_is_ended_on_the_machine_too(
     assert run(connection, "echo usable").text == "usable\n"
 
 
-def test_as_much_as_is_wanted_is_taken(connection: SshConnection) -> None:
+def test_output_up_to_the_limit_is_kept(connection: SshConnection) -> None:
     assert len(run(connection, "head -c 20000000 /dev/zero", limit_bytes=20_000_000).stdout) == 20_000_000
     assert run(connection, "head -c 20000001 /dev/zero", limit_bytes=20_000_000).exit_code is None
 
@@ -56,7 +56,7 @@ def test_a_machine_that_never_begins_is_given_up(tmp_path: Path) -> None:
         outcome.checked()
 
 
-def test_a_line_without_end_is_handed_on_in_pieces(connection: SshConnection) -> None:
+def test_a_line_without_end_arrives_in_pieces(connection: SshConnection) -> None:
     lengths: list[int] = []
     with cheap(16 * MIB):
         outcome = connection.stream(
@@ -82,7 +82,7 @@ def test_a_file_without_end_is_not_read(connection: SshConnection, tmp_path: Pat
         connection.read_file(str(path), limit_bytes=MIB)
 
 
-def test_what_a_command_has_left_running_may_say_more_after_its_end(connection: SshConnection) -> None:
+def test_background_processes_may_print_after_the_end(connection: SshConnection) -> None:
     noisy = "while :; do echo late >&2; done"
     outcome = run(connection, f"({noisy}) & sleep 0.2; (sleep 0.3; kill $!) & exit 3", timeout_seconds=20)
     assert (outcome.status, outcome.exit_code) == (OutcomeStatus.COMPLETED, 3)

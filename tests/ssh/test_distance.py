@@ -37,9 +37,7 @@ def test_commands_share_one_connection_over_a_distance(proxy: DelayingProxy, ssh
         assert (proxy.connection_count, sshd.login_count) == (1, 1)
 
 
-def test_only_a_read_only_command_is_run_again_after_a_broken_connection(
-    proxy: DelayingProxy, sshd: LoopbackSshd
-) -> None:
+def test_a_broken_connection_repeats_only_a_read_only_command(proxy: DelayingProxy, sshd: LoopbackSshd) -> None:
     with through(proxy, sshd) as connection:
         stream = connection.stream(
             "echo begun; sleep 30", on_line=lambda *_: proxy.reset(), purpose="test", timeout_seconds=20

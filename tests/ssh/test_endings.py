@@ -16,7 +16,7 @@ from support.loopback_sshd import LoopbackSshd
 from support.remote import master_pid, processes_with, run, wait_for
 
 
-def test_a_command_that_heeds_no_signal_is_killed(connection: SshConnection, sshd: LoopbackSshd) -> None:
+def test_a_command_that_ignores_signals_is_killed(connection: SshConnection, sshd: LoopbackSshd) -> None:
     deaf = f"trap '' TERM; while :; do sleep 0.1; done # {sshd.port} deaf"
     assert run(connection, deaf, timeout_seconds=0.2).status is OutcomeStatus.TIMED_OUT
     wait_for(lambda: not processes_with(f"{sshd.port} deaf"), 20)
@@ -50,7 +50,7 @@ def test_a_master_that_freezes_during_a_command_means_lost(connection: SshConnec
         assert future.result(30).status is OutcomeStatus.LOST
 
 
-def test_a_client_that_is_slow_to_start_costs_nobody_else_the_shared_login(sshd: LoopbackSshd, tmp_path: Path) -> None:
+def test_a_client_that_is_slow_to_start_leaves_the_shared_login_to_others(sshd: LoopbackSshd, tmp_path: Path) -> None:
     is_slow = False
 
     def sluggish(argv: Sequence[str], **options: Any) -> ProcessResult:

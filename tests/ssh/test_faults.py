@@ -29,7 +29,7 @@ from support.loopback_sshd import LoopbackSshd
 from support.remote import run, socket_of, wait_for
 
 
-def test_a_refused_port_is_said_to_be_one(sshd: LoopbackSshd) -> None:
+def test_a_refused_port_is_reported(sshd: LoopbackSshd) -> None:
     sshd.stop()
     outcome = run(SshConnection(sshd.target()), "true")
     assert (outcome.status, outcome.reason) == (OutcomeStatus.NEVER_STARTED, NotStartedReason.REFUSED)
@@ -63,7 +63,7 @@ def test_an_unknown_host_key_is_refused(sshd: LoopbackSshd) -> None:
     assert "not pinned on this machine" in str(outcome.error())
 
 
-def test_an_unknown_name_is_said_to_be_one(sshd: LoopbackSshd) -> None:
+def test_an_unknown_name_is_reported(sshd: LoopbackSshd) -> None:
     outcome = run(SshConnection(sshd.target(host="no-such-host.invalid")), "true")
     assert outcome.reason is NotStartedReason.UNKNOWN_NAME
 
@@ -98,7 +98,7 @@ def test_a_black_hole_is_given_up_after_the_connect_timeout(sshd: LoopbackSshd, 
     assert meter.connect_timeouts == [1]
 
 
-def test_all_who_wait_for_a_machine_that_is_down_share_the_failure(sshd: LoopbackSshd) -> None:
+def test_connections_that_wait_for_one_login_share_its_failure(sshd: LoopbackSshd) -> None:
     """The shared failure is on disk, so threads with connections of their own stand for processes."""
     meter = LoginMeter()
     with silent_port(backlog=5) as port:
@@ -109,7 +109,7 @@ def test_all_who_wait_for_a_machine_that_is_down_share_the_failure(sshd: Loopbac
     assert len(meter.connect_timeouts) < 8
 
 
-def test_a_machine_that_stops_answering_is_found_in_time(sshd: LoopbackSshd) -> None:
+def test_a_machine_that_stops_answering_is_unreachable(sshd: LoopbackSshd) -> None:
     connection = SshConnection(sshd.target(connect_timeout_seconds=1))
     run(connection, "true")
     with sshd.frozen():
@@ -136,7 +136,7 @@ class LoginMeter:
         return run_process(argv, **options)
 
 
-def test_a_login_that_was_given_little_time_is_no_answer_for_those_who_have_more(sshd: LoopbackSshd) -> None:
+def test_the_failure_of_a_hasty_login_is_not_shared_with_a_patient_one(sshd: LoopbackSshd) -> None:
     with silent_port(backlog=5) as port, ThreadPoolExecutor(1) as pool:
         hasty, patient = LoginMeter(), LoginMeter()
         target = sshd.target(port=port, connect_timeout_seconds=5)
@@ -150,7 +150,7 @@ def test_a_login_that_was_given_little_time_is_no_answer_for_those_who_have_more
     assert timeout <= 4
 
 
-def test_commands_end_when_the_machine_of_their_shared_login_is_gone(sshd: LoopbackSshd, tmp_path: Path) -> None:
+def test_a_machine_that_is_gone_ends_its_commands_and_is_waited_for_once(sshd: LoopbackSshd, tmp_path: Path) -> None:
     meter = LoginMeter()
     connection = SshConnection(sshd.target(connect_timeout_seconds=12), runner=meter)
     with ThreadPoolExecutor(1) as pool:
@@ -166,7 +166,7 @@ def test_commands_end_when_the_machine_of_their_shared_login_is_gone(sshd: Loopb
     connection.close()
 
 
-def test_a_command_that_may_have_begun_is_not_asked_for_again(
+def test_a_command_that_may_have_begun_is_not_repeated(
     connection: SshConnection, sshd: LoopbackSshd, tmp_path: Path
 ) -> None:
     """A shell that dies before it says that it starts: nobody knows whether the command ran."""
@@ -178,7 +178,7 @@ def test_a_command_that_may_have_begun_is_not_asked_for_again(
     assert (tmp_path / "runs").read_text() == "x\n"
 
 
-def test_what_is_lost_again_and_again_is_given_up(tmp_path: Path) -> None:
+def test_a_command_that_is_lost_each_time_is_given_up(tmp_path: Path) -> None:
     dying = f"ForceCommand echo x >>{tmp_path}/runs; kill -9 $PPID"
     with LoopbackSshd(tmp_path, options=(dying,)) as sshd, closing(SshConnection(sshd.target())) as connection:
         assert run(connection, "true", effect=Effect.READ_ONLY).status is OutcomeStatus.LOST
@@ -186,7 +186,7 @@ def test_what_is_lost_again_and_again_is_given_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [1, 2])
-def test_a_machine_that_says_something_instead_of_running_a_command_is_quoted(tmp_path: Path, stream: int) -> None:
+def test_a_machine_that_refuses_to_run_commands_is_quoted(tmp_path: Path, stream: int) -> None:
     runs, words = tmp_path / "runs", "Please login as the user 'ubuntu'."
     refusing = f'ForceCommand echo x >>{runs}; echo "{words}" >&{stream}; exit 142'
     with LoopbackSshd(tmp_path, options=(refusing,)) as sshd, closing(SshConnection(sshd.target())) as connection:
@@ -197,9 +197,7 @@ def test_a_machine_that_says_something_instead_of_running_a_command_is_quoted(tm
     assert runs.read_text() == "x\n"
 
 
-def test_lines_of_an_attempt_that_was_lost_do_not_run_into_those_of_the_next(
-    connection: SshConnection, tmp_path: Path
-) -> None:
+def test_lines_of_a_lost_attempt_do_not_run_into_those_of_the_next(connection: SshConnection, tmp_path: Path) -> None:
     runs, lines = tmp_path / "runs", list[str]()
     command = f'printf first; echo x >>{runs}; sleep 0.3; [ "$(wc -l <{runs})" -gt 1 ] || '
     command += "kill -9 $(ps -o ppid= -p $(ps -o ppid= -p $PPID)); echo; echo second"
@@ -214,7 +212,7 @@ def test_lines_of_an_attempt_that_was_lost_do_not_run_into_those_of_the_next(
     assert lines == ["first", "first", "second"]
 
 
-def test_what_a_login_shell_prints_is_not_the_commands(tmp_path: Path) -> None:
+def test_the_greeting_of_a_login_shell_is_not_the_commands_output(tmp_path: Path) -> None:
     noise = 'ForceCommand echo "Welcome!"; echo "Last login" >&2; eval "$SSH_ORIGINAL_COMMAND"'
     with LoopbackSshd(tmp_path, options=(noise,)) as sshd:
         connection = SshConnection(sshd.target())
@@ -223,7 +221,7 @@ def test_what_a_login_shell_prints_is_not_the_commands(tmp_path: Path) -> None:
     assert (outcome.exit_code, outcome.stdout, outcome.stderr) == (7, b"out\n", b"err\n")
 
 
-def test_a_killed_session_means_lost_and_a_repeatable_command_runs_again(
+def test_a_killed_session_is_lost_and_an_idempotent_command_runs_again(
     connection: SshConnection, sshd: LoopbackSshd, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
@@ -237,7 +235,7 @@ def test_a_killed_session_means_lost_and_a_repeatable_command_runs_again(
     assert runs.read_text() == "x\nx\n"
 
 
-def test_sessions_that_the_server_refuses_are_waited_for_and_cost_no_login(tmp_path: Path) -> None:
+def test_refused_sessions_are_waited_for_without_another_login(tmp_path: Path) -> None:
     def echoed(number: int) -> CommandOutcome:
         # What can be sent once only is sent once a session is there.
         return run(connection, "sleep 0.3; cat", stdin=iter([b"%d\n" % number]))
@@ -253,7 +251,7 @@ def test_sessions_that_the_server_refuses_are_waited_for_and_cost_no_login(tmp_p
     assert logins == 1
 
 
-def test_sessions_that_are_refused_for_too_long_are_an_error_of_their_own(tmp_path: Path) -> None:
+def test_sessions_that_are_refused_for_too_long_raise_busy(tmp_path: Path) -> None:
     begun, over = tmp_path / "begun", tmp_path / "over"
     with LoopbackSshd(tmp_path, options=("MaxSessions 1",)) as sshd, ThreadPoolExecutor(1) as pool:
         connection = SshConnection(sshd.target(connect_timeout_seconds=2))
@@ -281,7 +279,7 @@ def test_a_full_disk_is_named(connection: SshConnection) -> None:
         connection.write_file("/dev/full", b"x")
 
 
-def test_a_plain_file_in_the_place_of_the_socket_is_refused_and_left_alone(sshd: LoopbackSshd) -> None:
+def test_a_plain_file_at_the_path_of_the_socket_is_refused_and_kept(sshd: LoopbackSshd) -> None:
     connection = SshConnection(sshd.target(label="another socket", host_key_alias="loopback", user="nobody"))
     place = socket_of(connection)
     place.write_text("mine")

@@ -70,13 +70,13 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def test_a_machine_behind_a_gateway_costs_the_gateway_no_login_of_its_own(route: Route) -> None:
+def test_a_machine_behind_a_gateway_costs_the_gateway_no_login(route: Route) -> None:
     run(route.to_gateway, "true").checked()
     assert run(route.to_machine, "echo there").checked().text == "there\n"
     assert (route.gateway.login_count, route.machine.login_count) == (1, 1)
 
 
-def test_it_is_reached_all_the_same_when_the_gateway_is_not_logged_in_to(route: Route) -> None:
+def test_a_machine_is_reached_without_a_login_to_its_gateway(route: Route) -> None:
     assert run(route.to_machine, "echo there").checked().text == "there\n"
     argv = join(standalone_argv(route.to_machine.target, "echo pasted"))
     done = subprocess.run(["sh", "-c", argv], capture_output=True, text=True, timeout=60, check=True)
@@ -92,7 +92,7 @@ def test_an_option_of_the_user_leads_to_the_gateway(route: Route) -> None:
     assert [sshd.login_count for sshd in (bastion, route.gateway, route.machine)] == [1, 1, 1]
 
 
-def test_a_forwarded_port_is_the_same_one_for_all_who_ask(route: Route) -> None:
+def test_a_forwarded_port_is_reused(route: Route) -> None:
     ports = free_ports(2)
     assert [route.forward(*ports), route.forward(*ports)] == [ports[0], ports[0]]
     assert route.greeting(ports[0]) == b"SSH"

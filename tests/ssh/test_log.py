@@ -120,7 +120,7 @@ def test_each_command_is_traced_as_it_runs(
     assert ended.startswith("= COMPLETED 3 in ") and ended.endswith(" ms: test on loopback")
 
 
-def test_what_ends_as_it_did_is_told_from_what_does_not(
+def test_a_repeated_command_is_compared_with_its_first_end(
     logged: SshConnection, log: CommandLog, sshd: LoopbackSshd, capsys: pytest.CaptureFixture[str]
 ) -> None:
     down = SshConnection(replace(logged.target, port=1), log=log)

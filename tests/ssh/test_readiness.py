@@ -49,7 +49,7 @@ def test_a_ready_machine_costs_one_login(connection: SshConnection, sshd: Loopba
     assert sshd.login_count == 1
 
 
-def test_what_is_printed_before_every_command_is_told(tmp_path: Path) -> None:
+def test_the_greeting_of_a_login_shell_is_returned(tmp_path: Path) -> None:
     options = ('ForceCommand echo hello; echo a warning >&2; eval "$SSH_ORIGINAL_COMMAND"',)
     with LoopbackSshd(tmp_path, options=options) as sshd, closing(SshConnection(sshd.target())) as connection:
         assert connection.wait_until_ready(PATIENCE_SECONDS) == "hello"
@@ -63,7 +63,7 @@ def test_what_is_printed_before_every_command_is_told(tmp_path: Path) -> None:
     ],
     ids=["exit 0", "nologin"],
 )
-def test_a_shell_that_runs_no_command_is_named_at_once(tmp_path: Path, start_up: str, words: str) -> None:
+def test_a_shell_that_runs_no_commands_is_reported_at_once(tmp_path: Path, start_up: str, words: str) -> None:
     (tmp_path / "shell").write_text(f"{start_up}\n")
     options = (f"ForceCommand . {tmp_path}/shell",)
     with LoopbackSshd(tmp_path, options=options) as sshd, closing(SshConnection(sshd.target())) as connection:
@@ -75,7 +75,7 @@ def test_a_shell_that_runs_no_command_is_named_at_once(tmp_path: Path, start_up:
 
 
 @pytest.mark.parametrize("start_up", [CSH, FISH], ids=["csh", "fish"])
-def test_a_command_runs_as_it_is_whatever_the_login_shell_makes_of_quotes(tmp_path: Path, start_up: str) -> None:
+def test_a_command_runs_unchanged_under_any_login_shell(tmp_path: Path, start_up: str) -> None:
     (tmp_path / "shell").write_text(f"{start_up}\n")
     options = (f"ForceCommand . {tmp_path}/shell",)
     with LoopbackSshd(tmp_path, options=options) as sshd, closing(SshConnection(sshd.target())) as connection:
@@ -83,7 +83,7 @@ def test_a_command_runs_as_it_is_whatever_the_login_shell_makes_of_quotes(tmp_pa
         assert run(connection, "printf '%s' 'a\\\\b !x\n'").stdout == b"a\\\\b !x\n"
 
 
-def test_an_account_that_is_opened_meanwhile_is_logged_in_to_again(tmp_path: Path) -> None:
+def test_an_account_that_opens_later_is_logged_in_to_again(tmp_path: Path) -> None:
     """As cloud-init opens it. What refused the first command is of the login, not of the command."""
     answers = tmp_path / "answers"
     options = (
@@ -94,9 +94,7 @@ def test_an_account_that_is_opened_meanwhile_is_logged_in_to_again(tmp_path: Pat
         assert sshd.login_count == 2
 
 
-def test_failed_logins_become_rarer_and_no_other_connection_is_made_between_them(
-    sshd: LoopbackSshd, clock: Clock
-) -> None:
+def test_failed_logins_become_rarer_without_other_connections(sshd: LoopbackSshd, clock: Clock) -> None:
     """sshd counts each of either kind, and locks out an address that has too many."""
     refusal = LoginFailure(NotStartedReason.AUTHENTICATION, "Permission denied (publickey).")
     with pytest.raises(VpsAuthenticationError, match="Permission denied"):

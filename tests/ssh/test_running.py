@@ -27,7 +27,7 @@ def test_both_streams_and_the_exit_code_are_the_commands_own(connection: SshConn
 
 
 @pytest.mark.parametrize("code", [0, 1, 124, 137, 255])
-def test_exit_codes_that_ssh_uses_itself_are_told_from_its_own(connection: SshConnection, code: int) -> None:
+def test_exit_codes_that_ssh_uses_too_are_the_commands_own(connection: SshConnection, code: int) -> None:
     outcome = run(connection, f"exit {code}")
     assert (outcome.status, outcome.exit_code) == (OutcomeStatus.COMPLETED, code)
 
@@ -74,7 +74,7 @@ def test_an_input_that_waits_delays_nothing(connection: SshConnection) -> None:
     is_over.set()
 
 
-def test_an_input_may_be_silent_for_longer_than_a_machine(sshd: LoopbackSshd) -> None:
+def test_an_input_may_be_silent_for_longer_than_the_connect_timeout(sshd: LoopbackSshd) -> None:
     connection = SshConnection(sshd.target(connect_timeout_seconds=1))
     assert run(connection, "cat", stdin=slowly(1.5)).stdout == b"begun"
     connection.close()
@@ -108,7 +108,7 @@ until wait $command || ! kill -0 $command 2>/dev/null; do :; done
 """
 
 
-def test_what_is_ended_has_ended_before_its_input_does(tmp_path: Path) -> None:
+def test_a_command_that_is_ended_ends_before_its_input(tmp_path: Path) -> None:
     timeout = tmp_path / "bin" / "timeout"
     timeout.parent.mkdir()
     timeout.write_text(SLOW_TIMEOUT)
@@ -157,7 +157,7 @@ def test_a_timeout_ends_the_command_on_the_machine_too(connection: SshConnection
 
 
 @pytest.mark.parametrize("seconds", [0, -1])
-def test_without_time_nothing_is_sent(connection: SshConnection, seconds: float) -> None:
+def test_a_deadline_in_the_past_sends_nothing(connection: SshConnection, seconds: float) -> None:
     assert run(connection, "true", timeout_seconds=seconds).status is OutcomeStatus.TIMED_OUT
     assert not socket_of(connection).exists()
 
@@ -168,7 +168,7 @@ def test_a_deadline_may_be_a_fraction_or_infinite(connection: SshConnection) -> 
 
 
 @pytest.mark.parametrize("code", [0, 124])
-def test_what_a_command_leaves_running_delays_and_changes_nothing(
+def test_background_processes_of_a_command_neither_delay_nor_change_it(
     connection: SshConnection, sshd: LoopbackSshd, code: int
 ) -> None:
     left = f"sleep 66.{sshd.port}"
@@ -178,7 +178,7 @@ def test_what_a_command_leaves_running_delays_and_changes_nothing(
     run(connection, f"pkill -x -f '{left}'")
 
 
-def test_what_is_printed_after_the_end_changes_nothing(connection: SshConnection) -> None:
+def test_output_after_the_end_changes_nothing(connection: SshConnection) -> None:
     outcome = run(connection, "timeout 0.3 sh -c 'while :; do echo late; done' >&2 & exit 3", timeout_seconds=9)
     assert (outcome.status, outcome.exit_code) == (OutcomeStatus.COMPLETED, 3)
 
@@ -234,9 +234,7 @@ SshConnection(pickle.load(sys.stdin.buffer)).run(sys.argv[1], purpose="test", ti
 """
 
 
-def test_a_client_that_is_killed_takes_its_command_along(
-    connection: SshConnection, sshd: LoopbackSshd, tmp_path: Path
-) -> None:
+def test_a_killed_client_ends_its_command(connection: SshConnection, sshd: LoopbackSshd, tmp_path: Path) -> None:
     command = f"touch {tmp_path}/begun; sleep 67.{sshd.port}"
     with subprocess.Popen([sys.executable, "-c", _CLIENT, command], stdin=subprocess.PIPE) as client:
         assert client.stdin is not None

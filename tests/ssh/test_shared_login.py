@@ -49,9 +49,7 @@ sys.exit(f"they ended with {ends}" if any(ends) else 0)
 """
 
 
-def test_forty_threads_in_eight_processes_share_one_login_and_are_not_disturbed(
-    connection: SshConnection, sshd: LoopbackSshd
-) -> None:
+def test_forty_threads_in_eight_processes_share_one_login(connection: SshConnection, sshd: LoopbackSshd) -> None:
     target = pickle.dumps(sshd.target(connect_timeout_seconds=60))
     done = subprocess.run([sys.executable, "-c", _EIGHT_PROCESSES], input=target, timeout=120, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -105,7 +103,7 @@ def test_a_killed_master_is_replaced(connection: SshConnection, sshd: LoopbackSs
     assert sshd.login_count == 2
 
 
-def test_a_frozen_master_is_found_and_replaced(connection: SshConnection, sshd: LoopbackSshd) -> None:
+def test_a_frozen_master_is_replaced(connection: SshConnection, sshd: LoopbackSshd) -> None:
     run(connection, "true")
     frozen = master_pid(connection)
     os.kill(frozen, signal.SIGSTOP)
@@ -114,9 +112,7 @@ def test_a_frozen_master_is_found_and_replaced(connection: SshConnection, sshd: 
     wait_for(lambda: not Path(f"/proc/{frozen}").exists())
 
 
-def test_a_command_that_got_no_session_was_not_sent(
-    connection: SshConnection, tmp_path: Path
-) -> None:
+def test_a_command_that_gets_no_session_raises_busy(connection: SshConnection, tmp_path: Path) -> None:
     over = tmp_path / "over"
     with ThreadPoolExecutor(8) as pool:
         for number in range(8):
@@ -129,12 +125,12 @@ def test_a_command_that_got_no_session_was_not_sent(
     assert "8 other commands are running there" in str(outcome.error())
 
 
-def test_nobody_waits_for_anothers_login_for_longer_than_for_the_command(connection: SshConnection) -> None:
+def test_waiting_for_another_login_ends_at_the_deadline_of_the_command(connection: SshConnection) -> None:
     with locked(socket_of(connection).with_suffix(".lock")):
         assert isinstance(run(connection, "true", timeout_seconds=0.2).error(), SshBusyError)
 
 
-def test_what_killed_processes_have_left_goes_with_the_next_login(connection: SshConnection) -> None:
+def test_a_login_removes_the_files_of_killed_processes(connection: SshConnection) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     folder = socket_of(connection).parent

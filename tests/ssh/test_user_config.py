@@ -57,16 +57,16 @@ def test_what_would_be_forwarded_is_refused(tmp_path: Path, line: str) -> None:
         "Match user root\n  ClearAllForwardings yes\nHost *\n  RemoteForward 1080\n  LocalForward 1 [localhost]:1\n",
     ],
 )
-def test_what_forwards_nothing_there_is_accepted(tmp_path: Path, config: str) -> None:
+def test_a_configuration_without_forwarding_is_accepted(tmp_path: Path, config: str) -> None:
     check(tmp_path, config)
 
 
-def test_a_configuration_that_ssh_cannot_use_is_not_taken_for_a_harmless_one(tmp_path: Path) -> None:
+def test_a_configuration_that_ssh_cannot_use_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VpsDockerError, match=r"your ssh configuration for root@198\.51\.100\.7: .*config"):
         check(tmp_path, "NoSuchOption yes\n")
 
 
-def test_the_message_says_how_to_mend_it(tmp_path: Path) -> None:
+def test_the_message_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(VpsDockerError, match=r"'Match user root' with 'ForwardX11 no' at the top of ~/\.ssh/config"):
         check(tmp_path, "ForwardX11 yes\n")
 

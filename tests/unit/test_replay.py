@@ -44,7 +44,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_the_table_has_a_line_for_each_command_and_no_escape_sequence(
+def test_the_table_has_a_line_for_each_command_without_escape_sequences(
     log: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([]) == 0
@@ -76,22 +76,20 @@ def test_a_command_is_shown_as_the_line_to_paste(log: Path, capsys: pytest.Captu
     assert shlex.split(capsys.readouterr().out) == list(LOOKED.argv)
 
 
-def test_a_command_that_only_looks_is_run_again_and_compared(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_read_only_command_is_run_again_and_compared(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "aa11"]) == 0
     said = capsys.readouterr()
     assert "the same: COMPLETED 3 then, COMPLETED 3 now" in said.out
     assert "it is" in said.err
 
 
-def test_what_a_command_that_is_run_again_says_carries_no_escape_sequence(
-    log: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_output_of_a_repeated_command_has_no_escape_sequences(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     CommandLog(log).write(replace(LOOKED, id="cc44", argv=("sh", "-c", "printf '\\033[31mred\\n' >&2; exit 3")))
     assert main(["run", "cc44"]) == 0
     assert r"\x1b[31mred" in capsys.readouterr().err
 
 
-def test_another_end_than_before_is_said_and_is_the_exit_code(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_different_end_is_reported_and_is_the_exit_code(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     CommandLog(log).write(replace(LOOKED, id="cc44", exit_code=0))
     assert main(["run", "aa11", "cc44"]) == 1
     assert "now otherwise: COMPLETED 0 then, COMPLETED 3 now" in capsys.readouterr().out
@@ -107,7 +105,7 @@ def test_another_end_than_before_is_said_and_is_the_exit_code(log: Path, capsys:
         (["--log", "/nowhere/x", "show", "aa11"], "no logged commands"),
     ],
 )
-def test_what_cannot_be_done_is_refused_in_one_line_and_nothing_runs(
+def test_an_impossible_request_is_refused_in_one_line(
     log: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert main(arguments) == 2
@@ -117,14 +115,14 @@ def test_what_cannot_be_done_is_refused_in_one_line_and_nothing_runs(
     assert not Path("changed").exists()
 
 
-def test_the_log_that_was_written_last_is_the_one(log: Path, tmp_path: Path) -> None:
+def test_the_log_that_was_written_last_is_read(log: Path, tmp_path: Path) -> None:
     other = tmp_path / "profiles/q/providers/hetzner/hetzner/logs/ssh.jsonl"
     CommandLog(other).write(LOOKED)
     os.utime(log, (1, 1))
     assert newest_log(tmp_path) == other
 
 
-def test_following_ends_by_ctrl_c_without_a_word(log: Path) -> None:
+def test_ctrl_c_ends_following_silently(log: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "imbue.mngr_vps_docker.replay", "list", "--follow"],
         stdout=subprocess.PIPE,

@@ -52,7 +52,7 @@ TARGET = SshTarget(
 
 @given(text=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_command_is_read_back_and_printed_as_one_line_that_is_its_argv(tmp_path: Path, text: str) -> None:
+def test_any_command_is_read_back_as_one_line_that_is_its_argv(tmp_path: Path, text: str) -> None:
     log = CommandLog(tmp_path / "ssh.jsonl")
     argv = standalone_argv(TARGET, one_line(text))
     log.write(replace(COMMAND, argv=argv))
@@ -80,7 +80,7 @@ def test_processes_that_write_at_once_lose_no_line(tmp_path: Path) -> None:
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_full_log_is_put_aside(tmp_path: Path) -> None:
+def test_a_full_log_is_rotated(tmp_path: Path) -> None:
     path = tmp_path / "ssh.jsonl"
     for number in range(7):
         CommandLog(path, rotate_at_bytes=1000).write(replace(COMMAND, id=str(number)))
@@ -88,7 +88,7 @@ def test_a_full_log_is_put_aside(tmp_path: Path) -> None:
     assert path.with_name("ssh.jsonl.1").exists()
 
 
-def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
+def test_a_torn_line_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "ssh.jsonl"
     CommandLog(path).write(COMMAND)
     with path.open("a") as file:
@@ -97,7 +97,7 @@ def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
     assert list(read_log(path)) == [COMMAND, COMMAND]
 
 
-def test_what_a_killed_writer_left_of_its_line_swallows_no_other(tmp_path: Path) -> None:
+def test_a_torn_last_line_does_not_swallow_the_next(tmp_path: Path) -> None:
     path = tmp_path / "ssh.jsonl"
     path.write_text(COMMAND.to_json()[:40])
     CommandLog(path).write(COMMAND)
@@ -132,9 +132,7 @@ def test_a_log_that_cannot_be_written_is_warned_of_once(tmp_path: Path) -> None:
     assert "Commands are not logged" in said[0]
 
 
-def test_a_log_is_written_whole_where_the_system_takes_it_in_pieces(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_is_written_whole_by_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr("os.write", lambda descriptor, data: write(descriptor, data[:7]))
     CommandLog(tmp_path / "ssh.jsonl").write(COMMAND)

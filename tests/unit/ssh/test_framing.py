@@ -47,7 +47,7 @@ def test_any_output_in_any_pieces_is_read_exactly(
 
 
 @given(err=st.binary(max_size=100), cuts=st.lists(st.integers(0, 200), max_size=5))
-def test_without_its_last_line_the_end_was_not_seen(err: bytes, cuts: list[int]) -> None:
+def test_without_the_end_marker_there_is_no_exit_code(err: bytes, cuts: list[int]) -> None:
     reader = OutputReader()
     reader.begin(FRAMING)
     feed(reader, START + err, cuts, Stream.STDERR)
@@ -59,7 +59,7 @@ def test_without_its_last_line_the_end_was_not_seen(err: bytes, cuts: list[int])
 
 
 @given(said=st.lists(st.sampled_from([MARKER, b":", b" ", b"\n", b"0", b"9" * 5000, b"x", b"\x1e", b"-1"])))
-def test_whatever_follows_a_marker_is_no_error(said: list[bytes]) -> None:
+def test_any_bytes_may_follow_a_marker(said: list[bytes]) -> None:
     reader = OutputReader()
     reader.begin(FRAMING)
     for stream in Stream:
@@ -69,7 +69,7 @@ def test_whatever_follows_a_marker_is_no_error(said: list[bytes]) -> None:
     assert reader.exit_code is None or 0 <= reader.exit_code <= 999
 
 
-def test_what_comes_after_the_end_belongs_to_nobody_and_is_no_error() -> None:
+def test_output_may_come_after_the_end() -> None:
     reader = OutputReader()
     reader.begin(FRAMING)
     late = end_line(7) + b"late\n" + end_line(0)
@@ -79,7 +79,7 @@ def test_what_comes_after_the_end_belongs_to_nobody_and_is_no_error() -> None:
     assert (reader.exit_code, reader.stdout.startswith(b"own\n"), reader.stderr[:9]) == (7, True, b"own\nlate\n")
 
 
-def test_more_than_is_wanted_is_an_error_that_says_so() -> None:
+def test_output_over_the_limit_raises() -> None:
     reader = OutputReader(limit_bytes=10)
     for _attempt in range(2):
         reader.begin(FRAMING)
@@ -89,7 +89,7 @@ def test_more_than_is_wanted_is_an_error_that_says_so() -> None:
         assert reader.excess == "it printed more than 10 bytes"
 
 
-def test_what_comes_before_the_start_costs_little_and_has_an_end() -> None:
+def test_a_greeting_without_end_raises() -> None:
     reader = OutputReader()
     reader.begin(FRAMING)
     with pytest.raises(OutputLimitError, match="before it started"):
@@ -97,7 +97,7 @@ def test_what_comes_before_the_start_costs_little_and_has_an_end() -> None:
             reader(b"x" * 9, Stream.STDOUT)
 
 
-def test_what_ssh_says_before_the_start_is_kept_apart() -> None:
+def test_messages_before_the_start_are_not_output() -> None:
     reader = OutputReader()
     reader.begin(FRAMING)
     reader(b"ssh: connect to host x port 22: Connection refused\n", Stream.STDERR)
@@ -107,7 +107,7 @@ def test_what_ssh_says_before_the_start_is_kept_apart() -> None:
     assert reader.stderr == b""
 
 
-def test_output_is_handed_on_as_it_comes_and_only_its_end_is_kept() -> None:
+def test_output_is_passed_on_at_once_and_its_end_is_kept() -> None:
     seen: list[bytes] = []
     reader = OutputReader(on_chunk=lambda chunk, _stream: seen.append(chunk), tail_bytes=10)
     reader.begin(FRAMING)
@@ -147,7 +147,7 @@ def test_lines_survive_cuts_inside_characters(text: str, cuts: list[int]) -> Non
     assert lines == [text, f"last {text}"]
 
 
-def test_what_is_cut_off_inside_a_character_is_handed_on_and_begins_nothing() -> None:
+def test_a_line_cut_inside_a_character_does_not_leak_into_the_next() -> None:
     lines: list[str] = []
     splitter = LineSplitter(lambda line, _stream: lines.append(line))
     for _attempt in range(2):
@@ -157,7 +157,7 @@ def test_what_is_cut_off_inside_a_character_is_handed_on_and_begins_nothing() ->
 
 
 @pytest.mark.parametrize("code", [124, 137, 143])
-def test_a_code_of_timeout_is_the_deadlines_only_at_the_deadline(code: int) -> None:
+def test_an_exit_code_of_timeout_counts_only_at_the_deadline(code: int) -> None:
     assert is_time_out(code, 3.0, 3.0)
     assert is_time_out(code, 2.99, 3.0)
     assert not is_time_out(code, 2.9, 3.0)

@@ -28,7 +28,7 @@ def test_forgetting_leaves_the_others(known_hosts: KnownHostsFile) -> None:
     assert known_hosts.path.read_text() == "b ssh-ed25519 KEY\n"
 
 
-def test_an_address_that_is_another_machine_s_by_now_stays_that_one_s(known_hosts: KnownHostsFile) -> None:
+def test_an_address_that_another_machine_has_by_now_stays_pinned(known_hosts: KnownHostsFile) -> None:
     known_hosts.pin(("old", "192.0.2.1"), "ssh-ed25519 OLD")
     known_hosts.pin(("new", "192.0.2.1"), "ssh-ed25519 NEW")
     known_hosts.unpin("old", ["192.0.2.1"])

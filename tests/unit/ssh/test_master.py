@@ -46,7 +46,7 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("messages", MESSAGES)
-def test_sshs_words_name_the_reason(messages: str) -> None:
+def test_messages_of_ssh_name_the_reason(messages: str) -> None:
     failure = login_failure(messages)
     assert failure.reason is MESSAGES[messages]
     assert failure.detail
@@ -54,7 +54,7 @@ def test_sshs_words_name_the_reason(messages: str) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_greeting_without_end_does_not_take_for_ever_to_judge() -> None:
+def test_a_greeting_without_end_is_judged_quickly() -> None:
     failure = login_failure("No " * 300_000 + "\nPermission denied (publickey).")
     assert failure.reason is NotStartedReason.AUTHENTICATION
     assert len(login_failure("x" * 300_000).detail) < 2000
@@ -81,9 +81,7 @@ def test_sockets_have_a_private_folder(places: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["/proc", "relative", "/nowhere", "é" * 34, ""])
-def test_a_runtime_folder_where_no_socket_can_lie_is_passed_over(
-    places: Path, place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unfit_runtime_folder_is_passed_over(places: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if place.startswith("é"):
         (places / place).mkdir()
         place = str(places / place)
@@ -110,7 +108,7 @@ WAYS = ["open to others", "link", "file", pytest.param("somebody else's", marks=
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_nobody_who_takes_the_place_first_locks_this_user_out(
+def test_another_user_who_takes_the_place_first_locks_nobody_out(
     places: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("XDG_RUNTIME_DIR")
@@ -119,7 +117,7 @@ def test_nobody_who_takes_the_place_first_locks_this_user_out(
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_where_no_private_folder_can_be_is_said(places: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_place_for_sockets_is_reported(places: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("run", "shared"):
         spoil(places / place / f"mngr-vps-{os.getuid()}", how, places / "home")
     (places / "home" / ".cache").touch()
@@ -138,7 +136,7 @@ def test_a_runtime_folder_that_another_user_can_change_is_passed_over(places: Pa
 
 
 @pytest.mark.parametrize("how", ["writable by all", pytest.param("somebody else's", marks=as_root)])
-def test_so_is_a_home(places: Path, how: str) -> None:
+def test_a_home_that_another_user_can_change_is_passed_over(places: Path, how: str) -> None:
     for place in ("run", "shared"):
         spoil(places / place / f"mngr-vps-{os.getuid()}", "file", places)
     (places / "home" / ".cache").mkdir()
@@ -216,16 +214,16 @@ def test_a_master_tells_its_process_id(control_path: Path) -> None:
     indirect=True,
     ids=["hangs up", "says hello and hangs up", "half an answer", "another protocol", "is cut off"],
 )
-def test_who_answers_otherwise_is_no_master(control_path: Path) -> None:
+def test_another_answer_is_not_that_of_a_master(control_path: Path) -> None:
     assert master_process_id(control_path, timeout_seconds=10) is None
 
 
-def test_who_is_silent_is_no_master(tmp_path: Path) -> None:
+def test_a_silent_socket_is_not_a_master(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         server.listen()
         assert master_process_id(tmp_path / "socket", timeout_seconds=0.1) is None
 
 
-def test_where_nobody_listens_is_no_master(tmp_path: Path) -> None:
+def test_a_missing_socket_is_not_a_master(tmp_path: Path) -> None:
     assert master_process_id(tmp_path / "none", timeout_seconds=10) is None

@@ -77,6 +77,6 @@ def test_secrets_of_a_text_are_in_what_goes_to_stdin_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["A;touch x;B", "", "1A", "A B", "A\n"])
-def test_a_name_that_a_shell_would_act_upon_is_refused(name: str) -> None:
+def test_an_invalid_variable_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="not a valid variable name"):
         ShellScript.with_environment("true", {name: "x"})

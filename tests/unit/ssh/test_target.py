@@ -53,7 +53,7 @@ def test_without_persistence_the_shared_connection_still_ends_by_itself() -> Non
     assert "ControlPersist=5" in master_argv(replace(TARGET, persist_seconds=0), SOCKET, Path("/log"))
 
 
-def test_options_of_the_user_come_after_those_that_make_a_login_trustworthy() -> None:
+def test_options_of_the_user_come_after_the_strict_ones() -> None:
     argv = standalone_argv(replace(TARGET, options=("StrictHostKeyChecking=no", "ServerAliveInterval=99")), None)
     assert argv.index("StrictHostKeyChecking=yes") < argv.index("StrictHostKeyChecking=no")
     assert argv.index("ServerAliveInterval=99") < argv.index("ServerAliveInterval=3")
@@ -84,14 +84,14 @@ def test_options_of_the_user_cannot_undo_what_makes_a_login_trustworthy(option: 
     assert "evil" not in shown
 
 
-def test_an_ssh_that_does_not_know_an_option_of_ours_goes_on_without_it() -> None:
+def test_an_older_ssh_ignores_an_option_that_it_does_not_know() -> None:
     """KnownHostsCommand came with OpenSSH 8.5; here an option that no release has stands for it."""
     words = [word.replace("KnownHostsCommand", "NoSuchOption") for word in standalone_argv(TARGET, None)]
     done = subprocess.run([words[0], "-G", *words[1:]], capture_output=True, text=True, timeout=10, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_asking_the_shared_connection() -> None:
+def test_the_shared_connection_is_ended() -> None:
     assert shlex.join(exit_argv(TARGET, SOCKET)) == f"ssh -O exit -o ControlPath=/run/s -F none {DESTINATION}"
 
 
@@ -112,9 +112,9 @@ def test_paths_with_blanks_and_percent_signs_reach_ssh_whole() -> None:
         {"options": ("ProxyJump=jump",)},
     ],
 )
-def test_everything_that_decides_who_is_reached_has_a_connection_of_its_own(change: dict[str, object]) -> None:
+def test_targets_that_differ_in_identity_share_no_connection(change: dict[str, object]) -> None:
     assert replace(TARGET, **change).fingerprint != TARGET.fingerprint  # type: ignore[arg-type]
 
 
-def test_what_does_not_decide_it_shares_the_connection() -> None:
+def test_targets_that_differ_in_other_settings_share_the_connection() -> None:
     assert replace(TARGET, label="x", connect_timeout_seconds=1, persist_seconds=1).fingerprint == TARGET.fingerprint

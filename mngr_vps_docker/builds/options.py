@@ -1,11 +1,11 @@
-"""What a user asks for with ``-b``: which VPS to rent, and what `docker build` is to do on it."""
+"""Arguments that a user gives with ``-b``: which VPS to rent, and options of `docker build` on it."""
 
 import os
 import re
 import shlex
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from imbue.mngr_vps_docker.builds.tar_stream import ContextSize
@@ -24,13 +24,6 @@ from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.text import excerpt
 from imbue.mngr_vps_docker.untrusted import check_texts
 
-BUILD_ARGS_HELP = """\
---vps-region=REGION, --vps-plan=PLAN, --vps-os=OS: where and on what the host runs
---git-depth=N: send only the last N commits of a git checkout
-All else goes to `docker build`: --file=Dockerfile, --target=x, --build-arg=k=v, …, and last the context directory.
-For example: -b --vps-plan=vc2-2c-4gb -b --file=Dockerfile -b .
-"""
-
 _KIND = "Build argument"
 _VPS_OPTIONS = ("--vps-region", "--vps-plan", "--vps-os")
 
@@ -44,14 +37,14 @@ def _is_directory_context(value: str) -> bool:
 
 
 def _is_cache_of_vps(value: str) -> bool:
-    """For a cache that is neither in a registry nor in the image: ``type=local,dest=/root``, say."""
+    """Whether a cache is neither in a registry nor in the image, such as ``type=local,dest=/root``."""
     if "=" not in value:
         return csv_fields(value) is None
     return dict(settings_of(value)).get("type") not in ("registry", "inline")
 
 
 _OTHER_CACHE = Rule("it would use files or credentials of the VPS; use type=registry or type=inline", _is_cache_of_vps)
-# The options are from `docker build --help` (legacy builder and BuildKit, Docker 20.10 to 28), `depot build --help`.
+# From `docker build --help` (legacy builder and BuildKit, Docker 20.10 to 28) and `depot build --help`.
 _BUILD = DockerOptions(
     verb="build",
     kind=_KIND,
@@ -111,12 +104,11 @@ _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class ParsedBuildArgs:
-    """What the build arguments of one host say.
+    """The build arguments of one host.
 
-    ``dockerfile`` and ``context_dir`` are absolute paths on this machine, both set or both None; the Dockerfile need
-    not lie in the context. ``docker_build_args`` are the other arguments of `docker build`, without those two.
-    ``git_depth`` is the number of commits to send, None for all. ``context_size`` is known once the context is
-    checked.
+    ``dockerfile`` and ``context_dir`` are absolute paths on this machine, both set or both None; the Dockerfile may be
+    outside of the context. ``docker_build_args`` are the other arguments of `docker build`. ``git_depth`` is the
+    number of commits to send, None for all. ``context_size`` is known once the context is checked.
     """
 
     region: str
@@ -130,7 +122,7 @@ class ParsedBuildArgs:
 
     @property
     def is_build(self) -> bool:
-        """Whether an image is to be built."""
+        """Whether an image is built."""
         return self.context_dir is not None
 
 
@@ -142,31 +134,55 @@ def parse_build_args(
     default_os_id: int | str,
     allowed: Sequence[str] = (),
 ) -> ParsedBuildArgs:
-    """Understand ``args``, each one word or an option with its value behind it (``-f Dockerfile``).
+    """Parse ``args``, each one word or an option with its value behind it (``-f Dockerfile``).
 
-    ``--vps-os`` must be a number where ``default_os_id`` is one. Paths are relative to the current directory, as
-    in Docker. Everything that can be known on this machine is checked; BuildArgumentError says what would be right.
-    What could harm the VPS, on which Docker builds as root, is refused unless it is among ``allowed``.
+    ``--vps-os`` must be a number where ``default_os_id`` is one. Paths are relative to the current directory, as in
+    Docker. Checks everything that this machine can know; raises BuildArgumentError, which says what is right. Options
+    that could harm the VPS, on which Docker builds as root, are refused unless they are among ``allowed``.
     """
     check_texts(_KIND, args, may_have_lines=True)
-    words = _Words()
-    words.read([word for arg in args for word in _split(arg)], allowed)
-    context_dir, dockerfile = _find_build(words)
+    words = [word for arg in args for word in _split(arg)]
+    if not all(word.strip() for word in words):
+        raise BuildArgumentError("A build argument is empty; remove it, or give its value")
+    own: dict[str, str] = {}
+    docker: list[str] = []
+    paths: list[str] = []
+    for option in _BUILD.parsed(words):
+        if isinstance(option, str):
+            paths.append(option)
+        elif option.name.startswith("--vps-"):
+            own[option.name] = _checked_vps_option(option)
+        else:
+            _BUILD.check(option, allowed)
+            if option.name in ("--git-depth", "--file"):
+                own[option.name] = option.value or ""
+            else:
+                docker.append(option.word)
+    if "--" in paths:
+        paths.remove("--")
+    if len(paths) > 1:
+        raise BuildArgumentError(
+            f"There can be one context directory only, not {excerpt(' and '.join(paths))} ({SPLIT_AT_SPACES}"
+            """ -b '--build-arg=NAME="a b"')"""
+        )
+    file = own.get("--file")
+    if not paths and (file is not None or docker):
+        raise BuildArgumentError("Building an image needs a context directory; add it last, for example: -b .")
+    context_dir = _context_dir(paths[0]) if paths else None
     return ParsedBuildArgs(
-        region=words.vps.get("--vps-region", default_region),
-        plan=words.vps.get("--vps-plan", default_plan),
-        os_id=_os_id(words.vps.get("--vps-os"), default_os_id),
-        git_depth=_git_depth(words.git_depth, context_dir),
-        docker_build_args=tuple(words.docker),
-        dockerfile=dockerfile,
+        region=own.get("--vps-region", default_region),
+        plan=own.get("--vps-plan", default_plan),
+        os_id=_os_id(own.get("--vps-os"), default_os_id),
+        git_depth=_git_depth(own.get("--git-depth"), context_dir),
+        docker_build_args=tuple(docker),
+        dockerfile=_dockerfile(file, context_dir) if context_dir else None,
         context_dir=context_dir,
     )
 
 
 def _split(arg: str) -> list[str]:
     """Split ``-f Dockerfile`` given as one argument; a value with spaces (``--label=a b``) stays whole."""
-    option, *_ = arg.split("=", 1)
-    if not (arg.startswith("-") and " " in option):
+    if not (arg.startswith("-") and " " in arg.partition("=")[0]):
         return [arg]
     try:
         return shlex.split(arg)
@@ -174,44 +190,13 @@ def _split(arg: str) -> list[str]:
         raise BuildArgumentError(f"{_KIND} '{excerpt(arg)}' cannot be split into words: {error}") from error
 
 
-@dataclass(slots=True)
-class _Words:
-    """The arguments, sorted by whom they are for."""
-
-    vps: dict[str, str] = field(default_factory=dict)
-    git_depth: str | None = None
-    file: str | None = None
-    docker: list[str] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
-
-    def read(self, args: Sequence[str], allowed: Sequence[str]) -> None:
-        """Sort ``args``."""
-        if not all(word.strip() for word in args):
-            raise BuildArgumentError("A build argument is empty; remove it, or give its value")
-        for option in _BUILD.parsed(args):
-            if isinstance(option, str):
-                self.paths.append(option)
-                continue
-            if option.name.startswith("--vps-"):
-                self._read_vps_option(option)
-                continue
-            _BUILD.check(option, allowed)
-            if option.name == "--git-depth":
-                self.git_depth = option.value
-            elif option.name == "--file":
-                self.file = option.value
-            else:
-                self.docker.append(option.word)
-        if "--" in self.paths:
-            self.paths.remove("--")
-
-    def _read_vps_option(self, option: Option) -> None:
-        if option.name not in _VPS_OPTIONS or option.value is None:
-            valid = ", ".join(f"{name}=" for name in _VPS_OPTIONS)
-            raise BuildArgumentError(f"Unknown build argument '{excerpt(option.name)}'; those for the VPS are {valid}")
-        if not _PLAIN_WORD.fullmatch(option.value):
-            raise BuildArgumentError(f"{option.name} needs one plain word, not '{excerpt(option.value)}'")
-        self.vps[option.name] = option.value
+def _checked_vps_option(option: Option) -> str:
+    if option.name not in _VPS_OPTIONS or option.value is None:
+        valid = ", ".join(f"{name}=" for name in _VPS_OPTIONS)
+        raise BuildArgumentError(f"Unknown build argument '{excerpt(option.name)}'; those for the VPS are {valid}")
+    if not _PLAIN_WORD.fullmatch(option.value):
+        raise BuildArgumentError(f"{option.name} needs one plain word, not '{excerpt(option.value)}'")
+    return option.value
 
 
 def _os_id(value: str | None, default: int | str) -> int | str:
@@ -234,22 +219,6 @@ def _git_depth(value: str | None, context_dir: Path | None) -> int | None:
     if not (context_dir / ".git").exists():
         raise BuildArgumentError(f"--git-depth needs the top of a git checkout as context, which {context_dir} is not")
     return int(value)
-
-
-def _find_build(words: _Words) -> tuple[Path | None, Path | None]:
-    """Find the context directory and the Dockerfile, and check that they are there."""
-    if len(words.paths) > 1:
-        paths = " and ".join(words.paths)
-        raise BuildArgumentError(
-            f"There can be one context directory only, not {excerpt(paths)} ({SPLIT_AT_SPACES}"
-            """ -b '--build-arg=NAME="a b"')"""
-        )
-    if not words.paths:
-        if words.file is not None or words.docker:
-            raise BuildArgumentError("Building an image needs a context directory; add it last, for example: -b .")
-        return None, None
-    context_dir = _context_dir(words.paths[0])
-    return context_dir, _dockerfile(words.file, context_dir)
 
 
 def _context_dir(word: str) -> Path:
@@ -276,14 +245,14 @@ def _dockerfile(word: str | None, context_dir: Path) -> Path:
     mode, name = _mode(path), excerpt(str(path))
     if not stat.S_ISREG(mode):
         problem = "is not a file" if mode else "does not exist"
-        raise BuildArgumentError(f"The Dockerfile {name} {problem}; name one that is there with --file=PATH")
+        raise BuildArgumentError(f"The Dockerfile {name} {problem}; name another one with --file=PATH")
     if not os.access(path, os.R_OK):
         raise BuildArgumentError(f"The Dockerfile {name} cannot be read; check its permissions")
     return path
 
 
 def _mode(path: Path) -> int:
-    """What kind of file is at ``path`` (st_mode); 0 where there is none."""
+    """The st_mode of ``path``; 0 if it does not exist."""
     try:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -293,7 +262,6 @@ def _mode(path: Path) -> int:
 
 
 def _absolute(word: str) -> Path:
-    """The path that ``word`` means in the current directory, which may have been deleted."""
     try:
         return Path(os.path.abspath(word))  # noqa: PTH100 - resolve() would follow a symlink to another name
     except FileNotFoundError as error:

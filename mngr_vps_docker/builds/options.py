@@ -73,7 +73,7 @@ _BUILD = DockerOptions(
         "--metadata-file": Rule("it would write a file on the VPS, not here", always),
         "--secret": Rule("it would read a file or variable of the VPS, not of this machine", always),
         "--ssh": Rule("it would use an agent or key of the VPS, not of this machine", always),
-        "--token": Rule("it would show on the command line; set DEPOT_TOKEN in the environment", always),
+        "--token": Rule("it would be visible on the command line; set DEPOT_TOKEN in the environment", always),
         "--build-arg": Rule(
             "it would take a variable of the VPS, not of this machine; write NAME=value",
             lambda value: "=" not in value,
@@ -81,11 +81,11 @@ _BUILD = DockerOptions(
     },
     dangers={
         "--network": Rule(
-            "a step of the build would reach what only the VPS may: its own services and the cloud's metadata",
+            "a step of the build would reach services of the VPS and the cloud's metadata",
             is_foreign_network,
         ),
-        "--allow": Rule("it takes a defence away", always),
-        "--security-opt": Rule("it takes a defence away", always),
+        "--allow": Rule("it disables a protection", always),
+        "--security-opt": Rule("it disables a protection", always),
         "--cgroup-parent": Rule("a step of the build would leave the limits that Docker sets", always),
         "--cache-to": _OTHER_CACHE,
         "--cache-from": _OTHER_CACHE,
@@ -93,7 +93,7 @@ _BUILD = DockerOptions(
             "it cannot be a directory of this machine; use a URL, https://… or docker-image://…", _is_directory_context
         ),
     },
-    unknown=Rule("what it does as root on the VPS is not known here", always),
+    unknown=Rule("what it does as root on the VPS is not known", always),
     is_strict=True,
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a user asks for with ``-s``: options of `docker run`, some of which would let an agent out of its container."""
+"""Options of `docker run` that a user gives with ``-s``; some would let an agent out of its container."""
 
 import posixpath
 import re
@@ -33,7 +33,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# From `docker run --help`, Docker 20.10 to 28.
+# All options are from `docker run --help`, Docker 20.10 to 28.
 _SWITCHES: Final = _words("""
     --detach --disable-content-trust --help --init --interactive --no-healthcheck --oom-kill-disable --privileged
     --publish-all --quiet --read-only --rm --sig-proxy --tty --use-api-socket
@@ -57,23 +57,23 @@ _LETTERS: Final = {
     "u": "--user", "v": "--volume", "w": "--workdir",
 }  # fmt: skip
 
-# What Docker gives every container anyway:
+# Docker gives these to every container:
 # https://docs.docker.com/engine/containers/run/#runtime-privilege-and-linux-capabilities
 _USUAL_CAPABILITIES: Final = _words("""
     AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID SETPCAP SETUID
     SYS_CHROOT
 """)
-# Of https://docs.docker.com/engine/logging/configure/#supported-logging-drivers, those that only write on the VPS.
+# The drivers that only write on the VPS: https://docs.docker.com/engine/logging/configure/#supported-logging-drivers
 _LOCAL_LOG_DRIVERS: Final = _words("json-file local journald none")
-# What sshd lets nobody in without (the first four, AUDIT_WRITE for a login with a terminal), and apt installs nothing.
+# sshd needs the first four to log in (AUDIT_WRITE for a terminal), and apt the others to install.
 _NEEDED_CAPABILITIES: Final = _words("AUDIT_WRITE SETGID SETUID SYS_CHROOT CHOWN DAC_OVERRIDE FOWNER")
-# What setting a container up takes, with room to spare: apt, sshd, tmux and the watcher.
-_LEAST_MEMORY: Final = 128 << 20
-_LEAST_PROCESSES: Final = 32
-_LEAST_FILES: Final = 64
+# apt, sshd, tmux and the activity watcher need less.
+_MIN_MEMORY_BYTES: Final = 128 << 20
+_MIN_PROCESSES: Final = 32
+_MIN_FILES: Final = 64
 # As docker/go-units reads a size.
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)i?b?", re.ASCII | re.IGNORECASE)
-# Folders without which no program of the image runs.
+# Programs of the image do not run without these folders.
 _SYSTEM_FOLDERS: Final = _words("""
     / /bin /dev /etc /lib /lib64 /proc /sbin /sys /usr /usr/bin /usr/lib /usr/sbin /var /var/lib /var/lib/dpkg
 """)
@@ -81,16 +81,11 @@ _SAFE_SECURITY_OPTIONS: Final = frozenset({"no-new-privileges", "no-new-privileg
 _VOLUME_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]+", re.ASCII)
 
 
-def start_args_of(config: VpsDockerProviderConfig, args: Sequence[str], *, state_volume: str) -> tuple[str, ...]:
-    """The start arguments of a host: the settings' own, then ``args``; see ``checked_start_args``.
-
-    ``state_volume`` is the name of the volume that holds the host's record.
-    """
-    return allowed_start_args(config, (*config.default_start_args, *args), state_volume=state_volume)
-
-
 def allowed_start_args(config: VpsDockerProviderConfig, args: Sequence[str], *, state_volume: str) -> tuple[str, ...]:
-    """Return all the start arguments of a host, if the settings allow them; see ``checked_start_args``."""
+    """Return the start arguments ``args`` of a host, if the settings allow them.
+
+    ``state_volume`` is the name of the volume that holds the host's record. Raises as ``checked_start_args`` does.
+    """
     return checked_start_args(
         args,
         allowed=config.allowed_start_args,
@@ -108,11 +103,11 @@ def checked_start_args(
     ssh_port: int | None = None,
     state_volume: str | None = None,
 ) -> tuple[str, ...]:
-    """Return ``args`` if `docker run` can be given them, each option as one word in its long form.
+    """Return ``args`` for `docker run`, each option as one word in its long form.
 
-    Raises BuildArgumentError for what would let the agent in the container at the VPS itself, unless it is among
-    ``allowed`` (``--option`` or ``--option=value``); for what would keep mngr from finding its container or from its
-    data in it, always; and for a word that is no option, which Docker would take for the image.
+    Raises BuildArgumentError for options that give the container access to the VPS itself, unless they are among
+    ``allowed`` (``--option`` or ``--option=value``); for options that keep mngr from the container or its data; and
+    for a word that is not an option, which Docker would take for the image.
     """
     check_texts(_KIND, args, may_have_lines=True)
     options = _options_of(host_dir, ssh_port, state_volume)
@@ -120,7 +115,7 @@ def checked_start_args(
     for option in options.parsed(args):
         if isinstance(option, str):
             raise BuildArgumentError(
-                f"{_KIND} '{excerpt(option)}' is no option of `docker run`; write --option=value in one word"
+                f"{_KIND} '{excerpt(option)}' is not an option of `docker run`; write --option=value in one word"
                 f""" ({SPLIT_AT_SPACES} -s '--label=NAME="a b"')"""
             )
         options.check(option, allowed)
@@ -128,35 +123,27 @@ def checked_start_args(
     missing = ", ".join(sorted(_NEEDED_CAPABILITIES - _capabilities(found)))
     if missing:
         raise BuildArgumentError(
-            f"{_KIND} '--cap-drop' cannot be used so: sshd and apt in the container need {missing}; drop less, or give"
-            " them back by --cap-add"
+            f"{_KIND} '--cap-drop' cannot be used like this: sshd and apt in the container need {missing}; drop less,"
+            " or add them by --cap-add"
         )
     return tuple(option.word for option in found)
 
 
 def without_values(args: Sequence[str]) -> tuple[str, ...]:
-    """Start arguments of a host with MASK in the place of each value that may be secret."""
+    """Start arguments with MASK in the place of each value that may be secret."""
     try:
         return tuple(MASK if isinstance(option, str) else without_value(option.word) for option in _RUN.parsed(args))
     except BuildArgumentError:
-        # Docker could not read them either.
+        # Docker cannot read them either.
         return (MASK,)
-
-
-def _is_foreign_namespace(value: str) -> bool:
-    return value == "host" or value.startswith("container:")
 
 
 def _capability(value: str) -> str:
     return value.upper().removeprefix("CAP_")
 
 
-def _is_unusual_capability(value: str) -> bool:
-    return _capability(value) not in _USUAL_CAPABILITIES
-
-
 def _capabilities(options: Sequence[Option]) -> frozenset[str]:
-    """Those that the container would have, of the needed ones at least: see oci/caps/utils.go of moby."""
+    """The capabilities of the container, at least the needed ones: see oci/caps/utils.go of moby."""
     added, dropped = (
         frozenset(_capability(option.value or "") for option in options if option.name == name)
         for name in ("--cap-add", "--cap-drop")
@@ -171,32 +158,24 @@ def _capabilities(options: Sequence[Option]) -> frozenset[str]:
 def _is_too_little_memory(value: str) -> bool:
     size = _SIZE.fullmatch(value)
     # 0 means no limit.
-    return size is not None and 0 < float(size[1]) * 1024 ** "bkmgtp".index(size[2].lower() or "b") < _LEAST_MEMORY
+    return size is not None and 0 < float(size[1]) * 1024 ** "bkmgtp".index(size[2].lower() or "b") < _MIN_MEMORY_BYTES
 
 
 def _is_below(least: int, number: str) -> bool:
-    return number.isdecimal() and len(number) < 10 and int(number) < least
-
-
-def _is_too_few_processes(value: str) -> bool:
-    # 0 means no limit, too.
-    return value != "0" and _is_below(_LEAST_PROCESSES, value)
+    # 0 means no limit.
+    return number.isdecimal() and len(number) < 10 and 0 < int(number) < least
 
 
 def _is_too_few_files(value: str) -> bool:
     name, _, limits = value.partition("=")
-    return name == "nofile" and any(_is_below(_LEAST_FILES, limit) for limit in limits.split(":"))
-
-
-def _is_no_network(value: str) -> bool:
-    return "none" in (value, dict(settings_of(value.lower())).get("name"))
+    return name == "nofile" and any(_is_below(_MIN_FILES, limit) for limit in limits.split(":"))
 
 
 @dataclass(frozen=True, slots=True)
 class _Mount:
-    """What a container would see at ``target``: a volume by its name, a path of the VPS, or "" for something new.
+    """Something mounted at ``target``: a volume by its name, a path of the VPS, or "" for a new volume.
 
-    One that ``is_empty`` hides what the image has there; Docker copies that to a new volume.
+    One that ``is_empty`` hides the image's files there; Docker copies those to a new volume.
     """
 
     source: str
@@ -208,13 +187,6 @@ class _Mount:
     def is_of_vps(self) -> bool:
         return self.is_unusual or (self.source != "" and not _VOLUME_NAME.fullmatch(self.source))
 
-    @property
-    def path(self) -> str:
-        return posixpath.normpath(f"/{self.target.lstrip('/')}")
-
-    def is_at(self, path: PurePosixPath) -> bool:
-        return PurePosixPath(self.path).is_relative_to(path)
-
 
 def _of_volume(value: str) -> _Mount:
     first, *others = value.split(":")
@@ -225,17 +197,13 @@ def _of_tmpfs(value: str) -> _Mount:
     return _Mount("", value.partition(":")[0], is_empty=True)
 
 
-# See opts/mount.go of docker/cli.
-_MOUNT_ALIASES: Final = {"src": "source", "dst": "target", "destination": "target"}
-
-
 def _of_mount(value: str) -> _Mount:
-    # Of several settings of one meaning, the last counts.
-    settings = {_MOUNT_ALIASES.get(key, key): setting for key, setting in settings_of(value)}
-    kind = settings.get("type", "volume").lower()
+    # See opts/mount.go of docker/cli. Of several settings with one meaning, the last counts.
+    aliases = {"src": "source", "dst": "target", "destination": "target"}
+    settings = {aliases.get(key, key): setting for key, setting in settings_of(value)}
+    kind, target = settings.get("type", "volume").lower(), settings.get("target", "")
     is_plain = kind in ("volume", "tmpfs") and "volume-opt" not in settings
     is_local = settings.get("volume-driver", "local") == "local"
-    target = settings.get("target", "")
     is_unusual = not (is_plain and is_local and target)
     return _Mount(settings.get("source", ""), target, is_unusual, is_empty=kind == "tmpfs")
 
@@ -245,7 +213,7 @@ _PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
 
 
 def _host_ports(value: str) -> range:
-    """The TCP ports of the VPS that ``--publish`` would take: ``[address:]port[-port]:…`` or ``published=port,…``."""
+    """The TCP ports of the VPS that ``--publish`` takes: ``[address:]port[-port]:…`` or ``published=port,…``."""
     if "=" in value:
         settings = dict(settings_of(value))
         ports, protocol = settings.get("published", ""), settings.get("protocol", "tcp")
@@ -259,15 +227,16 @@ def _host_ports(value: str) -> range:
 
 
 _SHARED_NAMESPACE: Final = Rule(
-    "the container would share that part of the VPS, or of another container", _is_foreign_namespace
+    "the container would share that part of the VPS, or of another container",
+    lambda value: value == "host" or value.startswith("container:"),
 )
 _FILES_OF_VPS: Final = "the container would see files of the VPS; use a named volume"
 _DANGERS: Final = {
     "--privileged": Rule("the container could do whatever root on the VPS can", is_on),
     "--use-api-socket": Rule("the container would control the Docker of the VPS", is_on),
     "--network": Rule(
-        "the container would reach what only the VPS may, its own services and the cloud's metadata, or another"
-        " container's; use the plain name of a network",
+        "the container would reach the VPS's own services, another container's and the cloud's metadata; use the plain"
+        " name of a network",
         is_foreign_network,
     ),
     "--pid": _SHARED_NAMESPACE,
@@ -276,19 +245,20 @@ _DANGERS: Final = {
     "--userns": _SHARED_NAMESPACE,
     "--cgroupns": _SHARED_NAMESPACE,
     "--cgroup-parent": Rule("the container would leave the limits that Docker sets", always),
-    "--annotation": Rule("it can tell the runtime to take a defence away", always),
-    "--cap-add": Rule("root in the container could use it to get out", _is_unusual_capability),
-    "--device": Rule("the container would get at a device of the VPS", always),
-    "--device-cgroup-rule": Rule("the container would get at devices of the VPS", always),
-    "--gpus": Rule("the container would get at devices of the VPS", always),
-    "--security-opt": Rule("it takes a defence away", lambda value: value not in _SAFE_SECURITY_OPTIONS),
+    "--annotation": Rule("it can disable a protection", always),
+    "--cap-add": Rule(
+        "root in the container could use it to get out", lambda value: _capability(value) not in _USUAL_CAPABILITIES
+    ),
+    "--device": Rule("the container would have access to a device of the VPS", always),
+    "--device-cgroup-rule": Rule("the container would have access to devices of the VPS", always),
+    "--gpus": Rule("the container would have access to devices of the VPS", always),
+    "--security-opt": Rule("it disables a protection", lambda value: value not in _SAFE_SECURITY_OPTIONS),
     "--volume": Rule(_FILES_OF_VPS, lambda value: _of_volume(value).is_of_vps),
     "--mount": Rule(_FILES_OF_VPS, lambda value: _of_mount(value).is_of_vps),
-    "--volume-driver": Rule("it could make a volume of anything", lambda value: value != "local"),
+    "--volume-driver": Rule("it could mount anything as a volume", lambda value: value != "local"),
     "--volumes-from": Rule("the container would see another container's files", always),
     "--log-driver": Rule(
-        "Docker on the VPS would send the container's output to an address of its choice; use json-file, local,"
-        " journald or none",
+        "Docker on the VPS would send the container's output elsewhere; use json-file, local, journald or none",
         lambda value: value not in _LOCAL_LOG_DRIVERS,
     ),
     "--oom-kill-disable": Rule("the VPS would run out of memory instead of the container", is_on),
@@ -296,32 +266,37 @@ _DANGERS: Final = {
 }
 _FORBIDDEN: Final = {
     "--env": Rule(
-        "the record of the host is lost, and this machine keeps no values of --env; make a new host",
+        "the record of the host is lost, and this machine keeps no values of --env; create a new host",
         lambda value: value.endswith(f"={MASK}"),
     ),
     "--name": Rule("mngr names the container itself", always),
     "--user": Rule(
-        "mngr sets the container up, and runs its agents, as root in it; have a command of the agent change to another"
-        " user",
+        "mngr sets up the container and runs its agents as root; let a command of the agent change to another user",
         lambda value: value.partition(":")[0] not in ("root", "0"),
     ),
-    "--entrypoint": Rule("mngr keeps the container running by an entry point of its own", always),
-    "--rm": Rule("a stopped host must not vanish", is_on),
+    "--entrypoint": Rule("mngr uses an entry point of its own", always),
+    "--rm": Rule("a stopped host must not be removed", is_on),
     "--detach": Rule("the container runs in the background", is_off),
-    "--restart": Rule("a host that stopped must stay so until it is started", lambda value: value != "no"),
+    "--restart": Rule("a host that stopped must stay stopped until it is started", lambda value: value != "no"),
     "--cidfile": Rule("it would write a file on the VPS, not here", always),
     "--env-file": Rule("it would read a file of the VPS, not of this machine", always),
     "--label-file": Rule("it would read a file of the VPS, not of this machine", always),
     "--help": Rule("no container would run", is_on),
     "--attach": Rule("the container runs in the background", always),
-    "--read-only": Rule("mngr sets a container up after its start, in its own file system", is_on),
-    "--network": Rule("nothing would reach the container's sshd", _is_no_network),
-    "--memory": Rule(f"mngr needs {_LEAST_MEMORY >> 20} MiB in a container", _is_too_little_memory),
-    "--pids-limit": Rule(f"mngr needs {_LEAST_PROCESSES} processes in a container", _is_too_few_processes),
-    "--ulimit": Rule(f"mngr needs {_LEAST_FILES} open files in a container", _is_too_few_files),
+    "--read-only": Rule("mngr sets up a container after its start, in its own file system", is_on),
+    "--network": Rule(
+        "the container's sshd would be unreachable",
+        lambda value: "none" in (value, dict(settings_of(value.lower())).get("name")),
+    ),
+    "--memory": Rule(f"mngr needs {_MIN_MEMORY_BYTES >> 20} MiB in a container", _is_too_little_memory),
+    "--pids-limit": Rule(
+        f"mngr needs {_MIN_PROCESSES} processes in a container",
+        lambda value: _is_below(_MIN_PROCESSES, value),
+    ),
+    "--ulimit": Rule(f"mngr needs {_MIN_FILES} open files in a container", _is_too_few_files),
     "--workdir": Rule("it must be an absolute path", lambda value: not value.startswith("/")),
-    "--pull": Rule("mngr itself brings the image to the VPS before", lambda value: value == "always"),
-    "--label": Rule("labels that begin so are mngr's own", lambda value: value.startswith("com.imbue.mngr.")),
+    "--pull": Rule("mngr itself fetches the image before", lambda value: value == "always"),
+    "--label": Rule("labels with this prefix are mngr's own", lambda value: value.startswith("com.imbue.mngr.")),
 }
 _RUN: Final = DockerOptions(
     verb="run",
@@ -333,26 +308,28 @@ _RUN: Final = DockerOptions(
     aliases={"--net": "--network", "--net-alias": "--network-alias", "--dns-opt": "--dns-option"},
     forbidden=_FORBIDDEN,
     dangers=_DANGERS,
-    unknown=Rule("what it opens to the container is not known here", always),
+    unknown=Rule("what it allows the container to do is not known", always),
 )
 
 
 def _options_of(host_dir: PurePosixPath, ssh_port: int | None, state_volume: str | None) -> DockerOptions:
-    """`docker run`'s options, without those that would take from mngr what it needs of one host."""
-    own_places = (HOST_VOLUME_PATH, host_dir)
+    """The options of `docker run`, with the mounts and ports refused that mngr needs for one host."""
 
     def is_taken(read: Callable[[str], _Mount], value: str) -> bool:
         mount = read(value)
+        path = PurePosixPath(posixpath.normpath(f"/{mount.target.lstrip('/')}"))
         is_own = mount.source == state_volume or mount.source.startswith(HOST_VOLUME_PREFIX)
-        is_hiding = mount.is_empty and mount.path in _SYSTEM_FOLDERS
-        return is_own or is_hiding or any(mount.is_at(place) for place in own_places)
+        is_hiding = mount.is_empty and str(path) in _SYSTEM_FOLDERS
+        return (
+            is_own or is_hiding or any(PurePosixPath(path).is_relative_to(own) for own in (HOST_VOLUME_PATH, host_dir))
+        )
 
     def is_port_taken(value: str) -> bool:
         return any(port in _host_ports(value) for port in (VPS_SSH_PORT, ssh_port))
 
     mounts = {
-        name: Rule("it would hide data of mngr's own, or the image's programs", partial(is_taken, read))
+        name: Rule("it would hide or expose mngr's own data, or hide the image's programs", partial(is_taken, read))
         for name, read in _MOUNTS.items()
     }
-    ports = {"--publish": Rule("the VPS's own sshd, or the container's, has that port", is_port_taken)}
+    ports = {"--publish": Rule("the sshd of the VPS or of the container uses that port", is_port_taken)}
     return replace(_RUN, forbidden={**_FORBIDDEN, **mounts, **ports})

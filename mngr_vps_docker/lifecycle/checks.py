@@ -10,7 +10,7 @@ from imbue.mngr_vps_docker.builds.context import check_build_context
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs, parse_build_args
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
-from imbue.mngr_vps_docker.docker.run_options import start_args_of
+from imbue.mngr_vps_docker.docker.run_options import allowed_start_args
 from imbue.mngr_vps_docker.docker.secret_options import variable_of, without_value
 from imbue.mngr_vps_docker.errors import BuildArgumentError, VpsDockerError, VpsProvisioningError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
@@ -76,7 +76,8 @@ def checked_build_args(parsed: object, reader: str) -> ParsedBuildArgs:
 
 def checked_run_args(context: ProviderContext, args: Sequence[str]) -> tuple[str, ...]:
     """The arguments of `docker run` for a host: the settings' own and ``args``; raises BuildArgumentError."""
-    run_args = start_args_of(context.config, args, state_volume=context.state_volume_name)
+    all_args = (*context.config.default_start_args, *args)
+    run_args = allowed_start_args(context.config, all_args, state_volume=context.state_volume_name)
     _warn_of_secrets(run_args, "is kept in the host's record, in `docker inspect` and in every snapshot")
     return run_args
 

@@ -13,7 +13,7 @@ from imbue.mngr.primitives import HostName, SnapshotName
 from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_local_vps.operating_systems import agent_image_of_os
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
-from imbue.mngr_vps_docker.docker.run_options import start_args_of
+from imbue.mngr_vps_docker.docker.run_options import allowed_start_args
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.lifecycle.container import PROTECTIVE_ARGS
 from support.mngr_cli import MngrCli
@@ -161,9 +161,9 @@ def test_files_travel_and_commands_end_as_they_do_without(lab: Lab) -> None:
 def test_sudo_works_for_other_users_where_the_settings_allow_it(lab: Lab, os_id: str) -> None:
     way_out = "--security-opt=no-new-privileges=false"
     with pytest.raises(BuildArgumentError, match=f"add '{way_out}' to allowed_start_args"):
-        start_args_of(VpsDockerProviderConfig(), [way_out], state_volume="s")
+        allowed_start_args(VpsDockerProviderConfig(), [way_out], state_volume="s")
     config = VpsDockerProviderConfig(allowed_start_args=(way_out,))
-    allowed = start_args_of(config, [way_out], state_volume="s")
+    allowed = allowed_start_args(config, [way_out], state_volume="s")
     become_root = "cp /usr/bin/id /tmp/id; chmod u+s /tmp/id; setpriv --reuid=nobody --clear-groups /tmp/id -u"
     for start_args, user in (((), "65534\n"), (allowed, "0\n")):
         run = (

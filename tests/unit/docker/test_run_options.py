@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
-from imbue.mngr_vps_docker.docker.run_options import checked_start_args, start_args_of, without_values
+from imbue.mngr_vps_docker.docker.run_options import allowed_start_args, checked_start_args, without_values
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 
 HARMLESS = [
@@ -229,11 +229,9 @@ def test_what_cannot_be_read_as_docker_would_read_it_is_refused_in_one_line(args
     assert str(raised.value).isprintable() and len(str(raised.value)) < 300
 
 
-def test_arguments_of_the_settings_are_checked_as_those_of_the_command_line() -> None:
-    config = VpsDockerProviderConfig(default_start_args=("--cpus=2",), allowed_start_args=("--pid=host",))
-    assert start_args_of(config, ["--pid=host"], state_volume="state") == ("--cpus=2", "--pid=host")
+def test_the_settings_of_a_provider_say_what_its_hosts_may_have() -> None:
+    config = VpsDockerProviderConfig(allowed_start_args=("--pid=host",))
+    assert allowed_start_args(config, ["--cpus=2", "--pid=host"], state_volume="state") == ("--cpus=2", "--pid=host")
     for args in (["-p2222:80"], ["-vstate:/x"], ["--tmpfs=/mngr"], ["--ipc=host"]):
         with pytest.raises(BuildArgumentError):
-            start_args_of(config, args, state_volume="state")
-        with pytest.raises(BuildArgumentError):
-            start_args_of(config.model_copy(update={"default_start_args": tuple(args)}), [], state_volume="state")
+            allowed_start_args(config, args, state_volume="state")

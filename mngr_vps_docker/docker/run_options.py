@@ -162,8 +162,7 @@ def _is_too_little_memory(value: str) -> bool:
 
 
 def _is_below(least: int, number: str) -> bool:
-    # 0 means no limit.
-    return number.isdecimal() and len(number) < 10 and 0 < int(number) < least
+    return number.isdecimal() and len(number) < 10 and int(number) < least
 
 
 def _is_too_few_files(value: str) -> bool:
@@ -291,7 +290,8 @@ _FORBIDDEN: Final = {
     "--memory": Rule(f"mngr needs {_MIN_MEMORY_BYTES >> 20} MiB in a container", _is_too_little_memory),
     "--pids-limit": Rule(
         f"mngr needs {_MIN_PROCESSES} processes in a container",
-        lambda value: _is_below(_MIN_PROCESSES, value),
+        # 0 means no limit.
+        lambda value: value != "0" and _is_below(_MIN_PROCESSES, value),
     ),
     "--ulimit": Rule(f"mngr needs {_MIN_FILES} open files in a container", _is_too_few_files),
     "--workdir": Rule("it must be an absolute path", lambda value: not value.startswith("/")),
@@ -320,9 +320,7 @@ def _options_of(host_dir: PurePosixPath, ssh_port: int | None, state_volume: str
         path = PurePosixPath(posixpath.normpath(f"/{mount.target.lstrip('/')}"))
         is_own = mount.source == state_volume or mount.source.startswith(HOST_VOLUME_PREFIX)
         is_hiding = mount.is_empty and str(path) in _SYSTEM_FOLDERS
-        return (
-            is_own or is_hiding or any(PurePosixPath(path).is_relative_to(own) for own in (HOST_VOLUME_PATH, host_dir))
-        )
+        return is_own or is_hiding or path.is_relative_to(HOST_VOLUME_PATH) or path.is_relative_to(host_dir)
 
     def is_port_taken(value: str) -> bool:
         return any(port in _host_ports(value) for port in (VPS_SSH_PORT, ssh_port))

@@ -121,6 +121,7 @@ OURS = [
     ["--memory=0.1g"],
     ["--pids-limit=1"],
     ["--ulimit=nofile=1"],
+    ["--ulimit=nofile=0"],
     ["--ulimit", "nofile=1024:16"],
     ["--tmpfs=/etc"],
     ["--mount=type=tmpfs,dst=/usr/"],

@@ -24,7 +24,7 @@ from imbue.mngr_vps_docker.errors import (
     VpsConnectionError,
     VpsDockerError,
 )
-from imbue.mngr_vps_docker.setup.container_environment import SOURCE_ENVIRONMENT
+from imbue.mngr_vps_docker.setup.scripts import SOURCE_ENVIRONMENT
 from imbue.mngr_vps_docker.ssh.connection import LARGE_OUTPUT_BYTES, SshConnection
 from imbue.mngr_vps_docker.ssh.file_scripts import NO_SUCH_FILE
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, OutcomeStatus

@@ -22,7 +22,7 @@ from imbue.mngr_vps_docker.cloud_init import (
     wait_for_ready_command,
 )
 from imbue.mngr_vps_docker.config import VpsDockerProviderConfig
-from imbue.mngr_vps_docker.setup.root_account import root_account_script
+from imbue.mngr_vps_docker.setup.scripts import script
 from imbue.mngr_vps_docker.state.keys import load_or_create_key_pair, new_key_pair
 
 SETUP_SCRIPT = Path(cloud_init.__file__).parent / "setup" / "vps_setup.sh"
@@ -79,10 +79,10 @@ def test_user_data_opens_roots_account_before_sshd_starts_and_at_the_end(user_da
     (boot_command,) = config["bootcmd"]
     place = "/usr/local/sbin/mngr-root-account"
     assert f"sh {place}" in setup_script_in(user_data)
-    script = tmp_path / "script"
-    moved = boot_command.replace(f"\nsh {place}", "").replace(place, str(script))
+    written = tmp_path / "script"
+    moved = boot_command.replace(f"\nsh {place}", "").replace(place, str(written))
     subprocess.run(["sh", "-eu", "-c", moved], check=True, timeout=60)
-    assert script.read_text() == root_account_script()
+    assert written.read_text() == script("root_account.sh")
 
 
 class StandInMachine:

@@ -9,7 +9,7 @@ import pytest
 
 from imbue.mngr.api.connect import _build_ssh_activity_wrapper_script
 from imbue.mngr_vps_docker.docker.containers import HIDDEN_PREFIX, ContainerSpec, hidden, run_script
-from imbue.mngr_vps_docker.setup import container_environment
+from imbue.mngr_vps_docker.setup.scripts import script
 from imbue.mngr_vps_docker.ssh.framing import Framing
 from imbue.mngr_vps_docker.ssh.shell import as_stdin, quote
 
@@ -36,15 +36,15 @@ def variables(shown: bytes) -> dict[str, str]:
 
 def take(folder: Path, values: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
     """What the set-up does with the environment of a container, and shows afterwards of its own."""
-    script = container_environment.take_environment_script().split("\n", 1)[1]
+    text = script("container_environment.sh")
     env = {f"{HIDDEN_PREFIX}{name}": value for name, value in values.items()} | {"PATH": os.environ["PATH"]}
-    return run(["sh", "-euc", f"folder={folder}\n{script}\nenv -0"], env)
+    return run(["sh", "-euc", f"folder={folder}\n{text}\nenv -0"], env)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Where the set-up puts VALUES."""
-    (tmp_path / "session").write_text(container_environment.session_script())
+    (tmp_path / "session").write_text(script("container_session.sh"))
     seen = variables(take(tmp_path, VALUES).stdout)
     assert [name for name in seen if name.startswith(HIDDEN_PREFIX)] == []
     # Of all of it, apt needs the proxy.
@@ -134,7 +134,7 @@ def test_a_loader_that_starts_nothing_keeps_nobody_out(tmp_path: Path) -> None:
     (tmp_path / "libc.so.6").write_text("x")
     taken = take(tmp_path, {"LD_LIBRARY_PATH": str(tmp_path), "FOO": "bar"})
     assert taken.stdout.startswith(b"Warning: No program starts with the LD_LIBRARY_PATH")
-    (tmp_path / "session").write_text(container_environment.session_script())
+    (tmp_path / "session").write_text(script("container_session.sh"))
     assert session(tmp_path, "env | grep -e FOO -e LD_").stdout == b"FOO=bar\n"
     (tmp_path / "libc.so.6").unlink()
     assert take(tmp_path, {"LD_LIBRARY_PATH": str(tmp_path)}).stdout.startswith(b"PATH=")

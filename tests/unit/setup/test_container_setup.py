@@ -60,10 +60,10 @@ def test_boot_activity_is_written_before_the_watcher_starts() -> None:
 
 def test_the_watcher_has_a_clock_that_nobody_sets() -> None:
     script = setup_script(example()).revealed
-    start = "export BASH_ENV=/mngr/commands/steady_clock.sh\n  nohup /mngr/commands/activity_watcher.sh "
+    start = 'export BASH_ENV="$host_dir/commands/steady_clock.sh"\n    nohup "$host_dir/commands/activity_watcher.sh" '
     assert start in script
 
 
 def test_root_s_account_is_opened_before_anything_is_installed() -> None:
     script = setup_script(example()).revealed
-    assert script.index("chage -d -1") < script.index("apt-get")
+    assert script.index("\nopen_roots_account || :") < script.index("install_packages $missing")

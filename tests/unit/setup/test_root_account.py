@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from imbue.mngr_vps_docker.setup.root_account import root_account_script
+from imbue.mngr_vps_docker.setup.scripts import script
 
 # On top of the machine's own chage, pwconv and usermod, which change the real account: these say what they were
 # asked for.
@@ -28,10 +28,10 @@ class Account:
 
     def run(self) -> str:
         """What the script says."""
-        script = root_account_script().replace("/etc/", f"{self.folder}/")
+        text = script("root_account.sh").replace("/etc/", f"{self.folder}/")
         environment = {"PATH": f"{self.folder}/bin:/usr/bin:/bin"}
         return subprocess.run(
-            ["sh", "-eu", "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=True
+            ["sh", "-eu", "-c", text], env=environment, capture_output=True, text=True, timeout=60, check=True
         ).stdout
 
     @property

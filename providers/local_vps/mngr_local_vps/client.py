@@ -3,13 +3,11 @@
 All state is in the engine (see ``labels``), so several processes can use one account at once.
 """
 
-import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Final
-from urllib.parse import quote
 
 from pydantic import Field
 
@@ -25,22 +23,14 @@ from imbue.mngr_local_vps.inventory import (
     find_instance,
     find_key,
     has_disk,
+    instance_labels,
+    key_labels,
     list_instances_of,
     list_keys_of,
     list_snapshots_of,
+    snapshot_labels,
 )
-from imbue.mngr_local_vps.labels import (
-    ACCOUNT_LABEL,
-    DESCRIPTION_LABEL,
-    KEY_NAME_LABEL,
-    KIND_LABEL,
-    NAME_PREFIX,
-    PUBLIC_KEY_LABEL,
-    SNAPSHOT_REPOSITORY,
-    TAGS_LABEL,
-    Kind,
-    label_arguments,
-)
+from imbue.mngr_local_vps.labels import NAME_PREFIX, SNAPSHOT_REPOSITORY, Kind, label_arguments, own_labels
 from imbue.mngr_local_vps.machine import (
     MACHINE_OPTIONS,
     SEED_FOLDER,
@@ -98,7 +88,6 @@ class LocalVpsClient(VpsClientInterface):
         public_keys = [find_key(self.account, key_id).public_key for key_id in ssh_key_ids]
         instance_id = VpsInstanceId(f"{NAME_PREFIX}-{secrets.token_hex(6)}")
         hostname = hostname_of(label)
-        labels = self._labels(Kind.INSTANCE) | {TAGS_LABEL: json.dumps(list(tags))}
         with ExitStack() as undo:
             undo.callback(self._remove, instance_id)
             with machine_lock():
@@ -111,8 +100,8 @@ class LocalVpsClient(VpsClientInterface):
                     f"--network={network_name(self.account)}",
                     f"--ip={choose_address(subnet, taken)}",
                     f"--env=LOCAL_VPS_NAMESERVERS={' '.join(nameservers())}",
-                    *disk_options(instance_id, self._labels(Kind.INSTANCE_DISK)),
-                    *label_arguments(labels),
+                    *disk_options(instance_id, own_labels(Kind.INSTANCE_DISK, self.account)),
+                    *label_arguments(instance_labels(self.account, tags)),
                     *MACHINE_OPTIONS,
                     *_OPTIONS_OF_PLAN[plan],
                     image,
@@ -160,8 +149,7 @@ class LocalVpsClient(VpsClientInterface):
         """Save the VPS's file system as an image, without the volume of its inner engine."""
         find_instance(self.account, instance_id)
         snapshot_id = VpsSnapshotId(secrets.token_hex(6))
-        # Quoted, because Docker expands $ in an instruction and splits it at spaces.
-        labels = self._labels(Kind.SNAPSHOT) | {DESCRIPTION_LABEL: quote(description, safe="")}
+        labels = snapshot_labels(self.account, description)
         changes = [part for key, value in labels.items() for part in ("--change", f"LABEL {key}={value}")]
         run_docker("commit", *changes, instance_id, f"{SNAPSHOT_REPOSITORY}:{snapshot_id}", timeout_seconds=600)
         return snapshot_id
@@ -176,8 +164,7 @@ class LocalVpsClient(VpsClientInterface):
 
     def upload_ssh_key(self, name: str, public_key: str) -> str:
         key_id = f"{NAME_PREFIX}-key-{secrets.token_hex(6)}"
-        labels = self._labels(Kind.SSH_KEY) | {KEY_NAME_LABEL: name, PUBLIC_KEY_LABEL: public_key.strip()}
-        run_docker("volume", "create", *label_arguments(labels), key_id)
+        run_docker("volume", "create", *label_arguments(key_labels(self.account, name, public_key)), key_id)
         return key_id
 
     def delete_ssh_key(self, key_id: str) -> None:
@@ -189,9 +176,6 @@ class LocalVpsClient(VpsClientInterface):
 
     def find_instances(self, tags: Mapping[str, str]) -> Sequence[VpsInstanceInfo]:
         return [instance for instance in list_instances_of(self.account) if tags.items() <= instance.tags.items()]
-
-    def _labels(self, kind: Kind) -> dict[str, str]:
-        return {KIND_LABEL: kind, ACCOUNT_LABEL: self.account}
 
     def _remove(self, instance_id: VpsInstanceId) -> None:
         """Remove the container and its volume, and with the last VPS the network."""

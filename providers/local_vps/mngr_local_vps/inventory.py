@@ -1,28 +1,23 @@
-"""Instances, public keys and snapshots of one account, as the engine's labels describe them."""
+"""Instances, public keys and snapshots of one account: the labels that describe them, written and read."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pydantic import Field, JsonValue
 
 from imbue.mngr_local_vps.engine import describe, lines_of, run_docker
-from imbue.mngr_local_vps.labels import (
-    ACCOUNT_LABEL,
-    DESCRIPTION_LABEL,
-    KEY_NAME_LABEL,
-    KIND_LABEL,
-    PUBLIC_KEY_LABEL,
-    SNAPSHOT_REPOSITORY,
-    TAGS_LABEL,
-    Kind,
-    label_filters,
-)
+from imbue.mngr_local_vps.labels import KIND_LABEL, SNAPSHOT_REPOSITORY, Kind, label_filters, own_labels
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.primitives import VpsInstanceId, VpsInstanceStatus, VpsSnapshotId
 from imbue.mngr_vps_docker.vps_client import VpsInstanceInfo, VpsSnapshotInfo, VpsSshKeyInfo
+
+_TAGS: Final = f"{KIND_LABEL}.tags"
+_KEY_NAME: Final = f"{KIND_LABEL}.key-name"
+_PUBLIC_KEY: Final = f"{KIND_LABEL}.public-key"
+_DESCRIPTION: Final = f"{KIND_LABEL}.description"
 
 # A paused container is a machine that hangs: a cloud would still call it active.
 _STATUS_OF_STATE: Final = {
@@ -39,6 +34,21 @@ class StoredKey(VpsSshKeyInfo):
     """A public key of the account, with its text."""
 
     public_key: str = Field(description="One line of OpenSSH's public key format")
+
+
+def instance_labels(account: str, tags: Sequence[str]) -> dict[str, str]:
+    """The labels of a VPS with these tags."""
+    return own_labels(Kind.INSTANCE, account) | {_TAGS: json.dumps(list(tags))}
+
+
+def key_labels(account: str, name: str, public_key: str) -> dict[str, str]:
+    """The labels of a volume that stands for a public key."""
+    return own_labels(Kind.SSH_KEY, account) | {_KEY_NAME: name, _PUBLIC_KEY: public_key.strip()}
+
+
+def snapshot_labels(account: str, description: str) -> dict[str, str]:
+    """The labels of a snapshot. The description is quoted, because Docker expands $ and splits at spaces."""
+    return own_labels(Kind.SNAPSHOT, account) | {_DESCRIPTION: quote(description, safe="")}
 
 
 def list_instances_of(account: str) -> list[VpsInstanceInfo]:
@@ -93,7 +103,7 @@ def _instance_of(description: Mapping[str, JsonValue]) -> VpsInstanceInfo:
         else []
     )
     state = _at(description, "State", "Status")
-    tags: list[str] = json.loads(labels[TAGS_LABEL])
+    tags: list[str] = json.loads(labels[_TAGS])
     return VpsInstanceInfo(
         id=VpsInstanceId(str(description["Name"]).removeprefix("/")),
         address=next((address for address in requested if isinstance(address, str)), None),
@@ -105,7 +115,7 @@ def _instance_of(description: Mapping[str, JsonValue]) -> VpsInstanceInfo:
 
 def _key_of(description: Mapping[str, JsonValue]) -> StoredKey:
     labels = _text_map(_at(description, "Labels"))
-    return StoredKey(id=str(description["Name"]), name=labels[KEY_NAME_LABEL], public_key=labels[PUBLIC_KEY_LABEL])
+    return StoredKey(id=str(description["Name"]), name=labels[_KEY_NAME], public_key=labels[_PUBLIC_KEY])
 
 
 def _snapshot_of(description: Mapping[str, JsonValue]) -> VpsSnapshotInfo:
@@ -114,13 +124,13 @@ def _snapshot_of(description: Mapping[str, JsonValue]) -> VpsSnapshotInfo:
     name = next(tag for tag in tags if tag.startswith(f"{SNAPSHOT_REPOSITORY}:"))
     return VpsSnapshotInfo(
         id=VpsSnapshotId(name.partition(":")[2]),
-        description=unquote(_text_map(_at(description, "Config", "Labels"))[DESCRIPTION_LABEL]),
+        description=unquote(_text_map(_at(description, "Config", "Labels"))[_DESCRIPTION]),
         created_at=datetime.fromisoformat(str(description["Created"])),
     )
 
 
 def _is_ours(labels: Mapping[str, str], kind: Kind, account: str) -> bool:
-    return labels.get(KIND_LABEL) == kind and labels.get(ACCOUNT_LABEL) == account
+    return own_labels(kind, account).items() <= labels.items()
 
 
 def _at(value: JsonValue | Mapping[str, JsonValue], *path: str) -> JsonValue:

@@ -3,17 +3,12 @@
 The provider keeps no other state: objects with these labels are the cloud's inventory, and others are never touched.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
-_PREFIX: Final = "com.imbue.mngr.local-vps"
-
-KIND_LABEL: Final = _PREFIX
-ACCOUNT_LABEL: Final = f"{_PREFIX}.account"
-TAGS_LABEL: Final = f"{_PREFIX}.tags"
-KEY_NAME_LABEL: Final = f"{_PREFIX}.key-name"
-PUBLIC_KEY_LABEL: Final = f"{_PREFIX}.public-key"
-DESCRIPTION_LABEL: Final = f"{_PREFIX}.description"
+KIND_LABEL: Final = "com.imbue.mngr.local-vps"
+ACCOUNT_LABEL: Final = f"{KIND_LABEL}.account"
 
 NAME_PREFIX: Final = "mngr-local-vps"
 SNAPSHOT_REPOSITORY: Final = f"{NAME_PREFIX}-snapshot"
@@ -29,7 +24,12 @@ class Kind(StrEnum):
     SNAPSHOT = "snapshot"
 
 
-def label_arguments(labels: dict[str, str]) -> tuple[str, ...]:
+def own_labels(kind: Kind, account: str) -> dict[str, str]:
+    """The labels of every object of one kind and account."""
+    return {KIND_LABEL: kind, ACCOUNT_LABEL: account}
+
+
+def label_arguments(labels: Mapping[str, str]) -> tuple[str, ...]:
     """Docker's ``--label`` options for these labels."""
     return tuple(argument for name, value in labels.items() for argument in ("--label", f"{name}={value}"))
 

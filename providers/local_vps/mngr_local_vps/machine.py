@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from imbue.mngr_local_vps.engine import describe, run_docker
-from imbue.mngr_local_vps.labels import ACCOUNT_LABEL, KIND_LABEL, NAME_PREFIX, Kind, label_arguments
+from imbue.mngr_local_vps.labels import NAME_PREFIX, Kind, label_arguments, own_labels
 from imbue.mngr_vps_docker.errors import VpsApiError
 
 SEED_FOLDER: Final = "/var/lib/cloud/seed/nocloud"
@@ -111,7 +111,7 @@ def ensure_network(account: str) -> ipaddress.IPv4Network:
     network created with ``--subnet``. So Docker first chooses a free subnet, which is then given to the real network.
     """
     name = network_name(account)
-    labels = label_arguments({KIND_LABEL: Kind.NETWORK, ACCOUNT_LABEL: account})
+    labels = label_arguments(own_labels(Kind.NETWORK, account))
     if not describe("network", [name]):
         run_docker("network", "create", *labels, name)
         subnet = _subnet_of(name)

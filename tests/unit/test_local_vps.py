@@ -1,4 +1,4 @@
-"""What the reference cloud computes without an engine."""
+"""The parts of the local cloud that need no engine."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def test_any_label_makes_a_valid_host_name(label: str, hostname: str) -> None:
     assert hostname_of(label) == hostname
 
 
-def test_seed_holds_the_user_data_byte_for_byte_and_the_keys() -> None:
+def test_the_seed_contains_the_user_data_byte_for_byte_and_the_keys() -> None:
     user_data = "#cloud-config\nnote: 'ümlaut, $HOME, `x`'\n\n"
     with tarfile.open(fileobj=io.BytesIO(seed_archive("i-1", "h", user_data, ["ssh-ed25519 AAAA a b"]))) as archive:
         contents = {member.name: archive.extractfile(member) for member in archive}
@@ -50,11 +50,11 @@ def test_seed_holds_the_user_data_byte_for_byte_and_the_keys() -> None:
         ("", 500),
     ],
 )
-def test_a_failed_docker_command_becomes_the_status_that_a_cloud_would_answer(stderr: str, status: int) -> None:
+def test_a_failed_docker_command_has_the_status_that_a_cloud_would_give(stderr: str, status: int) -> None:
     assert api_error_of(["start", "x"], stderr).status_code == status
 
 
-def test_what_goes_while_it_is_being_described_is_left_out(fp: FakeProcess) -> None:
+def test_an_object_that_vanishes_during_describe_is_left_out(fp: FakeProcess) -> None:
     fp.register(["docker", "container", "inspect", "a", "b"], returncode=1, stderr="Error: No such container: b\n")
     fp.register(["docker", "container", "inspect", "a"], stdout='[{"Id": "a"}]\n')
     fp.register(["docker", "container", "inspect", "b"], returncode=1, stderr="Error: No such container: b\n")
@@ -68,7 +68,7 @@ def test_every_operating_system_has_an_agent_image_of_its_own_release() -> None:
     assert agent_image_of_os("forky") == "mngr-agent:forky"
 
 
-def test_an_unknown_operating_system_is_refused_before_the_engine_is_asked(
+def test_an_unknown_operating_system_is_refused_before_any_docker_command(
     fp: FakeProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["image", "debian-12", "debian-11"]) == 1

@@ -1,4 +1,4 @@
-"""The cloud of the unit tests keeps the same contract as a real one."""
+"""The cloud of the unit tests fulfils the contract of a real one."""
 
 import pytest
 

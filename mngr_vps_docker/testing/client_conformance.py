@@ -9,7 +9,7 @@
         def client(self) -> MyClient:
             return MyClient(api_key=os.environ["MY_CLOUD_KEY"])
 
-One test orders a VPS and destroys it after some minutes, at the cloud's price.
+One test orders a VPS, at the price of some minutes, and destroys it.
 """
 
 import secrets

@@ -46,12 +46,12 @@ type Report = Callable[[str], None]
 
 def image_of_os(os_id: str) -> str:
     """The name of the image of an operating system; raise VpsApiError 400 if it does not exist."""
-    return _named(find_operating_system(os_id).os_id, _digest_of_source())
+    return _named(find_operating_system(os_id).os_id)
 
 
 def image_of_base(release: str) -> str:
     """The name, on this machine, of the image that VPSes know as ``debian:<release>-slim``."""
-    return _named(f"base-{release}", _digest_of_source(*_BASE_FILES))
+    return _named(f"base-{release}", *_BASE_FILES)
 
 
 def require_image(os_id: str) -> str:
@@ -140,22 +140,17 @@ def _names_in_vps(release: str) -> dict[str, str]:
 
 
 def _image_of_agent(release: str) -> str:
-    return _named(f"agent-{release}", _digest_of_source(*_AGENT_FILES))
+    return _named(f"agent-{release}", *_AGENT_FILES)
 
 
-def _named(what: str, digest: str) -> str:
-    """The name contains a digest of the sources, so that checkouts of different versions can share the engine."""
-    return f"{NAME_PREFIX}:{what}-{digest}"
-
-
-def _digest_of_source(*names: str) -> str:
-    """A digest of the named files of ``image/``, or without names of all of them."""
+def _named(what: str, *files: str) -> str:
+    """A name with a digest of these files of ``image/`` (default: all), so that checkouts can share the engine."""
     digest = hashlib.sha256()
     for path in sorted(_SOURCE.iterdir()):
-        if not names or path.name in names:
+        if not files or path.name in files:
             content = path.read_bytes()
             digest.update(f"{path.name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()[:16]
+    return f"{NAME_PREFIX}:{what}-{digest.hexdigest()[:16]}"
 
 
 def _is_there(image: str) -> bool:

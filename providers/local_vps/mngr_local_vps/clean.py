@@ -21,17 +21,13 @@ def clean(account: str | None = None, *, with_images: bool = False) -> Iterator[
     listing = ("image", "ls", "--format={{.Repository}}:{{.Tag}}", f"--filter=reference={SNAPSHOT_REPOSITORY}")
     yield from _remove("snapshot", listing, Kind.SNAPSHOT, account, "image", "rm")
     if with_images:
-        yield from _remove_images()
+        # Newest first, as docker lists them: an image cannot be removed before the images built from it.
+        for name in lines_of(run_docker("image", "ls", "--format={{.Repository}}:{{.Tag}}", NAME_PREFIX)):
+            remove_if_there("image", "rm", name)
+            yield f"image {name}"
 
 
 def _remove(what: str, listing: tuple[str, ...], kind: Kind, account: str | None, *removal: str) -> Iterator[str]:
     for name in lines_of(run_docker(*listing, *label_filters(kind, account))):
         remove_if_there(*removal, name)
         yield f"{what} {name}"
-
-
-def _remove_images() -> Iterator[str]:
-    # Newest first, as docker lists them: an image cannot go before those that were built on it.
-    for name in lines_of(run_docker("image", "ls", "--format={{.Repository}}:{{.Tag}}", NAME_PREFIX)):
-        remove_if_there("image", "rm", name)
-        yield f"image {name}"

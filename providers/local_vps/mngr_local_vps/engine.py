@@ -8,9 +8,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
-
-from pydantic import JsonValue
+from typing import Any, Final
 
 from imbue.mngr_vps_docker.errors import VpsApiError
 from imbue.mngr_vps_docker.text import logger
@@ -48,12 +46,12 @@ def run_docker(*arguments: str, stdin: bytes | None = None, timeout_seconds: flo
     return completed.stdout.decode(errors="replace")
 
 
-def describe(object_type: str, names: Sequence[str]) -> list[dict[str, JsonValue]]:
+def describe(object_type: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """`docker inspect` of each named object (a container, image, volume or network) that still exists."""
     if not names:
         return []
     try:
-        descriptions: list[dict[str, JsonValue]] = json.loads(run_docker(object_type, "inspect", *names))
+        descriptions: list[dict[str, Any]] = json.loads(run_docker(object_type, "inspect", *names))
         return descriptions
     except VpsApiError as error:
         if not error.is_gone:

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote, unquote
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from imbue.mngr_local_vps.engine import describe, lines_of, run_docker
 from imbue.mngr_local_vps.labels import KIND_LABEL, SNAPSHOT_REPOSITORY, Kind, label_filters, own_labels
@@ -60,7 +60,7 @@ def list_instances_of(account: str) -> list[VpsInstanceInfo]:
 def find_instance(account: str, instance_id: VpsInstanceId) -> VpsInstanceInfo:
     """One VPS of the account; raise VpsApiError 404 if it does not exist."""
     for description in describe("container", [instance_id]):
-        if _is_ours(_text_map(_at(description, "Config", "Labels")), Kind.INSTANCE, account):
+        if _is_ours(description["Config"]["Labels"], Kind.INSTANCE, account):
             return _instance_of(description)
     raise VpsApiError(404, f"there is no VPS {instance_id}")
 
@@ -74,7 +74,7 @@ def list_keys_of(account: str) -> list[StoredKey]:
 def find_key(account: str, key_id: str) -> StoredKey:
     """One public key of the account; raise VpsApiError 404 if it does not exist."""
     for description in describe("volume", [key_id]):
-        if _is_ours(_text_map(_at(description, "Labels")), Kind.SSH_KEY, account):
+        if _is_ours(description["Labels"], Kind.SSH_KEY, account):
             return _key_of(description)
     raise VpsApiError(404, f"there is no ssh key {key_id}")
 
@@ -89,58 +89,37 @@ def list_snapshots_of(account: str) -> list[VpsSnapshotInfo]:
 def has_disk(account: str, instance_id: VpsInstanceId) -> bool:
     """Whether the disk of a VPS of the account still exists, even if the VPS is gone."""
     return any(
-        _is_ours(_text_map(_at(description, "Labels")), Kind.INSTANCE_DISK, account)
+        _is_ours(description["Labels"], Kind.INSTANCE_DISK, account)
         for description in describe("volume", [instance_id])
     )
 
 
-def _instance_of(description: Mapping[str, JsonValue]) -> VpsInstanceInfo:
-    labels = _text_map(_at(description, "Config", "Labels"))
-    networks = _at(description, "NetworkSettings", "Networks")
-    requested = (
-        [_at(network, "IPAMConfig", "IPv4Address") for network in networks.values()]
-        if isinstance(networks, dict)
-        else []
-    )
-    state = _at(description, "State", "Status")
-    tags: list[str] = json.loads(labels[_TAGS])
+def _instance_of(container: Mapping[str, Any]) -> VpsInstanceInfo:
+    networks = container["NetworkSettings"]["Networks"].values()
+    requested = ((network["IPAMConfig"] or {}).get("IPv4Address") for network in networks)
+    tags: Sequence[str] = json.loads(container["Config"]["Labels"][_TAGS])
     return VpsInstanceInfo(
-        id=VpsInstanceId(str(description["Name"]).removeprefix("/")),
-        address=next((address for address in requested if isinstance(address, str)), None),
+        id=VpsInstanceId(container["Name"].removeprefix("/")),
+        address=next(filter(None, requested), None),
         tags={name: value for name, _, value in (tag.partition("=") for tag in tags)},
-        status=_STATUS_OF_STATE.get(str(state), VpsInstanceStatus.UNKNOWN),
-        created_at=datetime.fromisoformat(str(description["Created"])),
+        status=_STATUS_OF_STATE.get(container["State"]["Status"], VpsInstanceStatus.UNKNOWN),
+        created_at=datetime.fromisoformat(container["Created"]),
     )
 
 
-def _key_of(description: Mapping[str, JsonValue]) -> StoredKey:
-    labels = _text_map(_at(description, "Labels"))
-    return StoredKey(id=str(description["Name"]), name=labels[_KEY_NAME], public_key=labels[_PUBLIC_KEY])
+def _key_of(volume: Mapping[str, Any]) -> StoredKey:
+    labels = volume["Labels"]
+    return StoredKey(id=volume["Name"], name=labels[_KEY_NAME], public_key=labels[_PUBLIC_KEY])
 
 
-def _snapshot_of(description: Mapping[str, JsonValue]) -> VpsSnapshotInfo:
-    names = description["RepoTags"]
-    tags = [str(name) for name in names] if isinstance(names, list) else []
-    name = next(tag for tag in tags if tag.startswith(f"{SNAPSHOT_REPOSITORY}:"))
+def _snapshot_of(image: Mapping[str, Any]) -> VpsSnapshotInfo:
+    name = next(tag for tag in image["RepoTags"] if tag.startswith(f"{SNAPSHOT_REPOSITORY}:"))
     return VpsSnapshotInfo(
         id=VpsSnapshotId(name.partition(":")[2]),
-        description=unquote(_text_map(_at(description, "Config", "Labels"))[_DESCRIPTION]),
-        created_at=datetime.fromisoformat(str(description["Created"])),
+        description=unquote(image["Config"]["Labels"][_DESCRIPTION]),
+        created_at=datetime.fromisoformat(image["Created"]),
     )
 
 
-def _is_ours(labels: Mapping[str, str], kind: Kind, account: str) -> bool:
-    return own_labels(kind, account).items() <= labels.items()
-
-
-def _at(value: JsonValue | Mapping[str, JsonValue], *path: str) -> JsonValue:
-    """The value at a path of keys, or None if a key is missing."""
-    for key in path:
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(key)
-    return value if not isinstance(value, Mapping) else dict(value)
-
-
-def _text_map(value: JsonValue) -> dict[str, str]:
-    return {key: str(text) for key, text in value.items()} if isinstance(value, dict) else {}
+def _is_ours(labels: Mapping[str, str] | None, kind: Kind, account: str) -> bool:
+    return own_labels(kind, account).items() <= (labels or {}).items()

@@ -33,7 +33,7 @@ test-fast: bootstrap ## run the unit and ssh tests (2 minutes; no root, no Docke
 	@$(PYTEST) -n 7 --dist load --maxschedchunk 1 --hypothesis-profile=quick $(PACKAGE_TESTS:%=--ignore=%) tests/ssh tests/unit
 
 test-one: bootstrap ## run the tests of one path until the first failure, e.g. T=tests/unit/state, T='tests/unit -k record'
-	@MNGR_TEST_OS=$(OS) $(PYTHON) -m pytest -x $(T)
+	@MNGR_TEST_OS=$(OS) $(PYTHON) -m pytest -x $(or $(T),$(error T= says which tests))
 
 test-faults: bootstrap ## interrupt every operation at every point, in every way (an hour; `make test` does some of it)
 	@scripts/ensure-engine

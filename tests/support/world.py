@@ -204,12 +204,12 @@ class World:
             self.cloud.change(ADDRESS, status=VpsInstanceStatus.DESTROYING)
         self.cloud.is_listing = case.is_listing
         self.cloud.unlisted = set() if case.is_listed else {ADDRESS}
-        if isinstance(case.note, HostPhase):
-            self.remember(host_id, case.note, awaits_agent=case.awaits_agent)
-        elif case.note is not None or case.vps is Vps.STOPPED:
+        if isinstance(case.local, HostPhase):
+            self.remember(host_id, case.local, awaits_agent=case.awaits_agent)
+        elif case.local is not None or case.vps is Vps.STOPPED:
             self.context.keys.create_vps_host_key(host_id)
-            if case.note is not None:
-                self.local_record_path(host_id).write_text(case.note)
+            if case.local is not None:
+                self.local_record_path(host_id).write_text(case.local)
         if case.vps in (Vps.SILENT, Vps.REFUSING):
             self.network.refusals[ADDRESS] = case.vps.value
             return host_id
@@ -258,15 +258,16 @@ class Vps(Enum):
 
 @dataclass(frozen=True)
 class Case:
-    """What there is of a host, and what is to follow.
+    """A host as the cloud, this machine and its VPS see it, and what mngr must show.
 
-    ``note`` is what this machine remembers, ``vps`` what its VPS says; the VPS is ``age_seconds`` old, or there is
-    none (None), or, ``is_going``, the cloud is destroying it. ``state`` None means that no host is shown.
+    ``local`` is how far this machine has brought it, or the text of an unreadable local record; ``vps`` is what its
+    VPS says. The VPS is ``age_seconds`` old, does not exist (None), or ``is_going``: the cloud is destroying it.
+    ``state`` None means that no host is shown, ``is_garbage`` that mngr's gc removes it.
     """
 
     state: HostState | None
     is_garbage: bool = False
-    note: HostPhase | str | None = None
+    local: HostPhase | str | None = None
     vps: Vps = Vps.SILENT
     age_seconds: float | None = 1e8
     has_key: bool = False
@@ -279,50 +280,52 @@ class Case:
 
 
 CASES = {
-    "running, without a way in": Case(HostState.RUNNING, note=HostPhase.READY, vps=Vps.RUNNING),
-    "stopped": Case(HostState.STOPPED, is_garbage=True, note=HostPhase.READY, vps=Vps.STOPPED),
-    "stopped with an agent": Case(HostState.STOPPED, note=HostPhase.READY, vps=Vps.STOPPED, has_agent=True),
-    "crashed with an agent": Case(HostState.CRASHED, note=HostPhase.READY, vps=Vps.CRASHED, has_agent=True),
-    "silent": Case(HostState.RUNNING, note=HostPhase.READY),
-    "refusing": Case(HostState.UNAUTHENTICATED, note=HostPhase.READY, vps=Vps.REFUSING),
-    "with an unreadable record": Case(HostState.CRASHED, note=HostPhase.READY, vps=Vps.UNREADABLE, has_agent=True),
-    "left out of a listing": Case(HostState.RUNNING, note=HostPhase.READY, is_listed=False),
-    "of a cloud that cannot list": Case(HostState.RUNNING, note=HostPhase.READY, is_listing=False),
-    "that the cloud knows no more": Case(None, note=HostPhase.READY, age_seconds=None),
-    "whose VPS is being destroyed by the cloud": Case(None, note=HostPhase.READY, is_going=True),
-    "with a note that cannot be read": Case(HostState.STOPPED, note="torn", vps=Vps.STOPPED, has_agent=True),
-    "with a note that cannot be read, silent": Case(HostState.FAILED, note="torn"),
-    "with a note that cannot be read, refusing": Case(HostState.UNAUTHENTICATED, note="torn", vps=Vps.REFUSING),
-    "with a note that cannot be read, unlisted": Case(HostState.FAILED, note="torn", is_listing=False),
-    "being made": Case(HostState.BUILDING, note=HostPhase.CREATING, is_owned=True),
-    "being made, not ordered yet": Case(HostState.BUILDING, note=HostPhase.CREATING, is_owned=True, age_seconds=None),
-    "being made for ages": Case(HostState.BUILDING, note=HostPhase.CREATING, is_owned=True, has_key=True),
-    "never finished": Case(HostState.FAILED, is_garbage=True, note=HostPhase.CREATING),
-    "never finished just now": Case(HostState.FAILED, is_garbage=True, note=HostPhase.CREATING, age_seconds=1),
+    "running, without a way in": Case(HostState.RUNNING, local=HostPhase.READY, vps=Vps.RUNNING),
+    "stopped": Case(HostState.STOPPED, is_garbage=True, local=HostPhase.READY, vps=Vps.STOPPED),
+    "stopped with an agent": Case(HostState.STOPPED, local=HostPhase.READY, vps=Vps.STOPPED, has_agent=True),
+    "crashed with an agent": Case(HostState.CRASHED, local=HostPhase.READY, vps=Vps.CRASHED, has_agent=True),
+    "silent": Case(HostState.RUNNING, local=HostPhase.READY),
+    "refusing": Case(HostState.UNAUTHENTICATED, local=HostPhase.READY, vps=Vps.REFUSING),
+    "with an unreadable record": Case(HostState.CRASHED, local=HostPhase.READY, vps=Vps.UNREADABLE, has_agent=True),
+    "left out of a listing": Case(HostState.RUNNING, local=HostPhase.READY, is_listed=False),
+    "of a cloud that cannot list": Case(HostState.RUNNING, local=HostPhase.READY, is_listing=False),
+    "that the cloud no longer knows": Case(None, local=HostPhase.READY, age_seconds=None),
+    "whose VPS is being destroyed by the cloud": Case(None, local=HostPhase.READY, is_going=True),
+    "with an unreadable local record": Case(HostState.STOPPED, local="torn", vps=Vps.STOPPED, has_agent=True),
+    "with an unreadable local record, silent": Case(HostState.FAILED, local="torn"),
+    "with an unreadable local record, refusing": Case(HostState.UNAUTHENTICATED, local="torn", vps=Vps.REFUSING),
+    "with an unreadable local record, unlisted": Case(HostState.FAILED, local="torn", is_listing=False),
+    "being created": Case(HostState.BUILDING, local=HostPhase.CREATING, is_owned=True),
+    "being created, no VPS yet": Case(HostState.BUILDING, local=HostPhase.CREATING, is_owned=True, age_seconds=None),
+    "being created for years": Case(HostState.BUILDING, local=HostPhase.CREATING, is_owned=True, has_key=True),
+    "never finished": Case(HostState.FAILED, is_garbage=True, local=HostPhase.CREATING),
+    "never finished just now": Case(HostState.FAILED, is_garbage=True, local=HostPhase.CREATING, age_seconds=1),
     "never finished, silent, unlisted": Case(
-        HostState.FAILED, is_garbage=True, note=HostPhase.CREATING, is_listed=False
+        HostState.FAILED, is_garbage=True, local=HostPhase.CREATING, is_listed=False
     ),
-    "failed": Case(HostState.FAILED, is_garbage=True, note=HostPhase.FAILED, vps=Vps.REFUSING),
-    "being destroyed": Case(HostState.BUILDING, note=HostPhase.DESTROYING, is_owned=True),
-    "half destroyed, its VPS gone": Case(None, note=HostPhase.DESTROYING, age_seconds=None),
-    "half destroyed": Case(HostState.FAILED, is_garbage=True, note=HostPhase.DESTROYING, vps=Vps.STOPPED),
+    "failed": Case(HostState.FAILED, is_garbage=True, local=HostPhase.FAILED, vps=Vps.REFUSING),
+    "being destroyed": Case(HostState.BUILDING, local=HostPhase.DESTROYING, is_owned=True),
+    "half destroyed, its VPS gone": Case(None, local=HostPhase.DESTROYING, age_seconds=None),
+    "half destroyed": Case(HostState.FAILED, is_garbage=True, local=HostPhase.DESTROYING, vps=Vps.STOPPED),
     "abandoned, running": Case(
-        HostState.FAILED, is_garbage=True, note=HostPhase.READY, vps=Vps.RUNNING, awaits_agent=True
+        HostState.FAILED, is_garbage=True, local=HostPhase.READY, vps=Vps.RUNNING, awaits_agent=True
     ),
     "abandoned, crashed": Case(
-        HostState.FAILED, is_garbage=True, note=HostPhase.READY, vps=Vps.CRASHED, awaits_agent=True
+        HostState.FAILED, is_garbage=True, local=HostPhase.READY, vps=Vps.CRASHED, awaits_agent=True
     ),
     # Another machine that shares its keys may have made an agent on it.
-    "abandoned, silent": Case(HostState.FAILED, note=HostPhase.READY, awaits_agent=True),
+    "abandoned, silent": Case(HostState.FAILED, local=HostPhase.READY, awaits_agent=True),
     "abandoned, with an unreadable record": Case(
-        HostState.FAILED, is_garbage=True, note=HostPhase.READY, vps=Vps.UNREADABLE, awaits_agent=True
+        HostState.FAILED, is_garbage=True, local=HostPhase.READY, vps=Vps.UNREADABLE, awaits_agent=True
     ),
-    "that the cloud knows no more, abandoned": Case(None, note=HostPhase.READY, age_seconds=None, awaits_agent=True),
+    "that the cloud no longer knows, abandoned": Case(
+        None, local=HostPhase.READY, age_seconds=None, awaits_agent=True
+    ),
     "getting its first agent": Case(
-        HostState.RUNNING, note=HostPhase.READY, vps=Vps.RUNNING, awaits_agent=True, is_owned=True
+        HostState.RUNNING, local=HostPhase.READY, vps=Vps.RUNNING, awaits_agent=True, is_owned=True
     ),
     "that has got its first agent": Case(
-        HostState.STOPPED, note=HostPhase.READY, vps=Vps.STOPPED, awaits_agent=True, has_agent=True
+        HostState.STOPPED, local=HostPhase.READY, vps=Vps.STOPPED, awaits_agent=True, has_agent=True
     ),
     # The rest is of another machine, which only the cloud tells of.
     "of another machine": Case(HostState.UNAUTHENTICATED, vps=Vps.REFUSING),
@@ -332,7 +335,7 @@ CASES = {
     "of another machine, its record unreadable": Case(HostState.FAILED, vps=Vps.UNREADABLE),
     "of another machine, without a record": Case(HostState.FAILED, vps=Vps.RECORDLESS),
     "of another machine, being destroyed by the cloud": Case(None, is_going=True),
-    "being made by another machine": Case(HostState.BUILDING, age_seconds=1, has_key=True, vps=Vps.REFUSING),
+    "being created by another machine": Case(HostState.BUILDING, age_seconds=1, has_key=True, vps=Vps.REFUSING),
     "left unfinished by another machine": Case(HostState.FAILED, is_garbage=True, has_key=True, vps=Vps.REFUSING),
     "being ordered by another machine": Case(None, age_seconds=None, has_key=True),
 }

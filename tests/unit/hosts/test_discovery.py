@@ -231,7 +231,7 @@ def test_a_key_is_orphaned_only_if_no_provider_has_its_vps(world: World) -> None
 
 
 def test_a_host_with_an_unreadable_local_record_is_used_and_the_file_left_alone(world: World) -> None:
-    host_id = world.arrange(CASES["with a note that cannot be read"])
+    host_id = world.arrange(CASES["with an unreadable local record"])
     ((_host, agents),) = world.discovered().items()
     assert [agent.agent_name for agent in agents] == ["a1"]
     world.process().add_tags_to_host(host_id, {"k": "v"})
@@ -243,7 +243,7 @@ def test_a_host_with_an_unreadable_local_record_is_used_and_the_file_left_alone(
 
 
 def test_an_unreadable_local_record_is_reported_once(world: World) -> None:
-    world.arrange(CASES["with a note that cannot be read, unlisted"])
+    world.arrange(CASES["with an unreadable local record, unlisted"])
     said: list[str] = []
     handler = logger.add(said.append, level="WARNING", format="{message}")
     try:
@@ -254,7 +254,7 @@ def test_an_unreadable_local_record_is_reported_once(world: World) -> None:
 
 
 def test_a_vps_that_may_exist_is_not_forgotten(world: World) -> None:
-    host_id = world.arrange(CASES["with a note that cannot be read, unlisted"])
+    host_id = world.arrange(CASES["with an unreadable local record, unlisted"])
     for _ in range(2):
         with pytest.raises(MngrError, match=f"may have a VPS.*mngr-host-id={host_id}"):
             world.process().destroy_host(host_id)

@@ -55,7 +55,9 @@ def test_gc_keeps_a_host_whose_create_ends_during_the_listing(world: World) -> N
     assert states(world.process()) == {host_id: HostState.STOPPED}
 
 
-@pytest.mark.parametrize("name", ["stopped with an agent", "silent", "refusing", "being made", "of another machine"])
+@pytest.mark.parametrize(
+    "name", ["stopped with an agent", "silent", "refusing", "being created", "of another machine"]
+)
 def test_a_host_that_may_have_something_to_lose_is_not_deleted(world: World, name: str) -> None:
     case = CASES[name]
     host_id = world.arrange(case)

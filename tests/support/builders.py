@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from imbue.mngr.interfaces.data_types import CertifiedHostData
-from imbue.mngr.primitives import AgentId, HostId
+from imbue.mngr.interfaces.data_types import ActivityConfig, CertifiedHostData
+from imbue.mngr.primitives import AgentId, HostId, HostName
+from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
+from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest
 from imbue.mngr_vps_docker.primitives import VpsInstanceId
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
@@ -54,6 +56,22 @@ def local_record_of(host_id: HostId, phase: HostPhase = HostPhase.READY, **chang
     record = record_of(host_id) if phase is HostPhase.READY else None
     values = {"host_id": host_id, "host_name": "h1", "phase": phase, "created_at": LONG_AGO, "record": record}
     return LocalHostRecord.model_validate(values | changes)
+
+
+def create_request(**changes: Any) -> CreateRequest:
+    """A request for a host from a plain image."""
+    values: dict[str, Any] = {
+        "host_id": HostId.generate(),
+        "name": HostName("new"),
+        "build": ParsedBuildArgs(region="r", plan="p", os_id=1),
+        "image": "debian",
+        "snapshot": None,
+        "start_args": (),
+        "tags": {},
+        "activity": ActivityConfig(idle_timeout_seconds=1),
+        "others": (),
+    }
+    return CreateRequest(**values | changes)
 
 
 def container_of(host_id: str, status: str = "running", container_id: str = "c1") -> dict[str, Any]:

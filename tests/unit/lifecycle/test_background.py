@@ -5,14 +5,13 @@ from typing import Any, ClassVar
 
 import pytest
 
-from imbue.mngr.interfaces.data_types import HostLifecycleOptions
-from imbue.mngr.primitives import HostId, HostName, IdleMode
+from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.lifecycle import background
 from imbue.mngr_vps_docker.lifecycle.background import BackgroundWork, Milestone, NeverReachedError
-from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest, Creation
+from imbue.mngr_vps_docker.lifecycle.creation import Creation
 from imbue.mngr_vps_docker.ssh.command_log import current_operation
 from imbue.mngr_vps_docker.state.local_store import HostPhase
-from support.builders import local_record_of
+from support.builders import create_request, local_record_of
 from support.world import ADDRESS, World
 
 
@@ -55,11 +54,7 @@ def test_an_interruption_at_its_very_beginning_ends_it_too(world: World, monkeyp
     host_id, provider = HostId.generate(), world.process()
     creation = Creation(
         provider.context,
-        CreateRequest(
-            *(host_id, HostName("h1"), provider._parse_build_args([]), "i", None, (), {}),
-            activity=HostLifecycleOptions().to_activity_config(60, IdleMode.IO, ()),
-            others=(),
-        ),
+        create_request(host_id=host_id),
         local_record_of(host_id, HostPhase.CREATING, vps_ip=ADDRESS),
     )
     monkeypatch.setattr(background, "ThreadPoolExecutor", InterruptedPool)

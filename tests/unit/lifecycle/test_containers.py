@@ -7,18 +7,17 @@ from typing import Any
 import pytest
 from pyinfra.api.host import Host as PyinfraHost
 
-from imbue.mngr.interfaces.data_types import ActivityConfig
-from imbue.mngr.primitives import HostId, HostName, HostState, SnapshotId
-from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
+from imbue.mngr.primitives import HostId, HostState, SnapshotId
 from imbue.mngr_vps_docker.docker.containers import run_words
 from imbue.mngr_vps_docker.docker.errors import DockerError
 from imbue.mngr_vps_docker.errors import BuildArgumentError, VpsDockerError
 from imbue.mngr_vps_docker.hosts import outer_host
 from imbue.mngr_vps_docker.lifecycle import create
 from imbue.mngr_vps_docker.lifecycle.container import setup_command, state_container
-from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest, Creation
+from imbue.mngr_vps_docker.lifecycle.creation import Creation
 from imbue.mngr_vps_docker.ssh.pipeline import Pending, Pipeline
 from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
+from support.builders import create_request
 from support.world import World
 
 SNAPSHOT = "mngr-snapshot:1"
@@ -59,17 +58,7 @@ def test_start_arguments_of_a_record_are_checked_before_use(world: World, corrup
 
 def test_a_failed_setup_is_reported_with_the_names_of_start_arguments(world: World) -> None:
     context = world.context
-    request = CreateRequest(
-        host_id=HostId.generate(),
-        name=HostName("new"),
-        build=ParsedBuildArgs(region="r", plan="p", os_id=1),
-        image="debian",
-        snapshot=None,
-        start_args=("--dns=192.0.2.1", "--env=TOKEN=secret", "--env=A=b"),
-        tags={},
-        activity=ActivityConfig(idle_timeout_seconds=1),
-        others=(),
-    )
+    request = create_request(start_args=("--dns=192.0.2.1", "--env=TOKEN=secret", "--env=A=b"))
     creation = Creation(context, request, create._new_entry(context, request))
     for step, said in (
         ("Ordering the VPS", ""),

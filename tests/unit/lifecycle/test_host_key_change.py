@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from imbue.mngr.interfaces.data_types import ActivityConfig
-from imbue.mngr.primitives import HostId, HostName
-from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
+from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.lifecycle import create
-from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest, Creation
+from imbue.mngr_vps_docker.lifecycle.creation import Creation
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
+from support.builders import create_request
 from support.world import ScriptedMachine, World
 
 ADDRESS = "192.0.2.9"
@@ -32,17 +31,7 @@ def test_the_own_key_of_a_vps_is_pinned_before_it_is_shown(world: World, healthy
             return super().run(command, **options)
 
     world.network.machines[ADDRESS] = Vps(world.vps(healthy).target)
-    request = CreateRequest(
-        host_id=host_id,
-        name=HostName("new"),
-        build=ParsedBuildArgs(region="r", plan="p", os_id=1),
-        image="debian",
-        snapshot=None,
-        start_args=(),
-        tags={},
-        activity=ActivityConfig(idle_timeout_seconds=1),
-        others=(),
-    )
+    request = create_request(host_id=host_id)
     entry = create._new_entry(context, request).model_copy(update={"vps_ip": ADDRESS})
     create._give_own_host_key(Creation(context, request, entry))
     note_pinned()

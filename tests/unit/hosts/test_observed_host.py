@@ -1,19 +1,20 @@
 """The state, age and agents of a host, from what the cloud, its VPS and this machine say."""
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from imbue.mngr.primitives import HostId, HostState
-from imbue.mngr_vps_docker.docker.models import ContainerInfo
+from imbue.mngr_vps_docker.docker.models import ContainerInfo, parse_container
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError, VpsConnectionError
 from imbue.mngr_vps_docker.hosts.details import host_details
 from imbue.mngr_vps_docker.hosts.host_access import HostAccess
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
-from support.builders import LONG_AGO, local_record_of, record_of
+from support.builders import LONG_AGO, container_of, local_record_of, record_of
 from support.world import World
 
 HOST_ID = HostId()
@@ -31,10 +32,7 @@ def entry(phase: HostPhase = HostPhase.READY, **changes: object) -> LocalHostRec
 
 
 def container(status: str) -> ContainerInfo:
-    return ContainerInfo(
-        id="c", name="c", status=status, exit_code=0, created_at=LONG_AGO, started_at=LONG_AGO, finished_at=LONG_AGO,
-        labels={}, image="i", image_id="i", nano_cpus=None, memory_bytes=None, ports=(), volumes={},
-    )  # fmt: skip
+    return parse_container(json.dumps([container_of(HOST_ID, status)]))
 
 
 def read(local_record: LocalHostRecord, status: str | None, **changes: object) -> ObservedHost:

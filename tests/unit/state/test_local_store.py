@@ -15,6 +15,7 @@ from imbue.mngr.primitives import HostId
 from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.keys import ProviderKeys
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord, LocalHostStore
+from support.builders import local_record_of
 
 
 @pytest.fixture
@@ -23,9 +24,7 @@ def local_store(tmp_path: Path) -> LocalHostStore:
 
 
 def entry(name: str = "h1") -> LocalHostRecord:
-    return LocalHostRecord(
-        host_id=HostId.generate(), host_name=name, phase=HostPhase.CREATING, created_at=datetime.now(UTC)
-    )
+    return local_record_of(HostId.generate(), HostPhase.CREATING, host_name=name)
 
 
 def test_an_entry_is_read_back_as_it_was_written(local_store: LocalHostStore) -> None:

@@ -81,7 +81,7 @@ class VpsDockerProvider(PackageHooks):
     def on_connection_error(self, host_id: HostId) -> None:
         """Forget what was seen of a host that could not be reached; if another process destroys it, that is why."""
         if not self._context.local_store.is_going(host_id):
-            self._hosts.note_unreachable(host_id)
+            self._hosts.remember_unreachable(host_id)
 
     # --- create and destroy ---------------------------------------------------------------------------------------
 
@@ -125,7 +125,7 @@ class VpsDockerProvider(PackageHooks):
             authorized_keys=tuple(authorized_keys or ()),
             known_hosts=tuple(known_hosts or ()),
         )
-        return self._online_host(self._hosts.note(create.create_host(self._context, request)))
+        return self._online_host(self._hosts.remember(create.create_host(self._context, request)))
 
     def destroy_host(self, host: HostInterface | HostId) -> None:
         """Destroy the VPS and all that was made for the host; a host that is not there any more is no error."""
@@ -138,7 +138,7 @@ class VpsDockerProvider(PackageHooks):
             logger.info("Host {} is already gone", host_id)
             return
         destroy.destroy_host(self._context, entry)
-        self._hosts.note_destroyed(host_id)
+        self._hosts.remember_destroyed(host_id)
 
     def delete_host(self, host: HostInterface) -> None:
         """Delete a host with which nothing is lost: it is gone, was never finished, or is stopped and has no agents.
@@ -147,9 +147,9 @@ class VpsDockerProvider(PackageHooks):
         """
         from imbue.mngr_vps_docker.lifecycle import destroy
 
-        with suppress(HostNotFoundError), self._hosts.alone(host.id, is_asked=True) as observed:
+        with suppress(HostNotFoundError), self._hosts.exclusive(host.id, refresh=True) as observed:
             destroy.delete_host(self._context, observed)
-        self._hosts.note_destroyed(host.id)
+        self._hosts.remember_destroyed(host.id)
 
     # --- stop and start -------------------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class VpsDockerProvider(PackageHooks):
         host_id = _host_id(host)
         if create_snapshot and self._hosts.reached(host_id).is_running:
             self.create_snapshot(host_id)
-        with self._hosts.alone(host_id) as observed:
+        with self._hosts.exclusive(host_id) as observed:
             power.stop_host(self._access(observed), timeout_seconds=timeout_seconds)
         self._hosts.forget(host_id)
 
@@ -170,9 +170,9 @@ class VpsDockerProvider(PackageHooks):
         """Start the host's container, from a snapshot of it if given. A running host is returned as it is."""
         from imbue.mngr_vps_docker.lifecycle import power
 
-        with self._hosts.alone(_host_id(host)) as observed:
+        with self._hosts.exclusive(_host_id(host)) as observed:
             started = power.start_host(self._access(observed), snapshot_id)
-        return self._online_host(self._hosts.note(started))
+        return self._online_host(self._hosts.remember(started))
 
     # --- discovery ------------------------------------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ class VpsDockerProvider(PackageHooks):
         """Keep the container's present content as an image on the VPS. The host's volume is not part of it."""
         from imbue.mngr_vps_docker.lifecycle import snapshots
 
-        with self._hosts.alone(_host_id(host)) as observed:
+        with self._hosts.exclusive(_host_id(host)) as observed:
             snapshot_id = snapshots.create_snapshot(self._access(observed), name)
         self._hosts.forget(observed.host_id)
         return snapshot_id
@@ -249,7 +249,7 @@ class VpsDockerProvider(PackageHooks):
 
         if self._is_gone(_host_id(host)):
             return
-        with self._hosts.alone(_host_id(host), is_asked=True) as observed:
+        with self._hosts.exclusive(_host_id(host), refresh=True) as observed:
             snapshots.delete_snapshot(self._access(observed), snapshot_id)
         self._hosts.forget(observed.host_id)
 
@@ -342,7 +342,7 @@ class VpsDockerProvider(PackageHooks):
 
         if self._hosts.is_known(host_id):
             metadata.persist_agent_data(self._access(self._hosts.reached(host_id)), agent_data)
-            self._hosts.note_agent(host_id, str(agent_data.get("id")), dict(agent_data))
+            self._hosts.remember_agent(host_id, str(agent_data.get("id")), dict(agent_data))
 
     def remove_persisted_agent_data(self, host_id: HostId, agent_id: AgentId) -> None:
         """Forget the copy of an agent's data."""
@@ -350,7 +350,7 @@ class VpsDockerProvider(PackageHooks):
 
         if self._hosts.is_known(host_id):
             metadata.remove_persisted_agent_data(self._access(self._hosts.reached(host_id)), agent_id)
-            self._hosts.note_agent(host_id, agent_id, None)
+            self._hosts.remember_agent(host_id, agent_id, None)
 
     # --- what the parts call back ---------------------------------------------------------------------------------
 
@@ -388,20 +388,20 @@ class VpsDockerProvider(PackageHooks):
     def _on_host_data(self, host_id: HostId, change: "CertifiedDataChange") -> None:
         from imbue.mngr_vps_docker.lifecycle import metadata
 
-        self._hosts.note_record(metadata.accept_certified_data(self._access(self._hosts.get(host_id)), change))
+        self._hosts.remember_record(metadata.accept_certified_data(self._access(self._hosts.get(host_id)), change))
 
     def _on_sshd_down(self, host_id: HostId) -> None:
         from imbue.mngr_vps_docker.lifecycle import power
 
         logger.info("The sshd of host {} does not answer; bringing it back ...", host_id)
-        with self._hosts.alone(host_id, is_asked=True) as observed:
+        with self._hosts.exclusive(host_id, refresh=True) as observed:
             power.repair_host(self._access(observed))
 
     def _change_tags(self, host: HostInterface | HostId, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
         from imbue.mngr_vps_docker.lifecycle import metadata
 
         observed = self._hosts.reached(_host_id(host))
-        self._hosts.note_record(metadata.change_tags(self._access(observed), change))
+        self._hosts.remember_record(metadata.change_tags(self._access(observed), change))
 
 
 def _host_id(host: HostInterface | HostId) -> HostId:

@@ -1,7 +1,7 @@
-"""The public keys that the cloud holds for us: each from the beginning of a create until just before its end.
+"""What the cloud has of a host: its VPS, and our public key from the beginning of its create to just before its end.
 
-So a key that is there says, to any machine that has only the cloud's credentials, that its host was never finished;
-and its name says whose it is, since when, and for how long at most, which a cloud need not tell.
+A key that is there tells any machine that has only the cloud's credentials that its host was never finished. Its name
+says whose it is, since when, and how long the create may take at most, which a cloud need not tell.
 """
 
 import math
@@ -34,22 +34,19 @@ class UploadedKey:
 
     @property
     def may_be_in_use(self) -> bool:
-        """Whether the create that it is for, of which only the cloud tells, can still be going on."""
+        """Whether the create that it is for can still be running, on another machine."""
         return datetime.now(UTC) - self.created_at < timedelta(seconds=self.longest_create_seconds)
 
 
 def key_name(host_id: HostId, created_at: datetime, longest_create_seconds: float) -> str:
-    """Under which name the cloud gets the public key for a host.
-
-    Its creation began at ``created_at`` and takes ``longest_create_seconds`` at most: machines may differ in that.
-    """
+    """The name of the public key for a host whose create began at ``created_at``, by a machine with such time-outs."""
     return f"mngr-{host_id}-{int(created_at.timestamp())}-{math.ceil(longest_create_seconds)}"
 
 
 def uploaded_keys(context: ProviderContext) -> Mapping[HostId, UploadedKey]:
     """The keys of hosts that are being made, or were never finished, by host.
 
-    A cloud that does not tell leaves every host the benefit of the doubt: it counts as finished.
+    If keys cannot be listed, every host counts as finished.
     """
     try:
         listed = context.client.list_ssh_keys()
@@ -71,22 +68,22 @@ def uploaded_keys(context: ProviderContext) -> Mapping[HostId, UploadedKey]:
 
 
 def delete_uploaded_key(context: ProviderContext, entry: LocalHostRecord) -> None:
-    """Remove the uploaded key of a host that is finished, and note it; raises VpsDockerError if it may still be there.
+    """Delete the uploaded key of a finished host, and save that; raises VpsDockerError if it may still be there.
 
-    It stays noted then. As long as it is there, other machines take the host for one that was never finished.
+    As long as it is there, other machines take the host for one that was never finished.
     """
     delete_key_of(context, entry)
     context.local_store.update(entry.host_id, lambda known: replace(known, ssh_key_id=None, ssh_key_name=None))
 
 
 def delete_leftover_keys(context: ProviderContext, entries: Iterable[LocalHostRecord]) -> None:
-    """Try again what the creates of finished hosts could not."""
+    """Delete the keys that the creates of finished hosts could not delete."""
     for entry in entries:
         if entry.phase is HostPhase.READY and entry.ssh_key_name is not None:
             try:
                 delete_uploaded_key(context, entry)
             except (VpsDockerError, OSError) as error:
-                logger.warning("The public key of {} is not taken back yet: {}", entry.host_name, error)
+                logger.warning("The public key of {} is not deleted yet: {}", entry.host_name, error)
 
 
 def delete_instance_of(context: ProviderContext, entry: LocalHostRecord) -> None:
@@ -108,12 +105,9 @@ def delete_instance_of(context: ProviderContext, entry: LocalHostRecord) -> None
 
 
 def delete_key_of(context: ProviderContext, entry: LocalHostRecord) -> None:
-    """Remove every public key that was uploaded for a host; one that the cloud no longer knows counts as removed.
-
-    One that was left would say of a finished host that it was never finished, wherever only the cloud tells of it.
-    """
-    # Version 0.1.0 noted it in the record, and left it there for the host's whole life, by this name. The VPS writes
-    # that record, and could name any key of the account.
+    """Delete every public key that was uploaded for a host. Idempotent: a key that the cloud does not know is gone."""
+    # Version 0.1.0 kept it for the host's whole life, by this name, with its id in the record. The VPS can write that
+    # record, and could name any key of the account.
     in_record = None if entry.record is None or entry.record.config is None else entry.record.config.vps_ssh_key_id
     name_of_0_1_0 = f"mngr-{entry.host_name}"
 
@@ -135,7 +129,7 @@ def delete_key_of(context: ProviderContext, entry: LocalHostRecord) -> None:
 
 
 def _delete_instances_that_there_are(context: ProviderContext, entry: LocalHostRecord) -> bool:
-    """Destroy the VPS that is known and those of the host's tag, and say whether the cloud had any of them."""
+    """Destroy the VPS that is known and those with the host's tag; whether the cloud had any of them."""
     known = entry.vps_instance_id
 
     def find() -> Iterable[VpsInstanceId]:
@@ -159,9 +153,9 @@ def _delete_instances_that_there_are(context: ProviderContext, entry: LocalHostR
 
 
 def _remove_each[Id: str](*looks: Callable[[], Iterable[Id]], remove: Callable[[Id], bool], left: str) -> bool:
-    """Remove what there is to find in one place and then in the next, each thing whatever comes of the others.
+    """Remove what is found in one place and then in the next, each thing whatever becomes of the others.
 
-    Says whether ``remove`` did so of any. Raises VpsDockerError naming all that may be ``left``.
+    Returns whether ``remove`` did so for any. Raises VpsDockerError naming all that may be ``left``.
     """
     removed: dict[Id, bool] = {}
     problems: list[str] = []
@@ -184,7 +178,7 @@ def _remove_each[Id: str](*looks: Callable[[], Iterable[Id]], remove: Callable[[
 
 
 def _unless_gone(act: Callable[[], object]) -> bool:
-    """Do something with a thing of the cloud's, and say whether it was there."""
+    """Do something with a thing of the cloud's; whether it was there."""
     try:
         act()
     except VpsApiError as error:

@@ -254,7 +254,7 @@ def _of_unknown(host_id: HostId, instances: Sequence[VpsInstanceInfo], key: Uplo
                 vps_ip=instance.address,
             ),
             is_being_made=key is not None and key.may_be_in_use,
-            is_noted=False,
+            is_saved=False,
         )
         for instance in instances
         if instance.status is not VpsInstanceStatus.DESTROYING
@@ -284,7 +284,7 @@ def _of_lone_key(context: ProviderContext, host_id: HostId, key: UploadedKey) ->
         ssh_key_name=key.name,
         ssh_key_id=key.id,
     )
-    return [ObservedHost(entry, is_noted=False)]
+    return [ObservedHost(entry, is_saved=False)]
 
 
 def _of_package_record(found: LocalHostRecord, *, is_listed: bool) -> ObservedHost:
@@ -295,7 +295,7 @@ def _of_package_record(found: LocalHostRecord, *, is_listed: bool) -> ObservedHo
     """
     if is_listed:
         found = replace(found, vps_instance_id=None, vps_ip=None)
-    return ObservedHost(found, is_noted=False)
+    return ObservedHost(found, is_saved=False)
 
 
 def _with_package_record(observed: ObservedHost, found: LocalHostRecord | None, *, is_listed: bool) -> ObservedHost:
@@ -322,7 +322,7 @@ def _observe(
             problem=seen.problem if seen.is_read else seen.problem or observed.problem,
             is_gone=False,
             is_being_made=observed.is_being_made,
-            is_noted=observed.is_noted,
+            is_saved=observed.is_saved,
             is_abandoned=False,
             late_answer=None,
         )

@@ -121,19 +121,19 @@ class HostCache:
         return self._look_at(host_id) or self.get(host_id)
 
     @contextmanager
-    def alone(self, host_id: HostId, *, is_asked: bool = False) -> Iterator[ObservedHost]:
+    def exclusive(self, host_id: HostId, *, refresh: bool = False) -> Iterator[ObservedHost]:
         """One host, while no other process or thread of this machine starts, stops or snapshots it.
 
-        It is as last seen, or with ``is_asked`` as it is now; a VPS that did not answer this process is waited for as
+        It is as last seen, or with ``refresh`` as it is now; a VPS that did not answer this process is waited for as
         ``reached`` does, and no longer. Raises HostNotFoundError.
         """
         # Seeing a host is what makes this machine know it.
         self.reached(host_id)
-        with self._context.local_store.alone(host_id, "power") as is_known:
+        with self._context.local_store.exclusive(host_id, "power") as is_known:
             observed = self.get(host_id)
             is_silent = not observed.is_read and observed.problem is not None
-            is_forgotten = observed.is_noted and not is_known
-            if is_forgotten or (not is_silent and (is_asked or not observed.is_read)):
+            is_forgotten = observed.is_saved and not is_known
+            if is_forgotten or (not is_silent and (refresh or not observed.is_read)):
                 observed = self.fresh(host_id)
             yield observed
 
@@ -169,12 +169,12 @@ class HostCache:
         """Whether this process or this machine has heard of the host; asks nobody."""
         return self._match(host_id) is not None or self._context.local_store.read(host_id) is not None
 
-    def note_unreachable(self, host_id: HostId) -> None:
+    def remember_unreachable(self, host_id: HostId) -> None:
         """Ask again when the host is needed next, but not for what is also known without."""
         self.forget(host_id)
         self._unreachable.add(host_id)
 
-    def note_destroyed(self, host_id: HostId) -> None:
+    def remember_destroyed(self, host_id: HostId) -> None:
         """Ask nobody for a host that this process has destroyed."""
         self.forget(host_id)
         self._destroyed.add(host_id)
@@ -185,14 +185,14 @@ class HostCache:
             self._known().pop(host_id, None)
             self._cache.pop(host_id, None)
 
-    def note(self, observed: ObservedHost) -> ObservedHost:
+    def remember(self, observed: ObservedHost) -> ObservedHost:
         """Remember how a host is now."""
         with self._changes:
             self._known()[observed.host_id] = observed
-            self._note(observed)
+            self._remember(observed)
         return observed
 
-    def note_record(self, record: VpsDockerHostRecord) -> None:
+    def remember_record(self, record: VpsDockerHostRecord) -> None:
         """Remember a record that was just written."""
         with self._changes:
             observed = self._known().pop(record.host_id, None)
@@ -200,7 +200,7 @@ class HostCache:
                 self._sightings[record.host_id] = observed.with_record(record)
                 self._cache[record.host_id] = record
 
-    def note_agent(self, host_id: HostId, agent_id: str, data: dict[str, Any] | None) -> None:
+    def remember_agent(self, host_id: HostId, agent_id: str, data: dict[str, Any] | None) -> None:
         """Remember that an agent's data was kept, or with None forgotten."""
         with self._changes:
             observed = self._known().get(host_id)
@@ -218,7 +218,7 @@ class HostCache:
 
     def _look_at(self, host_id: HostId, patience: Patience | None = None) -> ObservedHost | None:
         looked = discover_one(self._reader, host_id, patience)
-        return None if looked is None else self.note(looked)
+        return None if looked is None else self.remember(looked)
 
     def _with_late_answer(self, observed: ObservedHost, wait_seconds: float = 0.0) -> ObservedHost:
         """The host as its VPS says by now, if that was still being asked; raises what kept it from being looked at."""
@@ -228,7 +228,7 @@ class HostCache:
             late = observed.late_answer.result(wait_seconds)
         except TimeoutError:
             return observed
-        return self.note(finished(self._reader, late))
+        return self.remember(finished(self._reader, late))
 
     def _ask_package(self) -> tuple[Mapping[HostId, LocalHostRecord], Mapping[HostId, ObservedHost]]:
         """What the provider package finds, and what was seen of hosts because it asked for that itself."""
@@ -289,10 +289,10 @@ class HostCache:
                 self._cache.pop(host_id, None)
             self._sightings = observed_hosts
             for observed in observed_hosts.values():
-                self._note(observed)
+                self._remember(observed)
             return list(observed_hosts.values())
 
-    def _note(self, observed: ObservedHost) -> None:
+    def _remember(self, observed: ObservedHost) -> None:
         if observed.is_read:
             self._unreachable.discard(observed.host_id)
         if observed.record is not None:

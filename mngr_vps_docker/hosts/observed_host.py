@@ -29,7 +29,7 @@ class ObservedHost:
     """One host as it was just found: what this machine, the cloud and its VPS say of it.
 
     ``entry`` is what this machine keeps of it: made up from the instance's tags where it keeps nothing, which
-    ``is_noted`` tells. ``is_gone`` is the cloud's word. The host ``is_abandoned`` if the process that made it has
+    ``is_saved`` tells. ``is_gone`` is the cloud's word. The host ``is_abandoned`` if the process that made it has
     ended without making an agent on it. ``problem`` is why the VPS said nothing, or else why this machine cannot log
     in to the container. ``late_answer`` is the host as it will be seen once its VPS, which is being asked, answers.
 
@@ -47,7 +47,7 @@ class ObservedHost:
     problem: Exception | None = None
     is_gone: bool = False
     is_being_made: bool = False
-    is_noted: bool = True
+    is_saved: bool = True
     is_abandoned: bool = False
     late_answer: "Future[ObservedHost] | None" = None
     is_read: bool = False
@@ -114,7 +114,7 @@ class ObservedHost:
 
     def with_problem(self, problem: Exception) -> "ObservedHost":
         """The same host, now that its container turned out not to answer: as last seen."""
-        return ObservedHost(self.entry, problem=problem, is_noted=self.is_noted, is_abandoned=self.is_abandoned)
+        return ObservedHost(self.entry, problem=problem, is_saved=self.is_saved, is_abandoned=self.is_abandoned)
 
     @property
     def is_unfinished(self) -> bool:

@@ -398,7 +398,7 @@ class VpsDockerHost(_OverOpenSsh, Host):
                 raise HostGoneError(f"Host {self.id} is being destroyed by another process") from error
             # A disk that is full here is no reason to hide what happened there.
             with suppress(OSError):
-                self.local_store.note_failure(self.id, str(error))
+                self.local_store.save_failure(self.id, str(error))
             raise
 
     def _get_file_mtime(self, path: Path) -> datetime | None:

@@ -93,7 +93,7 @@ class VpsReader:
         found = replace(found, problem=None)
         if found.vps_record is None or found.entry.phase is not HostPhase.READY:
             return found
-        found = replace(found, entry=self._save_seen(found), is_noted=True)
+        found = replace(found, entry=self._save_seen(found), is_saved=True)
         try:
             with _as_host_error():
                 self.context.keys.container_client_key(found.host_id)
@@ -190,7 +190,7 @@ class VpsReader:
 
     def unless_destroyed(self, observed: ObservedHost) -> ObservedHost:
         """The same host; being destroyed, or gone, if another process of this machine destroys it or has done so."""
-        is_kept_here = observed.is_noted and not (observed.is_gone or observed.is_being_made)
+        is_kept_here = observed.is_saved and not (observed.is_gone or observed.is_being_made)
         if not is_kept_here or not self.context.local_store.is_going(observed.host_id):
             return observed
         current = self.context.local_store.read(observed.host_id)
@@ -244,7 +244,7 @@ class VpsReader:
                 gone_since=None,
             )
 
-        return self.save(found.entry, seen, is_new=not found.is_noted)
+        return self.save(found.entry, seen, is_new=not found.is_saved)
 
 
 @dataclass(slots=True)

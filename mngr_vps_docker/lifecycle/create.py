@@ -70,7 +70,7 @@ def create_host(context: ProviderContext, request: CreateRequest) -> ObservedHos
     # mngr pushes the agent's work by its own ssh, once all is paid for.
     address = LOOPBACK_ADDRESS if context.config.container_ssh_via_vps else _UNKNOWN_ADDRESS
     refuse_forwarding("root", address, context.config.container_ssh_port, context.runner, label="a new host")
-    with ending_in_order(), context.local_store.owned(request.host_id):
+    with ending_in_order(), context.local_store.ownership(request.host_id):
         creation = Creation(context, request, _new_entry(context, request))
         try:
             run_steps(CREATE_STEPS, creation, on_failure=lambda title, error: _is_taken_back(creation, title, error))

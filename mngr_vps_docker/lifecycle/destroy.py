@@ -19,7 +19,7 @@ def destroy_host(context: ProviderContext, entry: LocalHostRecord) -> None:
     """
     was_known = context.local_store.read(entry.host_id) is not None
     context.local_store.wait_until_unused(entry.host_id, context.timings.use_seconds)
-    with context.local_store.owned(entry.host_id):
+    with context.local_store.ownership(entry.host_id):
         # Who owned the host until now has learned more of it, or has removed it.
         newer = context.local_store.read(entry.host_id)
         if newer is None and was_known:

@@ -196,7 +196,7 @@ def _as_it_is(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
 def persist_agent_data(host: HostAccess, agent_data: Mapping[str, object]) -> None:
     """Keep a copy of an agent's data for when the host is offline; of a stopped host, change the original too."""
     host.store.persist_agent_data(host.host_id, agent_data)
-    host.context.local_store.note_agent(host.host_id)
+    host.context.local_store.remember_agent(host.host_id)
     agent_id = str(agent_data.get("id"))
     if not host.observed.is_running and _has_live_agent(host, agent_id):
         path = f"agents/{agent_id}/data.json"
@@ -215,7 +215,7 @@ def _has_live_agent(host: HostAccess, agent_id: str) -> bool:
 @contextmanager
 def _changing_data_json(host: HostAccess) -> Iterator[None]:
     """One change at a time of all processes of this machine, record and data.json together."""
-    with host.context.local_store.alone(host.host_id, "data") as is_known:
+    with host.context.local_store.exclusive(host.host_id, "data") as is_known:
         if not is_known:
             raise host.observed.problem or HostNotFoundError(host.host_id)
         yield

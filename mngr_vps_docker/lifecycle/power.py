@@ -1,6 +1,6 @@
 """Stopping and starting a host. The VPS stays up: both act on its container.
 
-Of the processes of a machine, one at a time does any of this: see HostCache.alone. What was seen of the
+Of the processes of a machine, one at a time does any of this: see HostCache.exclusive. What was seen of the
 host may be stale by then, so each finds out on the VPS whether it is still so.
 """
 

@@ -1,7 +1,7 @@
-"""What this machine remembers of each host: written before the cloud is asked, kept until the cloud says it is gone.
+"""What this machine keeps of each host: written before the cloud is asked, kept until the cloud says it is gone.
 
-One folder per host (shared with its keys, see ``keys``), one JSON file in it. It is a journal and a cache, never the
-truth: the truth of a finished host is the record on its VPS, and the truth of what is billed is the cloud's.
+Each host has a folder (shared with its keys, see ``keys``) with one JSON file in it. The file is a write-ahead log and
+a cache. The truth of a finished host is the record on its VPS, and the truth of what is billed is the cloud's.
 """
 
 import re
@@ -25,8 +25,8 @@ from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.text import data_without_passwords, logger
 from imbue.mngr_vps_docker.untrusted import describe_invalid
 
-# What the locks of a host are for, beside those of other modules.
-_NOTE: Final = "host"
+# What the locks of a host are for; other modules have more.
+_RECORD: Final = "host"
 _OWNER: Final = "owner"
 _FIRST_AGENT: Final = "agent"
 _USE: Final = "use"
@@ -83,7 +83,7 @@ class LocalHostRecord(FrozenModel):
 
     @property
     def on_disk(self) -> Self:
-        """The entry as it is written: without passwords in URLs and values of ``--env``, which the VPS keeps."""
+        """The entry as it is written: without passwords in URLs and values of ``--env``, which only the VPS keeps."""
         record = self.record
         if record is not None and record.config is not None:
             config = replace(record.config, start_args=without_values(record.config.start_args))
@@ -97,10 +97,9 @@ class LocalHostRecord(FrozenModel):
 
 
 class LocalHostStore:
-    """The journal entries under ``<provider folder>/hosts/<host id>/host.json``, and the locks beside them.
+    """The entries in ``<provider folder>/hosts/<host id>/host.json``, and the locks of each host.
 
-    A host's folder is there exactly as long as this machine knows the host: only what creates or destroys one makes
-    it, and nothing that only looks, or comes too late.
+    A host's folder exists exactly as long as this machine knows the host: only what creates or destroys one makes it.
     """
 
     def __init__(self, hosts_folder: Path) -> None:
@@ -109,9 +108,9 @@ class LocalHostStore:
         self._known: set[HostId] = set()
 
     def read(self, host_id: HostId) -> LocalHostRecord | None:
-        """Return the entry of ``host_id``, or None where there is none.
+        """Return the entry of ``host_id``, or None if there is none.
 
-        Of a host whose file cannot be read it is known that it exists, and its ``failure_reason`` names the file.
+        Of a host whose file cannot be read it is known that it exists; its ``failure_reason`` names the file.
         """
         path = self._path(host_id)
         try:
@@ -145,33 +144,33 @@ class LocalHostStore:
 
     def write(self, entry: LocalHostRecord) -> LocalHostRecord:
         """Put ``entry`` on disk (fsync) and return it."""
-        with locked(self._lock_path(entry.host_id, _NOTE)):
+        with locked(self._lock_path(entry.host_id, _RECORD)):
             return self._put(entry)
 
     def update(self, host_id: HostId, change: Callable[[LocalHostRecord], LocalHostRecord]) -> LocalHostRecord | None:
-        """Write what ``change`` makes of an entry; None where there is none, or one that cannot be read."""
-        with self.alone(host_id, _NOTE) as is_known:
+        """Write what ``change`` makes of an entry; None if there is none, or one that cannot be read."""
+        with self.exclusive(host_id, _RECORD) as is_known:
             entry = self.read(host_id) if is_known else None
             return None if entry is None or host_id in self._unreadable else self._put(change(entry))
 
     def forget(self, host_id: HostId) -> None:
-        """Remove everything that this machine keeps of a host, its keys too; one that is not known is no error."""
-        with self.alone(host_id, _NOTE):
+        """Remove everything that this machine keeps of a host, its keys too. Idempotent."""
+        with self.exclusive(host_id, _RECORD):
             remove_folder(self._hosts_folder / host_id)
         self._stop_awaiting(host_id)
 
     @contextmanager
-    def owned(self, host_id: HostId) -> Iterator[None]:
-        """Mark this process as the one that is working on the host; freed by the kernel when the process ends."""
+    def ownership(self, host_id: HostId) -> Iterator[None]:
+        """Mark this process as the one that creates or destroys the host; the kernel unmarks it when it ends."""
         with locked(self._lock_path(host_id, _OWNER)):
             yield
 
     def is_owned(self, host_id: HostId) -> bool:
-        """Whether a live process on this machine is creating or destroying the host right now."""
+        """Whether a live process of this machine creates or destroys the host right now."""
         return is_locked(self._lock_path(host_id, _OWNER))
 
     def is_going(self, host_id: HostId) -> bool:
-        """Whether a process of this machine is destroying the host, or has done so since its note was read here."""
+        """Whether a process of this machine destroys the host, or has done so since its entry was read here."""
         entry = self.read(host_id)
         if entry is None:
             return host_id in self._known and not self._path(host_id).exists()
@@ -186,7 +185,7 @@ class LocalHostStore:
             yield
 
     def wait_until_unused(self, host_id: HostId, timeout_seconds: float) -> None:
-        """Wait until no process of this machine is in the middle of changing the host, or the time is over."""
+        """Wait until no process of this machine changes the host any more, or the time is over."""
         path = self._lock_path(host_id, _USE)
         with (
             suppress(FileNotFoundError, BlockingIOError),
@@ -195,25 +194,25 @@ class LocalHostStore:
             pass
 
     def await_agent(self, host_id: HostId) -> None:
-        """Mark this process as the one that is to make the host's first agent, until ``note_agent`` or its end.
+        """Mark this process as the one that is to make the host's first agent, until ``remember_agent`` or its end.
 
-        mngr creates a host and its first agent by separate calls, and takes nothing back if it ends in between.
+        mngr creates a host and its first agent by separate calls, and undoes nothing if it ends in between.
         """
         path = self._lock_path(host_id, _FIRST_AGENT)
         _AWAITING[path] = ExitStack()
         _AWAITING[path].enter_context(locked(path))
 
-    def note_agent(self, host_id: HostId) -> None:
-        """Note that the host has an agent, so that it is finished for good."""
+    def remember_agent(self, host_id: HostId) -> None:
+        """Save that the host has an agent, so that it is finished for good."""
         entry = self.read(host_id)
         if entry is not None and entry.awaits_agent:
             self.update(host_id, lambda known: replace(known, awaits_agent=False, failure_reason=None))
         self._stop_awaiting(host_id)
 
-    def note_failure(self, host_id: HostId, reason: str) -> None:
-        """Note what failed on a host on which this process has yet to make the first agent; of any other, nothing.
+    def save_failure(self, host_id: HostId, reason: str) -> None:
+        """Save what failed on a host whose first agent this process has yet to make; of any other host, nothing.
 
-        The first failure is kept: those that follow are of cleaning up after it.
+        The first failure counts: those that follow are of cleaning up after it.
         """
         if self._lock_path(host_id, _FIRST_AGENT) in _AWAITING:
             entry = self.read(host_id)
@@ -221,24 +220,23 @@ class LocalHostStore:
                 self.update(host_id, lambda known: replace(known, failure_reason=reason))
 
     def is_in_progress(self, host_id: HostId) -> bool:
-        """Whether a live process on this machine is creating or destroying the host, or making its first agent."""
-        # In this order: who creates it is the one before it is the other.
+        """Whether a live process of this machine creates or destroys the host, or makes its first agent."""
+        # In this order: a process that creates it does the one before the other.
         return self.is_owned(host_id) or is_locked(self._lock_path(host_id, _FIRST_AGENT))
 
     @contextmanager
-    def alone(self, host_id: HostId, what: str) -> Iterator[bool]:
+    def exclusive(self, host_id: HostId, what: str) -> Iterator[bool]:
         """Let one process or thread of this machine at a time do ``what`` to a host (a word for a file's name).
 
-        Yields whether this machine knows the host at all: of one that it does not, or has forgotten by now, nothing
-        is locked and nothing left behind.
+        Yields whether this machine knows the host. For one that it does not know, or has forgotten by now, nothing is
+        locked and nothing left behind.
         """
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(self._lock_path(host_id, what), is_folder_made=False))
+                is_known = True
             except FileNotFoundError:
                 is_known = False
-            else:
-                is_known = True
             yield is_known
 
     def _stop_awaiting(self, host_id: HostId) -> None:

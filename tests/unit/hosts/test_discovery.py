@@ -35,7 +35,7 @@ def test_a_host(world: World, name: str) -> None:
     case = CASES[name]
     host_id = world.arrange(case)
     local_store = world.local_store
-    with local_store.owned(host_id) if case.is_owned else nullcontext():
+    with local_store.ownership(host_id) if case.is_owned else nullcontext():
         assert states(world.process()) == ({} if case.state is None else {host_id: case.state})
 
 
@@ -385,7 +385,7 @@ def test_many_threads_may_ask_for_a_host_while_others_forget_theirs(world: World
     def change() -> None:
         while not is_over.is_set():
             for observed in others:
-                host_cache.note(observed)
+                host_cache.remember(observed)
             for observed in others:
                 host_cache.forget(observed.host_id)
 

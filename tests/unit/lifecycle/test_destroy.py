@@ -80,13 +80,13 @@ def test_a_host_removed_while_destroy_waited_is_not_saved_again(
     context = world.context
     entry = context.local_store.read(host_id)
     assert entry is not None
-    owned = journals.LocalHostStore.owned
+    owned = journals.LocalHostStore.ownership
 
     def owned_after_its_end(local_store: journals.LocalHostStore, host_id: HostId) -> object:
         local_store.forget(host_id)
         return owned(local_store, host_id)
 
-    monkeypatch.setattr(journals.LocalHostStore, "owned", owned_after_its_end)
+    monkeypatch.setattr(journals.LocalHostStore, "ownership", owned_after_its_end)
     client = FaultyClient(real=world.cloud)
     world.process(client).destroy_host(host_id)
     assert client.calls == ()

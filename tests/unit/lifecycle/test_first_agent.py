@@ -86,12 +86,12 @@ def test_an_agent_that_is_seen_on_it_does_so_too(world: World, made: HostId) -> 
 
 def test_what_failed_first_on_it_is_told(world: World, made: HostId) -> None:
     world.local_store.await_agent(made)
-    world.local_store.note_failure(made, "The connection was lost during: git push")
-    world.local_store.note_failure(made, "The lock could not be removed")
+    world.local_store.save_failure(made, "The connection was lost during: git push")
+    world.local_store.save_failure(made, "The lock could not be removed")
     world.local_store._stop_awaiting(made)
     assert "The connection was lost during: git push" in (reason(world, made) or "")
     # That process has ended, so this is of another one.
-    world.local_store.note_failure(made, "something else")
+    world.local_store.save_failure(made, "something else")
     assert "git push" in (reason(world, made) or "")
 
 

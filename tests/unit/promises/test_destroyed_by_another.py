@@ -30,7 +30,7 @@ def host_id(world: World) -> HostId:
 def being_destroyed(world: World, host_id: HostId) -> Iterator[None]:
     """As while another process waits for the cloud."""
     local_store = world.local_store
-    with local_store.owned(host_id):
+    with local_store.ownership(host_id):
         local_store.update(host_id, lambda known: replace(known, phase=HostPhase.DESTROYING))
         world.network.machines.clear()
         yield

@@ -27,7 +27,7 @@ def test_gc_and_a_host(world: World, name: str, settings: Mapping[str, object]) 
     case = CASES[name]
     host_id = world.arrange(case)
     local_store = world.local_store
-    with local_store.owned(host_id) if case.is_owned else nullcontext():
+    with local_store.ownership(host_id) if case.is_owned else nullcontext():
         collect_garbage(world.process(**settings))
     is_kept = case.age_seconds is not None and not case.is_garbage
     # The cloud is destroying it already.
@@ -40,7 +40,7 @@ def test_gc_keeps_a_host_whose_create_ends_during_the_listing(world: World) -> N
     world.remember(host_id, HostPhase.CREATING)
     world.cloud.add_vps(host_id, ADDRESS, datetime.now(UTC))
     local_store = world.local_store
-    create = local_store.owned(host_id)
+    create = local_store.ownership(host_id)
     create.__enter__()
     world.boot(host_id)
     world.add_agent(host_id)
@@ -62,7 +62,7 @@ def test_a_host_that_may_have_something_to_lose_is_not_deleted(world: World, nam
     case = CASES[name]
     host_id = world.arrange(case)
     process = world.process()
-    with process.context.local_store.owned(host_id) if case.is_owned else nullcontext():
+    with process.context.local_store.ownership(host_id) if case.is_owned else nullcontext():
         host = process.get_host(host_id)
         with pytest.raises(MngrError, match="is not deleted"):
             process.delete_host(host)

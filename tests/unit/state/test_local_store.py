@@ -89,7 +89,7 @@ def test_a_host_has_a_live_owner_only_while_its_process_lives(local_store: Local
     written = local_store.write(entry())
     holder = (
         "import sys; from pathlib import Path; from imbue.mngr_vps_docker.state.local_store import LocalHostStore\n"
-        f"with LocalHostStore(Path({str(tmp_path / 'hosts')!r})).owned({str(written.host_id)!r}):\n"
+        f"with LocalHostStore(Path({str(tmp_path / 'hosts')!r})).ownership({str(written.host_id)!r}):\n"
         "    print('held', flush=True); sys.stdin.read()\n"
     )
     with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -117,7 +117,7 @@ def test_nothing_that_comes_too_late_brings_a_forgotten_host_back(local_store: L
     local_store.forget(host_id)
     assert local_store.update(host_id, lambda known: replace(known, vps_ip="192.0.2.1")) is None
     assert not local_store.is_owned(host_id)
-    with local_store.alone(host_id, "power") as is_known:
+    with local_store.exclusive(host_id, "power") as is_known:
         assert not is_known
     assert list((tmp_path / "hosts").iterdir()) == []
 
@@ -126,11 +126,11 @@ def test_waiting_for_a_host_that_is_forgotten_fails(local_store: LocalHostStore)
     host_id = local_store.write(entry()).host_id
 
     def wait() -> bool:
-        with local_store.alone(host_id, "power") as is_known:
+        with local_store.exclusive(host_id, "power") as is_known:
             return is_known
 
     with ThreadPoolExecutor() as pool:
-        with local_store.alone(host_id, "power") as is_known:
+        with local_store.exclusive(host_id, "power") as is_known:
             assert is_known
             waiting = pool.submit(wait)
             local_store.forget(host_id)
@@ -162,7 +162,7 @@ def test_a_host_may_be_forgotten_while_others_look_at_it(local_store: LocalHostS
 
 def test_asking_for_an_owner_is_not_owning(local_store: LocalHostStore, tmp_path: Path) -> None:
     written = local_store.write(entry())
-    with local_store.owned(written.host_id):
+    with local_store.ownership(written.host_id):
         pass
     with (tmp_path / "hosts" / written.host_id / "owner.lock").open() as asked_by_another:
         fcntl.flock(asked_by_another, fcntl.LOCK_SH)

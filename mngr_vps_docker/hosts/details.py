@@ -20,7 +20,7 @@ from imbue.mngr.interfaces.host import OnlineHostInterface
 from imbue.mngr.primitives import AgentId, AgentLifecycleState, CommandString, DiscoveredAgent, DiscoveredHost, SSHInfo
 from imbue.mngr_vps_docker.errors import RemoteCommandTimeoutError, RemoteOutputError
 from imbue.mngr_vps_docker.hosts.host_access import HostAccess
-from imbue.mngr_vps_docker.hosts.listing import Listing, LiveAgent, read_listing
+from imbue.mngr_vps_docker.hosts.listing import Listing, moment, read_listing
 from imbue.mngr_vps_docker.hosts.observed_host import NO_COMMAND, list_snapshots
 from imbue.mngr_vps_docker.hosts.outer_host import VpsDockerHost
 from imbue.mngr_vps_docker.primitives import replace
@@ -119,7 +119,7 @@ class _RunningAgents:
         self._objects: dict[AgentId, AgentInterface[Any]] = {}
         if field_generators:
             # Made of what was just read and looked at, not read once more.
-            host.seen_agents = SeenAgents([agent.data for agent in listing.agents.values()], time.monotonic())
+            host.seen_agents = SeenAgents([agent["data"] for agent in listing.agents.values()], time.monotonic())
             self._objects = {agent.id: agent for agent in host.get_agents()}
 
     def row(self, agent: DiscoveredAgent, on_error: OnError | None) -> AgentDetails | None:
@@ -131,7 +131,7 @@ class _RunningAgents:
             live = self._listing.agents.get(agent.agent_id)
             if live is None:
                 raise AgentNotFoundOnHostError(AgentId(agent.agent_id), self._details.id)
-            data = believed(live.data, agent.certified_data)
+            data = believed(live["data"], agent.certified_data)
             return self._row(replace(agent, certified_data=data), live)
         except HostConnectionError:
             raise
@@ -141,22 +141,22 @@ class _RunningAgents:
             on_error(agent, error)
             return None
 
-    def _row(self, agent: DiscoveredAgent, live: LiveAgent) -> AgentDetails:
+    def _row(self, agent: DiscoveredAgent, live: Mapping[str, Any]) -> AgentDetails:
         host_data = self._listing.certified_data
-        start_time = live.time("start_activity_mtime")
-        user_activity, agent_activity = live.time("user_activity_mtime"), live.time("agent_activity_mtime")
+        start_time = moment(live.get("start_activity_mtime"))
+        user_activity, agent_activity = (moment(live.get(f"{who}_activity_mtime")) for who in ("user", "agent"))
         agent_type = str(agent.agent_type or _UNKNOWN)
         command = agent.command or CommandString(NO_COMMAND)
         return replace(
             _offline_agent(agent, self._details),
             state=determine_lifecycle_state(
-                tmux_info=live.raw.get("tmux_info"),
-                is_active=bool(live.raw.get("is_active")),
+                tmux_info=live.get("tmux_info"),
+                is_active=bool(live.get("is_active")),
                 expected_process_name=resolve_expected_process_name(agent_type, command, self._config),
                 ps_output=self._listing.processes,
                 is_agent_type_known=check_agent_type_known(agent_type, self._config),
             ),
-            url=printable_data(live.raw.get("url")),
+            url=printable_data(live.get("url")),
             start_time=start_time,
             runtime_seconds=(datetime.now(UTC) - start_time).total_seconds() if start_time else None,
             user_activity_time=user_activity,

@@ -42,20 +42,11 @@ _MOST_PROCESSES: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class LiveAgent:
-    """An agent of a running container; ``raw`` is what mngr's own script found out about it."""
-
-    data: dict[str, Any]
-    raw: Mapping[str, Any]
-
-    def time(self, name: str) -> datetime | None:
-        """The time that it said under that name, if any."""
-        return _moment(self.raw.get(name))
-
-
-@dataclass(frozen=True, slots=True)
 class Listing:
-    """What a running container said; None for what it did not say. ``processes`` is what ``ps`` printed."""
+    """What a running container said; None for what it did not say. ``processes`` is what ``ps`` printed.
+
+    ``agents`` is what mngr's own script found of each agent, by id; its ``data`` are checked.
+    """
 
     resources: HostResources | None = None
     boot_time: datetime | None = None
@@ -64,7 +55,7 @@ class Listing:
     ssh_activity_time: datetime | None = None
     certified_data: CertifiedHostData | None = None
     processes: str = ""
-    agents: Mapping[str, LiveAgent] = field(default_factory=dict)
+    agents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def read_listing(
@@ -105,7 +96,7 @@ def read_resources(connection: SshConnection, container: ContainerInfo | None) -
 def parse_listing(text: str, container: ContainerInfo | None) -> Listing:
     """Read what the listing script printed, whatever that is."""
     host: dict[str, Any] = {}
-    agents: dict[str, LiveAgent] = {}
+    agents: dict[str, dict[str, Any]] = {}
     for part in _parts(text):
         for raw in part.pop("agents"):
             try:
@@ -113,14 +104,14 @@ def parse_listing(text: str, container: ContainerInfo | None) -> Listing:
             except UnusableDataError as error:
                 logger.warning("Left out an agent, whose data cannot be read: {}", error)
                 continue
-            agents.setdefault(data["id"], LiveAgent(data, raw))
+            agents.setdefault(data["id"], raw | {"data": data})
         host = part | host
     return Listing(
         resources=_resources(text, container),
-        boot_time=_moment(host.get("btime")),
+        boot_time=moment(host.get("btime")),
         uptime_seconds=_finite(host.get("uptime_seconds")),
-        locked_time=_moment(host.get("lock_mtime")),
-        ssh_activity_time=_moment(host.get("ssh_activity_mtime")),
+        locked_time=moment(host.get("lock_mtime")),
+        ssh_activity_time=moment(host.get("ssh_activity_mtime")),
         certified_data=_certified_data(host.get("certified_data")),
         processes=_forest(host.get("ps_output", "")),
         agents=agents,
@@ -158,7 +149,8 @@ def _resources(text: str, container: ContainerInfo | None) -> HostResources | No
     return HostResources(cpu=CpuResources(count=cpu_count), memory_gb=memory_gb, disk_gb=disk_gb)
 
 
-def _moment(seconds: object) -> datetime | None:
+def moment(seconds: object) -> datetime | None:
+    """A time that was said in seconds since 1970, if it is one."""
     if not isinstance(seconds, int):
         return None
     try:

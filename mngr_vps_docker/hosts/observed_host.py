@@ -4,6 +4,7 @@ import re
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Final
 
 from imbue.mngr.errors import HostAuthenticationError, MngrError
@@ -24,7 +25,7 @@ NO_COMMAND: Final = "(unknown)"
 _STOP_REASONS = {state.value: state for state in (HostState.STOPPED, HostState.PAUSED)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ObservedHost:
     """One host as it was just found: what this machine, the cloud and its VPS say of it.
 
@@ -271,7 +272,7 @@ class ObservedHost:
         """Whether only the cloud's tags tell of the host: this machine never made it, and cannot read its record."""
         return self.record is None and self.entry.phase is HostPhase.READY
 
-    @property
+    @cached_property
     def certified_data(self) -> CertifiedHostData:
         """mngr's data of the host, with the state that was found; ``updated_at`` is how long it has been so."""
         # mngr takes it for the state of a host that is offline.

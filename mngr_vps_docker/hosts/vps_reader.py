@@ -96,7 +96,7 @@ class VpsReader:
         found = replace(found, entry=self._save_seen(found), is_saved=True)
         try:
             with _as_host_error():
-                self.context.keys.container_client_key(found.host_id)
+                _ = self.context.keys.container_client_key(found.host_id).public_key
         # A missing or damaged key concerns this host alone.
         except VpsDockerError as error:
             return replace(found, problem=error)

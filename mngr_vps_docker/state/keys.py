@@ -12,7 +12,7 @@
                         container_host_key  identifies its container
                         container_ssh_key   logs in to its container
 
-Each key is an OpenSSH file (0600) with its public half in a ``.pub`` file beside it.
+Each key is an OpenSSH file (0600) with its public half in a ``.pub`` file next to it.
 """
 
 from dataclasses import dataclass
@@ -39,10 +39,28 @@ _PUBLIC_FILE_MODE = 0o644
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """A key pair on this machine. ``public_key`` is one line in OpenSSH's form, without a comment."""
+    """A key pair on this machine."""
 
     private_key_path: Path
-    public_key: str
+
+    @property
+    def public_key(self) -> str:
+        """One line in OpenSSH's form, without a comment; VpsDockerError if the private half is missing or unusable.
+
+        Derived from the private half, so that it is right even where the ``.pub`` file is missing or of another key.
+        """
+        path = self.private_key_path
+        try:
+            content = path.read_bytes()
+            load = load_ssh_private_key if b"BEGIN OPENSSH PRIVATE KEY" in content else load_pem_private_key
+            return _public_line(load(content, password=None).public_key())
+        except OSError as error:
+            raise VpsDockerError(f"The private key {path} cannot be read: {error.strerror}") from error
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            # What the parser says may quote the file: it is not passed on.
+            raise VpsDockerError(
+                f"{path} holds no private key without a passphrase that ssh can use; move it away to get a new one"
+            ) from None
 
 
 def new_key_pair() -> tuple[str, str]:
@@ -56,26 +74,20 @@ def load_or_create_key_pair(path: Path, comment: str = "") -> KeyPair:
     """Return the key pair whose private half is at ``path``, made (ed25519) if there is none yet.
 
     Safe against other threads and processes that do the same at once. An existing key of any type is kept.
-    ``comment`` goes into the public file of a new pair. A file that holds no usable key raises VpsDockerError.
+    ``comment`` goes into the public file of a new pair.
     """
-    public_path = _public_path(path)
+    pair, public_path = KeyPair(path), path.with_name(f"{path.name}.pub")
     if not (path.exists() and public_path.exists()):
         with locked(path.with_name(f".{path.name}.lock")):
             if not path.exists():
                 write_atomically(path, new_key_pair()[0].encode())
             if not public_path.exists():
-                public_line = f"{_read_public_key(path)} {comment}".rstrip()
+                public_line = f"{pair.public_key} {comment}".rstrip()
                 write_atomically(public_path, f"{public_line}\n".encode(), mode=_PUBLIC_FILE_MODE)
-    return load_key_pair(path)
-
-
-def load_key_pair(path: Path) -> KeyPair:
-    """Return the key pair whose private half is at ``path``; VpsDockerError if it is missing or unusable."""
-    public_key = _read_public_key(path)
     # ssh refuses a private key that others may read; one that was copied here may be.
     if path.stat().st_mode & 0o077:
         path.chmod(PRIVATE_FILE_MODE)
-    return KeyPair(private_key_path=path, public_key=public_key)
+    return pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,24 +150,5 @@ class ProviderKeys:
         return self.hosts_folder / host_id / "vps_host_key"
 
 
-def _public_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.pub")
-
-
 def _public_line(key: PublicKeyTypes) -> str:
     return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-
-
-def _read_public_key(path: Path) -> str:
-    """Derive the public half, so that it is right even where the ``.pub`` file is missing or of another key."""
-    try:
-        content = path.read_bytes()
-        load = load_ssh_private_key if b"BEGIN OPENSSH PRIVATE KEY" in content else load_pem_private_key
-        return _public_line(load(content, password=None).public_key())
-    except OSError as error:
-        raise VpsDockerError(f"The private key {path} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        # What the parser says may quote the file: it is not passed on.
-        raise VpsDockerError(
-            f"{path} holds no private key without a passphrase that ssh can use; move it away to get a new one"
-        ) from None

@@ -61,7 +61,7 @@ def test_an_unusable_key_is_refused_by_name_and_not_quoted(tmp_path: Path, conte
 def test_a_key_with_a_passphrase_is_refused(tmp_path: Path) -> None:
     _ssh_keygen("-q", "-t", "ed25519", "-N", "secret", "-f", str(tmp_path / "k"))
     with pytest.raises(VpsDockerError, match="passphrase"):
-        load_or_create_key_pair(tmp_path / "k")
+        _ = load_or_create_key_pair(tmp_path / "k").public_key
 
 
 def test_each_host_has_three_keys_of_its_own_and_one_key_opens_every_vps(tmp_path: Path) -> None:

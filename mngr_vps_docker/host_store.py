@@ -1,13 +1,12 @@
 """The records of hosts and agents on a VPS's state volume.
 
 A record is ``host_state/<host id>.json``, an agent's data ``host_state/<host id>/<agent id>.json``: files at the
-volume's mountpoint, each operation one round trip. They are never torn: new content arrives in a temporary file beside
-the old one, is compared with its digest, synced, and renamed over it under a lock that ends with its holder.
+volume's mountpoint, each operation one round trip. They are never torn: new content arrives in a temporary file, is
+compared with its digest, synced, and renamed over the old one under a lock that ends with its holder.
 """
 
 import hashlib
 import random
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -76,15 +75,14 @@ class VpsDockerHostStore:
     def __init__(self, connection: SshConnection, volume_name: str) -> None:
         self.connection = connection
         self.volume_name = volume_name
-        self._lock = threading.Lock()
-        self._cache: dict[HostId, tuple[VpsDockerHostRecord, str]] = {}
+        # For provider packages that keep a store; the library makes one for each operation.
+        self._cache: dict[HostId, VpsDockerHostRecord] = {}
 
     def read_host_record(self, host_id: HostId, use_cache: bool = True) -> VpsDockerHostRecord | None:
         """The record of a host, or None if there is none. Raises HostRecordError if it is there and unreadable."""
-        with self._lock:
-            cached = self._cache.get(host_id) if use_cache else None
+        cached = self._cache.get(host_id) if use_cache else None
         if cached is not None:
-            return cached[0]
+            return cached
         found = self._read(host_id)
         return None if found is None else found[0]
 
@@ -101,14 +99,11 @@ class VpsDockerHostStore:
     ) -> VpsDockerHostRecord:
         """Read a record, change it and write it back as one step, and return what was written.
 
-        ``change`` may be called again, with a newer record, when another process wrote meanwhile. ``last_seen`` is
-        what the record probably is, which then need not be read; and what stands in for one that cannot be read,
-        which is kept beside it, ``.unreadable``. Raises HostNotFoundError if there is no record.
+        ``change`` may be called again, with a newer record, when another process wrote in between. ``last_seen`` is
+        what the record probably is, which then need not be read. It also replaces one that cannot be read, of which a
+        copy is kept, ``.unreadable``. Raises HostNotFoundError if there is no record.
         """
-        with self._lock:
-            current = self._cache.get(host_id)
-        if current is None and last_seen is not None:
-            current = last_seen, hashlib.sha256(encode_record(last_seen)).hexdigest()
+        current = None if last_seen is None else (last_seen, _sha256(encode_record(last_seen)))
         for attempt in range(_MAX_UPDATE_ATTEMPTS):
             is_unreadable = False
             if current is None:
@@ -117,7 +112,9 @@ class VpsDockerHostStore:
                 except _UnreadableRecordError as error:
                     if last_seen is None:
                         raise
-                    logger.warning("{}; this machine's copy takes its place, and it is kept beside", error)
+                    logger.warning(
+                        "{}; this machine's copy replaces it, and {} is kept", error, _beside(record_path(host_id))
+                    )
                     current, is_unreadable = (last_seen, error.sha256), True
             if current is None:
                 raise HostNotFoundError(host_id)
@@ -144,7 +141,7 @@ class VpsDockerHostStore:
             return True
 
         path, content = record_path(seen.host_id), encode_record(changed)
-        condition = _unless_changed(path, hashlib.sha256(encode_record(seen)).hexdigest())
+        condition = _unless_changed(path, _sha256(encode_record(seen)))
         if content == encode_record(seen):
             script = enter_volume(self.volume_name) + condition
         else:
@@ -158,7 +155,7 @@ class VpsDockerHostStore:
         )
 
     def delete_host_record(self, host_id: HostId) -> None:
-        """Delete a record and the data of its agents; none is no error."""
+        """Delete a record and the data of its agents. Idempotent."""
         path = record_path(host_id)
         # The record goes last: as long as anything is left, the host can be found.
         script = (
@@ -168,8 +165,7 @@ class VpsDockerHostStore:
             + f"rm -rf {path.removesuffix('.json')} && rm -f {path} {_beside(path)} && sync host_state"
         )
         self._checked(self._run(script, purpose=f"delete the record of {host_id}", effect=Effect.IDEMPOTENT))
-        with self._lock:
-            self._cache.pop(host_id, None)
+        self._cache.pop(host_id, None)
 
     def list_all_host_records(self) -> list[VpsDockerHostRecord]:
         """Every record that can be read; the others are logged. For provider packages, which call it."""
@@ -185,8 +181,7 @@ class VpsDockerHostStore:
     def persist_agent_data(self, host_id: HostId, agent_data: Mapping[str, object]) -> None:
         """Keep a copy of an agent's data (its ``id`` names it) for when the host is offline.
 
-        A host without a record, as one that was destroyed meanwhile, is left alone. What is in the place and cannot
-        be read is kept beside it, ``.unreadable``.
+        A host without a record, such as one that was destroyed in between, is left alone.
         """
         try:
             agent_id = AgentId(str(agent_data.get("id")))
@@ -194,11 +189,10 @@ class VpsDockerHostStore:
             logger.warning("Agent data of host {} is not kept, for want of a usable id: {}", host_id, error)
             return
         path = agent_path(host_id, agent_id)
-        only_with_record = f"[ -e {record_path(host_id)} ] || exit {ABSENT}\n"
         outcome = self._replace(
             path,
             encode_agent_data(agent_data),
-            condition=only_with_record + _unless_whole(path, _keep_beside(path)),
+            condition=f"[ -e {record_path(host_id)} ] || exit {ABSENT}\n",
             purpose=f"keep the data of agent {agent_id}",
             effect=Effect.IDEMPOTENT,
         )
@@ -213,20 +207,19 @@ class VpsDockerHostStore:
         return agents.get(host_id, [])
 
     def remove_persisted_agent_data(self, host_id: HostId, agent_id: AgentId) -> None:
-        """Forget the copy of an agent's data; none is no error."""
+        """Forget the copy of an agent's data. Idempotent."""
         path = agent_path(host_id, agent_id)
         script = (
             enter_volume(self.volume_name)
             + f"[ -e {path} ] || exit 0\n"
             + lock("host_state")
-            + f"rm -f {path} {_beside(path)} && sync {agents_path(host_id)}"
+            + f"rm -f {path} && sync {agents_path(host_id)}"
         )
         self._checked(self._run(script, purpose=f"forget the data of agent {agent_id}", effect=Effect.IDEMPOTENT))
 
     def clear_cache(self) -> None:
         """Forget what was read, so that the next question goes to the VPS."""
-        with self._lock:
-            self._cache.clear()
+        self._cache.clear()
 
     def _read(self, host_id: HostId) -> tuple[VpsDockerHostRecord, str] | None:
         path = record_path(host_id)
@@ -234,8 +227,7 @@ class VpsDockerHostStore:
         script = enter_volume(self.volume_name) + f"[ -e {path} ] || exit {ABSENT}\nexec cat {path}"
         result = self._ask(script, purpose=purpose)
         if result.exit_code == ABSENT:
-            with self._lock:
-                self._cache.pop(host_id, None)
+            self._cache.pop(host_id, None)
             return None
         if not result.is_success:
             raise self._refused(result.error_text, purpose)
@@ -244,9 +236,10 @@ class VpsDockerHostStore:
         except NewerRecordError as error:
             raise HostRecordError(f"{path} on {self._where} cannot be read: {error}") from error
         except HostRecordError as error:
-            sha256 = hashlib.sha256(result.stdout).hexdigest()
-            raise _UnreadableRecordError(f"{path} on {self._where} cannot be read: {error}", sha256) from error
-        return self._remember(host_id, record, result.stdout)
+            message = f"{path} on {self._where} cannot be read: {error}"
+            raise _UnreadableRecordError(message, _sha256(result.stdout)) from error
+        self._cache[host_id] = record
+        return record, _sha256(result.stdout)
 
     def _write(
         self,
@@ -259,31 +252,21 @@ class VpsDockerHostStore:
         """Write a record and return it; None if a digest was given and the current file has another."""
         path = record_path(host_id)
         content = encode_record(record)
-        condition = ""
-        if unless_changed_from is not None:
-            condition = _unless_changed(path, unless_changed_from)
+        condition = "" if unless_changed_from is None else _unless_changed(path, unless_changed_from)
         if is_old_kept:
-            condition += _keep_beside(path)
-        purpose = f"write the record of {host_id}"
-        outcome = self._replace(path, content, condition=condition, purpose=purpose)
+            condition += f"ln -fT {path} {_beside(path)} || exit 1\n"
+        outcome = self._replace(path, content, condition=condition, purpose=f"write the record of {host_id}")
         if unless_changed_from is not None and outcome.exit_code == CHANGED:
             return None
         self._checked(outcome)
-        return self._remember(host_id, decode_record(content, host_id), content)[0]
-
-    def _remember(
-        self, host_id: HostId, record: VpsDockerHostRecord, content: bytes
-    ) -> tuple[VpsDockerHostRecord, str]:
-        found = record, hashlib.sha256(content).hexdigest()
-        with self._lock:
-            self._cache[host_id] = found
-        return found
+        written = self._cache[host_id] = decode_record(content, host_id)
+        return written
 
     def _replace(
         self, path: str, content: bytes, *, condition: str, purpose: str, effect: Effect = Effect.NON_IDEMPOTENT
     ) -> CommandOutcome:
         """Put ``content`` at ``path``, unless the script ``condition`` ends the whole; it runs under the lock."""
-        arrive = receive(len(content), hashlib.sha256(content).hexdigest(), '"$new"')
+        arrive = receive(len(content), _sha256(content), '"$new"')
         return self._run(self._replace_script(path, arrive, condition), purpose=purpose, stdin=content, effect=effect)
 
     def _replace_script(self, path: str, arrive: str, condition: str) -> str:
@@ -354,19 +337,9 @@ def _unless_changed(path: str, sha256: str) -> str:
 
 
 def _beside(path: str) -> str:
-    """Where a file that cannot be read is kept."""
+    """Where a copy of a record that cannot be read is kept."""
     return f"{path}.unreadable"
 
 
-def _keep_beside(path: str) -> str:
-    """Shell text that keeps a file that is about to be replaced."""
-    return f"ln -fT {path} {_beside(path)} || exit 1\n"
-
-
-def _unless_whole(path: str, act: str) -> str:
-    """Shell text that does ``act`` if there is a file that is not what this package's writers leave.
-
-    Their JSON is ASCII in many lines, and of these only the last is a brace alone: a file that was cut off lacks it.
-    """
-    is_whole = f"[ \"$(tail -n 1 {path} | tr -d '\\0')\" = '}}' ] && ! grep -qa '[^ -~]' {path}"
-    return f"if [ -s {path} ] && ! {{ {is_whole}; }}; then {act}fi\n"
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

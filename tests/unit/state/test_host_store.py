@@ -62,7 +62,7 @@ def test_each_operation_is_one_round_trip(store: VpsDockerHostStore, machine: Lo
     for operation in (
         lambda: store.write_host_record(record),
         lambda: store.read_host_record(host_id, use_cache=False),
-        lambda: store.update_host_record(host_id, lambda old: _with_tag(old, "k")),
+        lambda: store.update_host_record(host_id, lambda old: _with_tag(old, "k"), last_seen=record),
         lambda: store.persist_agent_data(host_id, agent),
         lambda: store.list_persisted_agent_data_for_host(host_id),
         lambda: store.list_all_host_records_with_agents(),
@@ -199,25 +199,6 @@ def test_the_last_seen_record_replaces_an_unreadable_one(store: VpsDockerHostSto
         assert path.with_name(f"{path.name}.unreadable").read_bytes() == content
     store.delete_host_record(record.host_id)
     assert [found.name for found in path.parent.iterdir()] == [".lock"]
-
-
-@pytest.mark.parametrize(
-    "content", [b"torn", b'{\n  "id": "a"', b'{\n  "id": {\n  }', b"\0\xff\n}", b'{\n  "name": "\xff"\n}', b"[1\n"]
-)
-def test_a_copy_of_unreadable_agent_data_is_kept(store: VpsDockerHostStore, volume: Path, content: bytes) -> None:
-    record, agent = record_of(), {"id": AgentId(), "deep": {"a": {}}}
-    store.write_host_record(record)
-    path = volume / "host_state" / record.host_id / f"{agent['id']}.json"
-    beside = path.with_name(f"{path.name}.unreadable")
-    for number in range(3):
-        store.persist_agent_data(record.host_id, agent | {"number": number})
-        assert not beside.exists(), "what can be read is simply replaced"
-    path.write_bytes(content)
-    store.persist_agent_data(record.host_id, agent)
-    assert beside.read_bytes() == content
-    assert _other(store).list_persisted_agent_data_for_host(record.host_id) == [agent]
-    store.remove_persisted_agent_data(record.host_id, AgentId(str(agent["id"])))
-    assert list(path.parent.iterdir()) == []
 
 
 def test_a_record_of_a_newer_version_that_cannot_be_read_is_left_alone(

@@ -204,7 +204,7 @@ def _wait_for_docker(creation: Creation) -> None:
         raise VpsProvisioningError(
             f"cloud-init did not make Docker ready on {creation.address}: {failure_of(outcome.error_text) or error}"
         ) from error
-    creation.is_docker_ready.reach()
+    creation.docker_ready.set_result(None)
 
 
 def _give_own_host_key(creation: Creation) -> None:
@@ -226,7 +226,7 @@ def _prepare_image(creation: Creation, docker: DockerOverSsh) -> str:
         image=request.image,
         build=request.build,
         snapshot=request.snapshot,
-        is_docker_ready=creation.is_docker_ready,
+        docker_ready=creation.docker_ready,
     )
 
 

@@ -1,7 +1,9 @@
 """A host that is being made: what was asked for, and how far it has come."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from imbue.mngr.interfaces.data_types import ActivityConfig
 from imbue.mngr.primitives import HostId, HostName
@@ -9,8 +11,8 @@ from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
 from imbue.mngr_vps_docker.docker.models import ContainerInfo
 from imbue.mngr_vps_docker.hosts.host_access import HostAccess, ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.lifecycle.background import BackgroundWork, Milestone
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
+from imbue.mngr_vps_docker.ssh.command_log import operation
 from imbue.mngr_vps_docker.state.local_store import LocalHostRecord
 from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 
@@ -39,8 +41,10 @@ class Creation:
     context: ProviderContext
     request: CreateRequest
     entry: LocalHostRecord
-    is_docker_ready: Milestone = field(default_factory=Milestone)
-    image_work: BackgroundWork[str] | None = None
+    docker_ready: Future[None] = field(default_factory=Future)
+    """Done once Docker is ready on the VPS; cancelled if the operation fails before."""
+    image_pool: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1))
+    image_work: Future[str] | None = None
     vps_public_key: str = ""
     image: str = ""
     container: ContainerInfo | None = None
@@ -68,14 +72,20 @@ class Creation:
         self.entry = self.context.local_store.write(entry)
 
     def begin_image_work(self, title: str, work: Callable[[], str]) -> None:
-        """Have the image prepared in the background from now on, until ``stop_image_work``."""
-        # It is known before it begins: whoever is interrupted at its very beginning ends it, too.
-        self.image_work = BackgroundWork(title, work)
-        self.image_work.start()
+        """Prepare the image in the background, until ``stop_image_work``; its commands are logged as ``title``."""
+
+        def run() -> str:
+            with operation(title):
+                return work()
+
+        self.image_work = self.image_pool.submit(run)
+        self.image_pool.shutdown(wait=False)
 
     def stop_image_work(self) -> None:
-        """End what is still being done in the background, on the VPS too."""
-        if self.image_work is not None and not self.image_work.is_over:
-            self.is_docker_ready.abandon()
-            self.context.abandon_vps(self.address, self.host_id)
-            self.image_work.wait_until_over()
+        """End the work in the background, on the VPS too; also if it was interrupted just as it began."""
+        if self.image_work is not None and self.image_work.done():
+            return
+        self.docker_ready.cancel()
+        if self.entry.vps_ip is not None:
+            self.context.abandon_vps(self.entry.vps_ip, self.host_id)
+        self.image_pool.shutdown()

@@ -1,6 +1,7 @@
 """Bringing a host's image to its VPS: pulled, built there, or streamed from the VPS that holds a snapshot."""
 
 import os
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from imbue.mngr.errors import ImageNotFoundError
@@ -12,7 +13,6 @@ from imbue.mngr_vps_docker.docker.errors import DockerError, NoSuchImageError
 from imbue.mngr_vps_docker.docker_over_ssh import BuildSpec, DockerOverSsh
 from imbue.mngr_vps_docker.errors import BuildArgumentError, RemoteCommandTimeoutError
 from imbue.mngr_vps_docker.hosts.host_access import ProviderContext
-from imbue.mngr_vps_docker.lifecycle.background import Milestone
 from imbue.mngr_vps_docker.ssh.connection import SshConnection, Stream
 from imbue.mngr_vps_docker.ssh.master import installed_openssh
 from imbue.mngr_vps_docker.ssh.shell import Secret
@@ -48,19 +48,19 @@ def prepare_image(
     image: str,
     build: ParsedBuildArgs,
     snapshot: SnapshotSource | None,
-    is_docker_ready: Milestone,
+    docker_ready: Future[None],
 ) -> str:
     """Make the host's image available on its VPS and return its name.
 
-    Begins as soon as the VPS can be logged in to, and does what needs Docker once ``is_docker_ready``.
+    Begins as soon as the VPS can be logged in to, and does what needs Docker once ``docker_ready`` is done.
     """
     if snapshot is not None:
-        is_docker_ready.wait()
+        docker_ready.result()
         return _stream_snapshot(context, docker, snapshot)
     if build.is_build:
-        return _build(context, docker, host_id=host_id, build=build, is_docker_ready=is_docker_ready)
+        return _build(context, docker, host_id=host_id, build=build, docker_ready=docker_ready)
     if not _is_pulled_early(context, docker, image):
-        is_docker_ready.wait()
+        docker_ready.result()
         _pull(context, docker, image)
     return image
 
@@ -96,13 +96,13 @@ def _build(
     *,
     host_id: HostId,
     build: ParsedBuildArgs,
-    is_docker_ready: Milestone,
+    docker_ready: Future[None],
 ) -> str:
     tag = f"mngr-build:{host_id.get_uuid().hex}"
     token = os.environ.get(DEPOT_TOKEN_VARIABLE) if context.config.builder is DockerBuilder.DEPOT else None
     timeout_seconds = context.config.build_timeout_seconds
     with uploaded_build_context(docker.connection, build, timeout_seconds=timeout_seconds) as remote:
-        is_docker_ready.wait()
+        docker_ready.result()
         docker.build(
             BuildSpec(tag, remote.context_dir, remote.dockerfile, build.docker_build_args, context.config.builder),
             depot_token=None if token is None else Secret(token),

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Self
 
+from imbue.mngr.errors import MngrError
 from imbue.mngr.primitives import HostId, ProviderInstanceName
 from imbue.mngr_vps_docker.config import LOOPBACK_ADDRESS, VpsDockerProviderConfig
 from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsAuthenticationError, VpsDockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
-from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost, require_usable
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.hosts.timings import Timings
 from imbue.mngr_vps_docker.primitives import HOST_VOLUME_PREFIX
 from imbue.mngr_vps_docker.ssh.command_log import CommandLog
@@ -69,7 +70,7 @@ class ProviderContext:
         client: VpsClientInterface,
         timings: Timings,
     ) -> Self:
-        """The context of a provider whose keys, notes and logs are in the folder ``root``."""
+        """The context of a provider whose keys, entries of hosts and logs are in the folder ``root``."""
         keys = ProviderKeys(root)
         return cls(
             provider_name=provider_name,
@@ -134,23 +135,20 @@ class ProviderContext:
     def vps(
         self, address: str, host_id: HostId | None = None, connect_timeout_seconds: float | None = None
     ) -> SshConnection:
-        """The connection to root on a VPS, whose host key is pinned by host id (by address, if that is not known).
-
-        ``connect_timeout_seconds`` counts where it is shorter than the ssh_connect_timeout of the settings.
-        """
+        """Root on a VPS, whose host key is pinned by host id (or by address, if unknown); see ``HostAccess``."""
         target = self._limited(self._vps_target(address, host_id), connect_timeout_seconds)
         return self._connection(target, host_id)
 
     def container(self, address: str, host_id: HostId, connect_timeout_seconds: float | None = None) -> SshConnection:
-        """The connection to root in a host's container; see ``vps``."""
+        """Root in a host's container; see ``HostAccess``."""
         target = self._limited(self._container_target(address, host_id), connect_timeout_seconds)
         return self._connection(target, host_id)
 
     def container_for_others(self, address: str, host_id: HostId) -> SshTarget:
         """The container for programs that take an address and a port and nothing else: the ssh that mngr runs.
 
-        One that is behind its VPS has a port of this machine, which the VPS's shared login forwards. It is asked for
-        whenever such a program is about to run, because it ends with that login.
+        A container behind its VPS gets a port of this machine, which the VPS's shared login forwards and which ends
+        with that login: ask again whenever such a program is about to run.
         """
         target = self.container(address, host_id).target
         if not self._is_behind_vps(host_id):
@@ -161,10 +159,6 @@ class ProviderContext:
         known_hosts = self.container_known_hosts
         known_hosts.pin((address_name(LOOPBACK_ADDRESS, port),), *known_hosts.keys_of(host_id))
         return replace(target, host=LOOPBACK_ADDRESS, port=port)
-
-    def docker(self, address: str, host_id: HostId) -> DockerOverSsh:
-        """Docker on the VPS of a host."""
-        return DockerOverSsh(self.vps(address, host_id))
 
     def store(self, connection: SshConnection) -> VpsDockerHostStore:
         """The records on the VPS that ``connection`` leads to."""
@@ -238,10 +232,7 @@ class ProviderContext:
         return by_way_of(self._vps_target(address, host_id), target, LOOPBACK_ADDRESS, self.runner)
 
     def _is_behind_vps(self, host_id: HostId) -> bool:
-        """Whether a host's container is reached through its VPS: all are where the settings say so.
-
-        Without that, those are that were made so; what is published to all addresses can be reached either way.
-        """
+        """Whether a host's container is reached through its VPS: by the settings, or because it was made so."""
         entry = None if self.config.container_ssh_via_vps else self.local_store.read(host_id)
         made = None if entry is None or entry.record is None else entry.record.config
         return self.config.container_ssh_via_vps or (made is not None and made.is_container_behind_vps)
@@ -285,7 +276,16 @@ class HostAccess:
     @property
     def config(self) -> VpsHostConfig:
         """How the host was made; raises one clear error for a host that cannot be worked on."""
-        return require_usable(self.observed)[1]
+        observed = self.observed
+        if observed.problem is not None and not observed.is_read:
+            raise observed.problem
+        if observed.failure_reason is not None:
+            raise MngrError(f"Host {observed.name} cannot be used: {observed.failure_reason}")
+        if observed.is_gone or observed.is_being_made:
+            raise MngrError(f"Host {observed.name} cannot be used: it is {observed.state.value.lower()}")
+        if observed.record is None or observed.record.config is None or observed.entry.vps_ip is None:
+            raise VpsDockerError(f"Host {observed.name} cannot be used: its record does not say where and what it is")
+        return observed.record.config
 
     @property
     def container_name(self) -> str:
@@ -340,8 +340,8 @@ class HostAccess:
 def _local_ports(host_id: HostId) -> list[int]:
     """The ports of this machine that may lead to a host's container, in the order in which they are tried.
 
-    They are always the same ones, so that every process finds the port that another has had forwarded, and below those
-    that systems give to outgoing connections (from 32768).
+    Always the same ones, so that every process finds the port that another had forwarded, and below those that systems
+    give to outgoing connections (from 32768).
     """
     first = int(hashlib.sha256(host_id.encode()).hexdigest()[:8], 16)
     return [20_000 + (first + 997 * attempt) % 12_000 for attempt in range(10)]

@@ -12,7 +12,7 @@ from imbue.mngr_vps_docker.docker_over_ssh import DockerOverSsh
 from imbue.mngr_vps_docker.errors import VpsConnectionError, VpsDockerError
 from imbue.mngr_vps_docker.host_store import VpsDockerHostStore
 from imbue.mngr_vps_docker.hosts.host_access import HostAccess, ProviderContext
-from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost, require_usable
+from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.hosts.outer_host import (
     HostDataListener,
     KeptAgents,
@@ -60,13 +60,13 @@ def online_host(
 ) -> VpsDockerHost:
     """The host as mngr works on it while its container runs; nothing is connected yet."""
     context, observed = access.context, access.observed
-    address, _config = require_usable(observed)
+    _ = access.config
     if observed.record is not None and observed.record.container_ssh_host_public_key is not None:
         access.pin_container(observed.record.container_ssh_host_public_key)
     return VpsDockerHost(
         id=observed.host_id,
         connector=SshConnector(
-            address, lambda: context.container_for_others(address, observed.host_id), context.runner
+            access.address, lambda: context.container_for_others(access.address, observed.host_id), context.runner
         ),
         ssh=access.container,
         provider_instance=provider,

@@ -7,15 +7,14 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final
 
-from imbue.mngr.errors import HostAuthenticationError, MngrError
+from imbue.mngr.errors import HostAuthenticationError
 from imbue.mngr.interfaces.data_types import CertifiedHostData, SnapshotInfo
 from imbue.mngr.primitives import HostId, HostState, SnapshotId, SnapshotName
 from imbue.mngr_vps_docker.docker.models import ContainerInfo
-from imbue.mngr_vps_docker.errors import VpsDockerError
 from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.state.agent_data import believed
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
-from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord, VpsHostConfig
+from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 from imbue.mngr_vps_docker.text import printable
 from imbue.mngr_vps_docker.untrusted import parse_utc
 
@@ -292,19 +291,6 @@ class ObservedHost:
             # They were images on its VPS.
             snapshots=[] if self.is_gone else known.snapshots,
         )
-
-
-def require_usable(observed: ObservedHost) -> tuple[str, VpsHostConfig]:
-    """The address and configuration of a host that can be worked on; raises one clear error for any other."""
-    if observed.problem is not None and not observed.is_read:
-        raise observed.problem
-    if observed.failure_reason is not None:
-        raise MngrError(f"Host {observed.name} cannot be used: {observed.failure_reason}")
-    if observed.is_gone or observed.is_being_made:
-        raise MngrError(f"Host {observed.name} cannot be used: it is {observed.state.value.lower()}")
-    if observed.record is None or observed.record.config is None or observed.entry.vps_ip is None:
-        raise VpsDockerError(f"Host {observed.name} cannot be used: its record does not say where and what it is")
-    return observed.entry.vps_ip, observed.record.config
 
 
 def list_snapshots(observed: ObservedHost) -> list[SnapshotInfo]:

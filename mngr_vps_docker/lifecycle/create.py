@@ -131,7 +131,7 @@ def _is_taken_back(creation: Creation, title: str, error: BaseException) -> bool
         HOW_TO_REMOVE,
     )
     if creation.entry.vps_ip is not None:
-        logger.warning("Get in: {}", creation.context.vps(creation.address, creation.host_id).ssh_command())
+        logger.warning("Get in: {}", creation.host.vps.ssh_command())
     return False
 
 
@@ -179,12 +179,12 @@ def _wait_until_active(creation: Creation) -> None:
         raise VpsProvisioningError("The cloud gave the new VPS no id")
     address = context.client.wait_for_instance_active(instance_id, context.config.vps_boot_timeout)
     creation.save(replace(creation.entry, vps_ip=address))
-    context.pin_vps(creation.host_id, address, context.keys.vps_host_key(creation.host_id).public_key)
+    creation.host.pin_vps(context.keys.vps_host_key(creation.host_id).public_key)
 
 
 def _wait_for_vps_ssh(creation: Creation) -> None:
     context = creation.context
-    docker = context.docker(creation.address, creation.host_id)
+    docker = creation.host.docker
     docker.connection.wait_until_ready(context.config.vps_boot_timeout, account_grace_seconds=_ACCOUNT_GRACE_SECONDS)
     # Sending the build context, or pulling the image, need not wait until the VPS is set up.
     creation.begin_image_work(_PREPARING_IMAGE, lambda: _prepare_image(creation, docker))
@@ -192,7 +192,7 @@ def _wait_for_vps_ssh(creation: Creation) -> None:
 
 def _wait_for_docker(creation: Creation) -> None:
     timeout_seconds = creation.context.config.docker_install_timeout
-    outcome = creation.context.vps(creation.address, creation.host_id).run(
+    outcome = creation.host.vps.run(
         wait_for_ready_command(timeout_seconds),
         purpose="wait for cloud-init and Docker",
         timeout_seconds=timeout_seconds + 30,
@@ -202,18 +202,18 @@ def _wait_for_docker(creation: Creation) -> None:
         outcome.checked()
     except RemoteCommandError as error:
         raise VpsProvisioningError(
-            f"cloud-init did not make Docker ready on {creation.address}: {failure_of(outcome.error_text) or error}"
+            f"cloud-init did not make Docker ready on {outcome.host}: {failure_of(outcome.error_text) or error}"
         ) from error
     creation.docker_ready.set_result(None)
 
 
 def _give_own_host_key(creation: Creation) -> None:
     context, host_id = creation.context, creation.host_id
-    vps, injected = context.vps(creation.address, host_id), context.keys.vps_host_key(host_id).public_key
+    vps, injected = creation.host.vps, context.keys.vps_host_key(host_id).public_key
     creation.vps_public_key = generate_host_key(vps)
-    context.pin_vps(host_id, creation.address, injected, creation.vps_public_key)
+    creation.host.pin_vps(injected, creation.vps_public_key)
     activate_host_key(vps, creation.vps_public_key)
-    context.pin_vps(host_id, creation.address, creation.vps_public_key)
+    creation.host.pin_vps(creation.vps_public_key)
 
 
 def _prepare_image(creation: Creation, docker: DockerOverSsh) -> str:
@@ -239,7 +239,7 @@ def _start_container(creation: Creation) -> None:
     """Both containers are started and the host's is set up by one remote command."""
     context, request = creation.context, creation.request
     container = context.container_name(request.name)
-    pipeline = Pipeline(context.vps(creation.address, creation.host_id), f"start container {container}")
+    pipeline = Pipeline(creation.host.vps, f"start container {container}")
     keeper = run_container(
         state_container(context, image=creation.image), timeout_seconds=CONTAINER_SETUP_TIMEOUT_SECONDS
     )
@@ -293,7 +293,7 @@ def _write_record(creation: Creation) -> None:
         raise VpsProvisioningError("The cloud gave the new VPS no id")
     record = VpsDockerHostRecord(
         certified_host_data=_certified_data(creation),
-        vps_ip=creation.address,
+        vps_ip=creation.host.address,
         ssh_host_public_key=creation.vps_public_key,
         container_ssh_host_public_key=context.keys.container_host_key(request.host_id).public_key,
         container_id=None if creation.container is None else creation.container.id,
@@ -309,7 +309,7 @@ def _write_record(creation: Creation) -> None:
             is_container_behind_vps=context.config.container_ssh_via_vps,
         ),
     )
-    context.store(context.vps(creation.address, creation.host_id)).write_host_record(record)
+    creation.host.store.write_host_record(record)
     creation.record = record
     creation.save(replace(creation.entry, phase=HostPhase.READY, record=record, awaits_agent=True))
 

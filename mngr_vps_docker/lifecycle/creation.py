@@ -58,11 +58,6 @@ class Creation:
         return HostAccess(self.context, ObservedHost(self.entry))
 
     @property
-    def address(self) -> str:
-        """The address of the VPS; raises VpsDockerError if it is not known yet."""
-        return self.host.address
-
-    @property
     def host_id(self) -> HostId:
         """The host's id."""
         return self.request.host_id

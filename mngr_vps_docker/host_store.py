@@ -20,19 +20,17 @@ from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect, OutcomeSta
 from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
 from imbue.mngr_vps_docker.ssh.shell import Secret, ShellScript
 from imbue.mngr_vps_docker.state.record import (
+    STATE_OUTPUT_BYTES,
+    KeptAgents,
     NewerRecordError,
+    Records,
     VpsDockerHostRecord,
     VpsHostConfig,
+    agent_path,
+    agents_path,
     decode_record,
     encode_agent_data,
     encode_record,
-)
-from imbue.mngr_vps_docker.state.stored_state import (
-    STATE_OUTPUT_BYTES,
-    KeptAgents,
-    Records,
-    agent_path,
-    agents_path,
     parse_state,
     record_path,
 )

@@ -17,8 +17,13 @@ from imbue.mngr_vps_docker.ssh.pipeline import Pipeline, UnreadableAnswerError
 from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
 from imbue.mngr_vps_docker.ssh.shell import quote
 from imbue.mngr_vps_docker.state.agent_data import AGENT_ID, decode_agent_data
-from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
-from imbue.mngr_vps_docker.state.stored_state import STATE_OUTPUT_BYTES, agents_path, parse_state, record_path
+from imbue.mngr_vps_docker.state.record import (
+    STATE_OUTPUT_BYTES,
+    VpsDockerHostRecord,
+    agents_path,
+    parse_state,
+    record_path,
+)
 from imbue.mngr_vps_docker.state.volume_scripts import SmallFiles, archive_small_files, parse_files
 from imbue.mngr_vps_docker.text import logger
 from imbue.mngr_vps_docker.untrusted import UnusableDataError, json_object

@@ -37,9 +37,8 @@ from imbue.mngr_vps_docker.lifecycle.container import (
 from imbue.mngr_vps_docker.lifecycle.creation import CreateRequest, Creation
 from imbue.mngr_vps_docker.lifecycle.destroy import forget_host
 from imbue.mngr_vps_docker.lifecycle.image import prepare_image
-from imbue.mngr_vps_docker.lifecycle.interruption import ending_in_order
 from imbue.mngr_vps_docker.lifecycle.names import check_name_is_free, claiming_name
-from imbue.mngr_vps_docker.lifecycle.steps import Step, run_steps
+from imbue.mngr_vps_docker.lifecycle.steps import Step, ending_in_order, run_steps
 from imbue.mngr_vps_docker.lifecycle.vps_identity import activate_host_key, generate_host_key
 from imbue.mngr_vps_docker.primitives import VpsInstanceId, replace
 from imbue.mngr_vps_docker.ssh.outcome import Effect

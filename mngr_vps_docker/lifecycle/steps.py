@@ -1,12 +1,19 @@
-"""Operations as lists of steps that show what they do and can be taken back."""
+"""Operations as lists of steps that show what they do and can be undone, also when the process is told to end."""
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
 
 from imbue.mngr_vps_docker.errors import describe_error
 from imbue.mngr_vps_docker.ssh.command_log import operation
 from imbue.mngr_vps_docker.text import logger
+
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +70,31 @@ def undo_steps[State](steps: Sequence[Step[State]], state: State) -> tuple[str, 
             problems.append(f"Could not take back '{step.title}': {describe_error(error)}")
             logger.error("{}", problems[-1])
     return tuple(problems)
+
+
+@contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit (128 + signal), as Ctrl-C is KeyboardInterrupt already.
+
+    The first one only: those that follow do not disturb the cleaning up. Python handles signals in the main thread
+    alone, so elsewhere this does nothing; and a signal that is ignored already (nohup) stays so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    replaced = {
+        number: handler for number in _ENDING_SIGNALS if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+    }
+
+    def end(number: int, _frame: FrameType | None) -> NoReturn:
+        for ending in replaced:
+            signal.signal(ending, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for number in replaced:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)

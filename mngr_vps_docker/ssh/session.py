@@ -233,13 +233,27 @@ def run_in_session(call: Call, master: SshMaster, runner: ProcessRunner) -> Comm
         finally:
             gate.close()
         messages = log_file.read(_MESSAGES_BYTES).decode("utf-8", "replace")
+    return _outcome_of(
+        call, result, messages, seconds, time.monotonic() - began_at, is_master_alive=missed_checks == 0
+    )
 
-    elapsed_seconds = time.monotonic() - began_at
+
+def _outcome_of(
+    call: Call,
+    result: ProcessResult,
+    messages: str,
+    timeout_seconds: float,
+    elapsed_seconds: float,
+    *,
+    is_master_alive: bool,
+) -> CommandOutcome:
+    """The outcome, from the end of our ssh, its ``messages``, and what was read of the command."""
+    reader = call.reader
     if reader.excess is not None:
         return call.outcome(OutcomeStatus.TOO_MUCH_OUTPUT, reader.excess)
     if reader.exit_code is not None:
         ran_seconds = elapsed_seconds if reader.ran_seconds is None else reader.ran_seconds
-        is_late = is_time_out(reader.exit_code, ran_seconds, seconds)
+        is_late = is_time_out(reader.exit_code, ran_seconds, timeout_seconds)
         return call.outcome(OutcomeStatus.TIMED_OUT if is_late else OutcomeStatus.COMPLETED)
     # That it had not started in time proves nothing against the shared connection.
     if result.stop is StopReason.DEADLINE:
@@ -250,7 +264,7 @@ def run_in_session(call: Call, master: SshMaster, runner: ProcessRunner) -> Comm
         return call.outcome(OutcomeStatus.LOST)
     # ssh says (at -v) that the master opened a session, which it does as it asks for the command.
     is_sent = "master session id" in messages
-    if result.stop is StopReason.STALLED and missed_checks == 0:
+    if result.stop is StopReason.STALLED and is_master_alive:
         # If the machine is gone, the keepalives of the master end it, and the next command logs in.
         if is_sent:
             return call.outcome(OutcomeStatus.UNANSWERED, f"nothing was heard for {elapsed_seconds:.0f} s")

@@ -54,8 +54,8 @@ def hostile_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
     if os.getuid() != 0:
         yield environment
         return
-    # ssh does not heed HOME: it finds the user's home in the password database. Root can put another one there, which
-    # only those see who enter this process's view of the files; it ends with this process.
+    # ssh ignores HOME: it finds the user's home in the password database. Root can mount another one over that, which
+    # only processes in this mount namespace see; it ends with this process.
     viewer = subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", 'mount --bind "$1" ~root && echo ready && exec cat', "sh", home],
         stdin=subprocess.PIPE,

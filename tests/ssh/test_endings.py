@@ -1,4 +1,4 @@
-"""What does not end by itself is ended: commands that heed nothing, masters that are frozen, clients that hang."""
+"""Commands that ignore signals, frozen masters and slow clients are ended, and only those."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Whatever goes wrong between here and a command has a name of its own."""
+"""Each failure between this machine and a command has a name of its own."""
 
 import socket
 import threading
@@ -70,7 +70,7 @@ def test_an_unknown_name_is_reported(sshd: LoopbackSshd) -> None:
 
 @contextmanager
 def silent_port(*, backlog: int) -> Iterator[int]:
-    """A port behind which nobody says anything; with a full backlog not even TCP does."""
+    """A port that accepts connections and stays silent; with a full backlog it does not accept them."""
     with socket.socket() as listener, ThreadPoolExecutor(4) as pool:
         listener.bind(("127.0.0.1", 0))
         listener.listen(backlog)
@@ -169,7 +169,7 @@ def test_a_machine_that_is_gone_ends_its_commands_and_is_waited_for_once(sshd: L
 def test_a_command_that_may_have_begun_is_not_repeated(
     connection: SshConnection, sshd: LoopbackSshd, tmp_path: Path
 ) -> None:
-    """A shell that dies before it says that it starts: nobody knows whether the command ran."""
+    """If a shell dies before it prints the start, whether the command ran is unknown."""
     noise = f"ForceCommand echo x >>{tmp_path}/runs; kill -9 $PPID"
     (tmp_path / "other").mkdir()
     with LoopbackSshd(tmp_path / "other", options=(noise,)) as dying:

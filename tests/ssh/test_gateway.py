@@ -1,4 +1,4 @@
-"""A machine behind another one is reached over the shared login to that, by our ssh and by any other program."""
+"""A machine behind a gateway is reached over the shared login to that, by our ssh and by any other program."""
 
 import socket
 import subprocess

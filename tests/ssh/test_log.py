@@ -1,4 +1,4 @@
-"""What is logged of a real command is what was asked for: pasted, it does the same; and no secret is in it."""
+"""The log of a real command can be pasted and does the same, and holds no secret."""
 
 import hashlib
 import subprocess

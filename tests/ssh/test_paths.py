@@ -1,4 +1,4 @@
-"""Keys may lie in any folder, and sockets in any that is fit for them."""
+"""Keys may be in any folder, and sockets in any that is fit for them."""
 
 import shutil
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""Commands over a real sshd give exactly what they gave there, and end when they must."""
+"""A command over a real sshd gives its exact output and exit code, and ends when it must."""
 
 import math
 import pickle

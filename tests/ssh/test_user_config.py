@@ -1,4 +1,4 @@
-"""What the user's own ssh configuration would hand to a container is seen, by ssh itself, and refused."""
+"""An ssh configuration of the user's that forwards something to a container is refused."""
 
 from collections.abc import Sequence
 from pathlib import Path

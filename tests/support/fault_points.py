@@ -96,7 +96,7 @@ class FaultPoints:
 
 
 class FaultPointClient(FaultyClient):
-    """A client each of whose calls lies between two points."""
+    """A client with a point before and after each of its calls."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -107,9 +107,9 @@ class FaultPointClient(FaultyClient):
 
 
 class FaultPointRunner:
-    """A ProcessRunner of which each login and each remote command lies between two points.
+    """A ProcessRunner with a point before and after each login and each remote command.
 
-    What is only asked of the shared connection itself, or of the ssh program, reaches no machine and is none.
+    Requests to the shared connection itself (-O), and to the ssh program (-V), reach no machine and do not count.
     """
 
     def __init__(self, real: ProcessRunner, points: FaultPoints) -> None:

@@ -47,7 +47,7 @@ class LoopbackSshd:
         self.stop()
 
     def target(self, **changes: object) -> SshTarget:
-        """How to log in to it; ``changes`` are fields of SshTarget to have otherwise."""
+        """How to log in to it; ``changes`` are other values for fields of SshTarget."""
         fields: dict[str, object] = {
             "host": "127.0.0.1",
             "port": self.port,
@@ -112,7 +112,7 @@ class LoopbackSshd:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Have the machine say nothing for a while, on any connection, as if it had lost power."""
+        """Silence the machine, on any connection, as if it had lost power."""
         if self._process is None:
             raise RuntimeError("sshd does not run")
         processes = (self._process.pid, *_descendants(self._process.pid))
@@ -134,7 +134,7 @@ class LoopbackSshd:
 
     @property
     def host_public_key(self) -> str:
-        """The public half of its host key, which is made if there is none yet."""
+        """The public half of its host key, which is made at the first use."""
         return load_or_create_key_pair(self._host_key_path).public_key
 
     @property
@@ -144,7 +144,7 @@ class LoopbackSshd:
 
     @property
     def login_count(self) -> int:
-        """How often somebody logged in."""
+        """The number of logins so far."""
         return self.log.count("Accepted publickey")
 
 

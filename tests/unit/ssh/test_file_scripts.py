@@ -79,7 +79,7 @@ def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path: Path) -> No
 
 
 @SCRIPTS
-def test_nobody_else_can_read_a_private_file_while_it_arrives(tmp_path: Path, script: Script) -> None:
+def test_other_users_cannot_read_a_private_file_while_it_arrives(tmp_path: Path, script: Script) -> None:
     path = tmp_path / "key"
     path.touch(mode=0o644)
     with subprocess.Popen(["sh", "-c", script(str(path), 2, 0o600)], stdin=subprocess.PIPE) as writing:

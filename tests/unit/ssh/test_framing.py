@@ -1,4 +1,4 @@
-"""A command's own output and end are found in whatever surrounds them, however it is cut into pieces."""
+"""A command's own output and end are found in any surrounding output, cut into any pieces."""
 
 import itertools
 import subprocess

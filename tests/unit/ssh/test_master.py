@@ -17,8 +17,8 @@ from imbue.mngr_vps_docker.ssh.master import installed_openssh, login_failure, m
 from imbue.mngr_vps_docker.ssh.outcome import NotStartedReason
 from imbue.mngr_vps_docker.ssh.process import ProcessResult
 
-SOMEBODY_ELSE = 65534
-as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to somebody else")
+ANOTHER_USER = 65534
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
 
 MESSAGES = {
     "ssh: connect to host 192.0.2.1 port 22: Connection refused": NotStartedReason.REFUSED,
@@ -99,12 +99,12 @@ def spoil(folder: Path, how: str, elsewhere: Path) -> None:
             folder.symlink_to(elsewhere)
         case "file":
             folder.touch()
-        case "somebody else's":
+        case "another user's":
             folder.mkdir(mode=0o700)
-            os.chown(folder, SOMEBODY_ELSE, -1)
+            os.chown(folder, ANOTHER_USER, -1)
 
 
-WAYS = ["open to others", "link", "file", pytest.param("somebody else's", marks=as_root)]
+WAYS = ["open to others", "link", "file", pytest.param("another user's", marks=as_root)]
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -125,17 +125,17 @@ def test_a_missing_place_for_sockets_is_reported(places: Path, how: str, monkeyp
         socket_folder(places / "shared")
 
 
-@pytest.mark.parametrize("how", ["writable by all", pytest.param("somebody else's", marks=as_root)])
+@pytest.mark.parametrize("how", ["writable by all", pytest.param("another user's", marks=as_root)])
 def test_a_runtime_folder_that_another_user_can_change_is_passed_over(places: Path, how: str) -> None:
     """As root has it after ``sudo -E``: its owner could exchange what is in it."""
     if how == "writable by all":
         (places / "run").chmod(0o1777)
     else:
-        os.chown(places / "run", SOMEBODY_ELSE, -1)
+        os.chown(places / "run", ANOTHER_USER, -1)
     assert socket_folder(places / "shared").parent == places / "shared"
 
 
-@pytest.mark.parametrize("how", ["writable by all", pytest.param("somebody else's", marks=as_root)])
+@pytest.mark.parametrize("how", ["writable by all", pytest.param("another user's", marks=as_root)])
 def test_a_home_that_another_user_can_change_is_passed_over(places: Path, how: str) -> None:
     for place in ("run", "shared"):
         spoil(places / place / f"mngr-vps-{os.getuid()}", "file", places)
@@ -143,7 +143,7 @@ def test_a_home_that_another_user_can_change_is_passed_over(places: Path, how: s
     if how == "writable by all":
         (places / "home" / ".cache").chmod(0o777)
     else:
-        os.chown(places / "home" / ".cache", SOMEBODY_ELSE, -1)
+        os.chown(places / "home" / ".cache", ANOTHER_USER, -1)
     with pytest.raises(VpsDockerError, match="set XDG_RUNTIME_DIR to a folder of yours"):
         socket_folder(places / "shared")
 

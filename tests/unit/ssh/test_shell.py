@@ -44,7 +44,7 @@ def test_what_no_argument_can_hold_is_refused() -> None:
         quote("a\0b")
 
 
-def test_a_secret_is_shown_to_nobody() -> None:
+def test_a_secret_is_never_shown() -> None:
     secret = Secret("hunter2")
     assert secret.revealed == "hunter2"
     for text in (str(secret), repr(secret), f"{secret}", repr([secret]), repr({"key": secret})):

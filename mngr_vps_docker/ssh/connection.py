@@ -167,25 +167,23 @@ class SshConnection:
         refused, raise VpsAuthenticationError after a grace period; so does an account that runs no commands, or
         changes them, after ``account_grace_seconds``. The time-out raises VpsConnectionError with ssh's last words.
         """
-        greeting = ""
 
-        def try_login() -> LoginFailure | None:
-            nonlocal greeting
+        def try_login() -> LoginFailure | str:
             failure = self._master.open()
             if failure is not None:
                 return failure
             outcome = self.run(
                 PROBE_COMMAND, purpose=PROBE_PURPOSE, timeout_seconds=PROBE_TIMEOUT_SECONDS, effect=Effect.READ_ONLY
             )
-            greeting = outcome.greeting.strip()
             failure = probe_failure(outcome)
-            if failure is not None and failure.reason is NotStartedReason.ACCOUNT_REFUSED:
+            if failure is None:
+                return outcome.greeting.strip()
+            if failure.reason is NotStartedReason.ACCOUNT_REFUSED:
                 # sshd checks the account only at the login.
                 self._master.close()
             return failure
 
-        wait_until_ready(self.target, try_login, timeout_seconds, account_grace_seconds)
-        return greeting
+        return wait_until_ready(self.target, try_login, timeout_seconds, account_grace_seconds)
 
     def read_file(self, path: str, *, limit_bytes: int = LARGE_OUTPUT_BYTES) -> bytes:
         """The content of a file on the machine.

@@ -65,11 +65,11 @@ def probe_failure(outcome: CommandOutcome) -> LoginFailure | None:
 
 def wait_until_ready(
     target: SshTarget,
-    try_login: Callable[[], LoginFailure | None],
+    try_login: Callable[[], LoginFailure | str],
     timeout_seconds: float,
     account_grace_seconds: float,
-) -> None:
-    """See SshConnection.wait_until_ready. Only a port that accepts connections is asked to speak ssh."""
+) -> str:
+    """See SshConnection.wait_until_ready; ``try_login`` returns the greeting. It is called once the port is open."""
     deadline = time.monotonic() + timeout_seconds
     grace_seconds_of = {**_GRACE_SECONDS_OF, NotStartedReason.ACCOUNT_REFUSED: account_grace_seconds}
     failing_since: dict[NotStartedReason, float] = {}
@@ -81,16 +81,16 @@ def wait_until_ready(
         if not is_answering and not _accepts_connections(target.host, target.port):
             time.sleep(_POLL_SECONDS)
             continue
-        failure = try_login()
-        if failure is None:
-            return
-        detail, now = failure.detail, time.monotonic()
-        grace_seconds = grace_seconds_of.get(failure.reason)
-        if grace_seconds is not None and now - failing_since.setdefault(failure.reason, now) >= grace_seconds:
-            if failure.reason is NotStartedReason.ACCOUNT_REFUSED:
+        answer = try_login()
+        if isinstance(answer, str):
+            return answer
+        detail, now = answer.detail, time.monotonic()
+        grace_seconds = grace_seconds_of.get(answer.reason)
+        if grace_seconds is not None and now - failing_since.setdefault(answer.reason, now) >= grace_seconds:
+            if answer.reason is NotStartedReason.ACCOUNT_REFUSED:
                 raise VpsAuthenticationError(f"Logged in to {target.name}, but it does not run commands: {detail}")
             raise VpsAuthenticationError(f"Could not log in to {target.name}: {detail}")
-        if failure.reason in _NOT_ANSWERED:
+        if answer.reason in _NOT_ANSWERED:
             is_answering = bool(target.options)
             time.sleep(_POLL_SECONDS)
         else:

@@ -106,5 +106,5 @@ def test_failed_logins_become_rarer_without_other_connections(sshd: LoopbackSshd
 def test_a_port_that_refuses_is_asked_often(sshd: LoopbackSshd, clock: Clock) -> None:
     sshd.stop()
     with pytest.raises(VpsConnectionError, match="nothing listens there yet"):
-        readiness.wait_until_ready(sshd.target(), lambda: None, 3, 0)
+        readiness.wait_until_ready(sshd.target(), lambda: "", 3, 0)
     assert len(clock.waits) == 15

@@ -1,4 +1,4 @@
-"""What a user can set for a provider, validated where it comes in."""
+"""The settings of a provider, validated where they are read."""
 
 import re
 from ipaddress import ip_network
@@ -12,17 +12,15 @@ from imbue.mngr.errors import ConfigParseError
 from imbue.mngr.primitives import ActivitySource, DockerBuilder, IdleMode, ProviderBackendName
 from imbue.mngr_vps_docker.primitives import is_image_reference
 
-# Where a host's volume is mounted in its container; host_dir is a link to it.
 HOST_VOLUME_PATH: Final = PurePosixPath("/mngr-vol")
-# Where the VPS's own sshd listens.
+"""Where a host's volume is mounted in its container; host_dir is a link to it."""
+
 VPS_SSH_PORT: Final = 22
 LOOPBACK_ADDRESS: Final = "127.0.0.1"
-# apt on a slow mirror is the longest part of setting up a container; without it the whole takes about a second.
+# Most of it is for apt on a slow mirror; without apt, setting up a container takes about a second.
 CONTAINER_SETUP_TIMEOUT_SECONDS = 600.0
-# More than all that create does besides may take: calls of the cloud, new host keys, files, small docker commands.
-_SMALL_STEPS_SECONDS = 900.0
 
-# No path of a shell script or of ssh needs quotes, and no time-out is too much for ssh.
+# Such a path needs no quotes in a shell or in ssh's options; ssh accepts time-outs up to this one.
 _PLAIN_PATH: Final = re.compile(r"(?:/[\w.@+-]+)+", re.ASCII)
 type _Seconds = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
 
@@ -31,19 +29,17 @@ def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
-# With them ssh does not do what it is asked to do, or does not say what it did; names of options know no case.
-_REFUSED_SSH_OPTIONS = frozenset(
-    {
-        *("controlmaster", "controlpath", "controlpersist", "forkafterauthentication", "loglevel", "logverbose"),
-        *("remotecommand", "requesttty", "sessiontype", "stdinnull"),
-    }
-)
+# They change what ssh runs, or hide its exit status. Names of options are case-insensitive.
+_REFUSED_SSH_OPTIONS = frozenset((
+    "controlmaster", "controlpath", "controlpersist", "forkafterauthentication", "loglevel", "logverbose",
+    "remotecommand", "requesttty", "sessiontype", "stdinnull",
+))  # fmt: skip
 
 
 def _harmless(option: str) -> str:
     name = option.partition("=")[0]
     if name.lower() in _REFUSED_SSH_OPTIONS:
-        raise ValueError(f"{name} cannot be set: commands would not run, or their ends not be known")
+        raise ValueError(f"{name} cannot be set: commands would not run, or their exit status would be lost")
     return option
 
 
@@ -52,17 +48,17 @@ def _network(text: str) -> str:
         network = ip_network(text)
     except ValueError:
         network = None
-    # A scope (fe80::1%eth0) may be any text, and a shell on the VPS reads these.
+    # A scope (fe80::1%eth0) may be any text, and a shell on the VPS reads the networks.
     if network is None or "%" in text:
         raise ValueError(f"{text!r} is not a network like 10.0.5.0/24 or fd12:3456::/64")
     return text
 
 
 class VpsDockerProviderConfig(ProviderInstanceConfig):
-    """Settings that every VPS provider shares; a provider package adds its own (API token, …) in a subclass.
+    """Settings of every VPS provider; a provider package adds its own (API token, …) in a subclass.
 
-    mngr builds provider configs from TOML without validating them and merges layers without knowing what was set.
-    ``model_construct`` and ``merge_with`` are overridden to repair both, for subclasses too.
+    mngr builds provider configs from TOML without validation, and merges layers without knowing which fields are set.
+    ``model_construct`` and ``merge_with`` correct both, for subclasses too.
     """
 
     backend: ProviderBackendName = Field(
@@ -107,7 +103,7 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
     )
     allowed_start_args: tuple[Annotated[str, Field(pattern=r"^--.")], ...] = Field(
         default=(),
-        description="Dangerous arguments of `docker run` that are allowed all the same, as --option or --option=value",
+        description="Dangerous arguments of `docker run` that are allowed, as --option or --option=value",
     )
     allowed_build_args: tuple[Annotated[str, Field(pattern=r"^--.")], ...] = Field(
         default=(),
@@ -115,7 +111,7 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
     )
     allowed_private_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
         default=(),
-        description="Private networks, by CIDR, that containers and builds on new VPSes may reach all the same",
+        description="Private networks, by CIDR, that containers and builds on new VPSes may reach",
     )
     security_upgrades: bool = Field(
         default=True,
@@ -133,7 +129,7 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
         description="More options of ssh, each Name=value, such as one that leads through another machine",
     )
 
-    # By name, and so of fields that a subclass declares anew, too. None of them changes a value: see model_construct.
+    # By name, so that they also check fields that a subclass redefines. They change no value: see model_construct.
 
     @field_validator("host_dir")
     @classmethod
@@ -150,15 +146,15 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
     @classmethod
     def _check_image(cls, image: str) -> str:
         if not is_image_reference(image):
-            raise ValueError("is no name of an image, like debian:bookworm-slim")
+            raise ValueError("is not the name of an image, like debian:bookworm-slim")
         return image
 
     @field_validator("default_region", "default_plan", "default_os_id", mode="before")
     @classmethod
     def _check_is_named(cls, name: object) -> object:
-        # pydantic would take true for the number 1.
+        # pydantic takes true for the number 1.
         if isinstance(name, bool) or (isinstance(name, str) and not name.strip()):
-            raise ValueError("must be what the cloud calls one of its own")
+            raise ValueError("must be a non-empty identifier of the cloud")
         return name
 
     @field_validator("container_ssh_port")
@@ -170,7 +166,7 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
 
     @property
     def longest_create_seconds(self) -> float:
-        """What creating a host takes at most, all its time-outs together: older, it is not going on any more."""
+        """The sum of all time-outs of creating a host: an unfinished create that is older has ended."""
         return (
             2 * self.vps_boot_timeout
             + self.docker_install_timeout
@@ -178,15 +174,16 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
             # Two containers are started, and one of them is set up.
             + 3 * CONTAINER_SETUP_TIMEOUT_SECONDS
             + self.ssh_connect_timeout
-            + _SMALL_STEPS_SECONDS
+            # Calls of the cloud, new host keys, files, small docker commands.
+            + 900.0
         )
 
     @classmethod
     def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
         """Validate what mngr read from TOML, and remember which fields were set.
 
-        Unset fields may be missing here even if they are required: another config layer may hold them (and if none
-        does, see ``__getattr__``). Raises ConfigParseError naming the field.
+        A required field may be missing: another config layer may set it, or else ``__getattr__`` raises. Raises
+        ConfigParseError, which names the field.
         """
         present = {name: value for name, value in values.items() if value is not None and name in cls.model_fields}
         try:
@@ -197,7 +194,7 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
         return super().model_construct(_fields_set=set(present), **validated)
 
     def __getattr__(self, name: str) -> Any:
-        """Only of what is missing: raise ConfigParseError for a required field that no layer of settings has set."""
+        """Raise ConfigParseError for a required field that no layer of settings sets."""
         if name in type(self).model_fields:
             raise ConfigParseError(
                 f"The provider setting '{name}' is required and not set: add it to the settings of the provider whose"
@@ -206,26 +203,21 @@ class VpsDockerProviderConfig(ProviderInstanceConfig):
         return super().__getattr__(name)  # type: ignore[misc]
 
     def merge_with(self, override: ProviderInstanceConfig) -> Self:
-        """Return this config with the fields that ``override`` really sets."""
+        """Return this config with the fields that ``override`` sets."""
         if not isinstance(override, type(self)):
             raise ConfigParseError(f"Cannot merge {type(override).__name__} into {type(self).__name__}")
-        values = {**_set_fields(self), **_set_fields(override)}
-        return type(self).model_construct(**values)
-
-
-def _set_fields(config: ProviderInstanceConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.model_fields_set}
+        layers = (self, override)
+        return type(self).model_construct(**{name: getattr(c, name) for c in layers for name in c.model_fields_set})
 
 
 def _raise_unless_only_missing(config_class: type[ProviderInstanceConfig], error: ValidationError) -> None:
-    problems = [
-        problem for problem in error.errors(include_url=False, include_input=False) if problem["type"] != "missing"
-    ]
+    problems = "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+        for problem in error.errors(include_url=False, include_input=False)
+        if problem["type"] != "missing"
+    )
     if problems:
-        described = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in problems
-        )
-        raise ConfigParseError(f"Invalid provider setting in {config_class.__name__}: {described}") from None
+        raise ConfigParseError(f"Invalid provider setting in {config_class.__name__}: {problems}") from None
 
 
 def _validated_field(config_class: type[ProviderInstanceConfig], name: str, value: object) -> object:

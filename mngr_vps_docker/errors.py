@@ -1,4 +1,4 @@
-"""Every error this package raises.
+"""All errors that this package raises.
 
 ::
 
@@ -11,18 +11,18 @@
     ├── UnsafeVolumePathError         a path would leave its volume (in host_volume)
     ├── RemoteCommandError            a remote command ran to its end and failed; carries the outcome
     │   ├── UnreadableAnswerError     the answer to several commands cannot be read (in ssh.pipeline)
-    │   ├── WrongFileTypeError        something else than a file is where one is needed (in host_volume)
+    │   ├── WrongFileTypeError        a path that must be a file is something else (in host_volume)
     │   └── DockerError               the same, for docker; see docker.errors for its kinds
     ├── RemoteCommandTimeoutError     a remote command was stopped at its deadline
-    ├── RemoteOutputError             a remote command printed more than is taken, and was stopped
+    ├── RemoteOutputError             a remote command printed more than is accepted, and was stopped
     └── VpsConnectionError            (also mngr's HostOfflineError) ssh could not reach the machine, or lost it
-        ├── SshBusyError              the machine is well, but has no session to spare for long enough
+        ├── SshBusyError              the machine answers, but all its sessions stayed in use
         ├── SshdDownError             the machine answers, but no sshd does
-        ├── HostGoneError             another process of this machine is destroying the host, or has destroyed it
+        ├── HostGoneError             another process of this machine destroys the host, or has destroyed it
         └── VpsAuthenticationError    (also mngr's HostAuthenticationError) our key was refused, or the host key is
                                       not the pinned one
 
-mngr's own errors are raised as they are where mngr has one: HostNotFoundError, HostNameConflictError,
+mngr's own errors are raised where mngr has one: HostNotFoundError, HostNameConflictError,
 SnapshotNotFoundError, ConfigParseError, BinaryNotInstalledError.
 """
 
@@ -33,7 +33,7 @@ from imbue.mngr_vps_docker.text import printable, shortened, without_passwords
 class VpsDockerError(MngrError):
     """Base of all errors of this package.
 
-    What its message quotes of other machines cannot act upon a terminal, nor fill it; passwords in URLs are masked.
+    In the message, control characters are escaped, long text is shortened, and passwords in URLs are masked.
     """
 
     def __init__(self, message: str) -> None:
@@ -53,12 +53,12 @@ class VpsApiError(VpsDockerError):
 
     @property
     def is_gone(self) -> bool:
-        """Whether the answer says that the thing does not exist (any more)."""
+        """Whether the answer says that the thing does not exist."""
         return self.status_code in (404, 410)
 
     @property
     def is_refusal(self) -> bool:
-        """Whether the answer says for certain that nothing was done; of a time-out (408) or a 5xx it is not known."""
+        """Whether the answer says that nothing was done; after a time-out (408) or a 5xx that is unknown."""
         return 400 <= self.status_code < 500 and self.status_code != 408
 
 
@@ -83,13 +83,13 @@ class RemoteCommandTimeoutError(VpsDockerError):
 
 
 class RemoteOutputError(VpsDockerError):
-    """A remote command printed more than is taken, and was stopped."""
+    """A remote command printed more than is accepted, and was stopped."""
 
 
 class VpsConnectionError(VpsDockerError, HostOfflineError):
     """A machine could not be reached over ssh, or the connection was lost.
 
-    To mngr it is offline, which is the one kind of HostConnectionError that its gc goes on after.
+    HostOfflineError is the only HostConnectionError after which mngr's gc continues.
     """
 
 
@@ -98,11 +98,11 @@ class SshBusyError(VpsConnectionError):
 
 
 class SshdDownError(VpsConnectionError):
-    """A machine can be reached, but nothing speaks ssh at the port."""
+    """A machine can be reached, but no sshd answers at the port."""
 
 
 class HostGoneError(VpsConnectionError):
-    """Another process of this machine is destroying the host of a machine that cannot be reached, or has done so."""
+    """A machine cannot be reached, and another process of this machine destroys its host or has destroyed it."""
 
 
 class VpsAuthenticationError(VpsConnectionError, HostAuthenticationError):
@@ -112,5 +112,5 @@ class VpsAuthenticationError(VpsConnectionError, HostAuthenticationError):
 
 
 def describe_error(error: BaseException) -> str:
-    """What a user is told of ``error``: its text if it was meant for people, else with its type in front."""
+    """The text of ``error`` for a user, with its type in front unless it is one of mngr's own."""
     return str(error) if isinstance(error, BaseMngrError) else f"{type(error).__name__}: {error}".rstrip(": ")

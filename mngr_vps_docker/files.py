@@ -1,4 +1,4 @@
-"""Files on the user's machine that must never be seen half-written, and the locks that guard them."""
+"""Atomic writes of files on the user's machine, and the locks that guard them."""
 
 import fcntl
 import math
@@ -12,7 +12,7 @@ from pathlib import Path
 
 PRIVATE_FOLDER_MODE = 0o700
 PRIVATE_FILE_MODE = 0o600
-# The kernel has no limit for waiting for a lock.
+# The kernel cannot wait for a lock with a time-out.
 _POLL_SECONDS = 0.02
 
 
@@ -24,7 +24,7 @@ def make_private_folder(path: Path) -> Path:
         except FileNotFoundError:
             make_private_folder(path.parent)
         except FileExistsError:
-            # Who made it meanwhile may have removed it again.
+            # Another process may have made it, and removed it since.
             if os.path.lexists(path) and not path.is_dir():
                 raise
         else:
@@ -33,22 +33,22 @@ def make_private_folder(path: Path) -> Path:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder with all that is in it, in one step for who looks; one that is not there is no error."""
+    """Remove a folder and its content; other processes see it disappear at once. A missing folder is not an error."""
     with suppress(FileNotFoundError):
         path.rename(path.with_name(f".{path.name}.{secrets.token_hex(8)}.gone"))
-    # Also what a process that was killed has left.
+    # Including those of a process that was killed here.
     for gone in path.parent.glob(".*.gone"):
         shutil.rmtree(gone, onexc=_raise_unless_missing)
 
 
 def _raise_unless_missing(_act: Callable[..., object], _path: str, error: BaseException) -> None:
-    """Another process may be removing the same."""
+    """Another process may remove the same files."""
     if not isinstance(error, FileNotFoundError):
         raise error
 
 
 def write_atomically(path: Path, content: bytes, mode: int = PRIVATE_FILE_MODE) -> None:
-    """Replace ``path`` by ``content`` so that a reader, a crash or a power cut finds the old or the new file whole."""
+    """Replace ``path`` so that readers see the old file or the new one, also after a crash or a power cut."""
     make_private_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -67,11 +67,10 @@ def write_atomically(path: Path, content: bytes, mode: int = PRIVATE_FILE_MODE) 
 def locked(
     path: Path, *, timeout_seconds: float = math.inf, is_folder_made: bool = True, is_shared: bool = False
 ) -> Iterator[None]:
-    """Hold the lock file ``path``, alone unless it ``is_shared``; the kernel frees it when this process ends.
+    """Hold the lock file ``path``, exclusively unless ``is_shared``; the kernel frees it when this process ends.
 
-    Who holds it alone may remove it, and its folder.
-    A lock that is held elsewhere for longer than ``timeout_seconds`` raises BlockingIOError; with
-    ``is_folder_made=False`` a folder that is not there, or not any more, raises FileNotFoundError.
+    The exclusive holder may delete the lock file and its folder. Raises BlockingIOError if the lock is held elsewhere
+    for longer than ``timeout_seconds``, and with ``is_folder_made=False`` FileNotFoundError if the folder is missing.
     """
     operation = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
     descriptor = _acquire(path, time.monotonic() + timeout_seconds, is_folder_made, operation)
@@ -82,10 +81,7 @@ def locked(
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody holds the lock file ``path`` right now.
-
-    Those who ask at once do not take each other for holders, and asking leaves no file behind.
-    """
+    """Whether a process holds the lock file ``path``; two that ask at the same time do not see each other."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -100,7 +96,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _acquire(path: Path, deadline: float, is_folder_made: bool, operation: int) -> int:
-    """Lock the file that is at ``path``, and not one that whoever held it before has removed."""
+    """Lock the file at ``path``, and not one that the holder before has deleted."""
     while True:
         if is_folder_made:
             make_private_folder(path.parent)
@@ -135,7 +131,7 @@ def _flock(descriptor: int, deadline: float, operation: int) -> None:
 
 
 def is_at(path: Path, descriptor: int) -> bool:
-    """Whether the open file is the one that is at ``path`` now."""
+    """Whether the open file is the one at ``path`` now."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

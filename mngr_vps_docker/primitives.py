@@ -34,7 +34,7 @@ class VpsSnapshotId(NonEmptyStr):
 
 
 class VpsInstanceStatus(UpperCaseStrEnum):
-    """What the cloud says of one VPS."""
+    """The status of one VPS, as the cloud says."""
 
     PENDING = auto()
     ACTIVE = auto()
@@ -48,23 +48,23 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 UtcDatetime = Annotated[datetime, AfterValidator(_in_utc)]
-"""A moment in UTC. One without a time zone, as many clouds' answers are read, is taken for UTC."""
+"""A time in UTC; one without a zone is taken for UTC, since many clouds omit it."""
 
 
 HOST_ID_LABEL: Final = "com.imbue.mngr.host-id"
-"""The label of a host's container, and the published provider packages look for it."""
+"""The label that names the host of a container; published provider packages look for it."""
 
 HOST_VOLUME_PREFIX: Final = "mngr-host-vol-"
-"""What the name of a host's volume begins with; the hex digits of the host's id follow."""
+"""The name of a host's volume is this and the hex digits of the host's id."""
 
 HOST_ID_PATTERN: Final = "host-[0-9a-f]{32}"
-"""A host id as mngr writes it. HostId itself accepts more, such as blanks, which a file name must not have."""
+"""A host id as mngr writes it. HostId also accepts blanks and underscores, which a file name must not have."""
 
 VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """The name of an environment variable that a POSIX shell can assign."""
 
 
-# Names of images as Docker reads them: https://github.com/distribution/reference, whose grammar this is.
+# The grammar of https://github.com/distribution/reference, by which Docker reads names of images.
 _COMPONENT: Final = r"[a-z0-9]+(?:(?:[_.]|__|-+)[a-z0-9]+)*"
 _DOMAIN_PART: Final = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _DOMAIN: Final = rf"(?:{_DOMAIN_PART}(?:\.{_DOMAIN_PART})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"

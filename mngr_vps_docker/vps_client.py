@@ -1,4 +1,4 @@
-"""The only view that this package has of a cloud's API: what a provider package implements."""
+"""The interface to a cloud's API, which a provider package implements."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class VpsInstanceInfo(FrozenModel):
 
 
 class VpsClientInterface(MutableModel, ABC):
-    """What a cloud must offer. Every method raises VpsApiError when the cloud answers with an error."""
+    """What a cloud must offer. Every method raises VpsApiError if the cloud answers with an error."""
 
     @abstractmethod
     def create_instance(
@@ -56,11 +56,11 @@ class VpsClientInterface(MutableModel, ABC):
 
     @abstractmethod
     def destroy_instance(self, instance_id: VpsInstanceId) -> None:
-        """Destroy one VPS for good. An instance that is already gone raises VpsApiError with 404 or 410."""
+        """Destroy one VPS. Raises VpsApiError with 404 or 410 if it is already gone."""
 
     @abstractmethod
     def get_instance_status(self, instance_id: VpsInstanceId) -> VpsInstanceStatus:
-        """Return the status of one VPS; raise VpsApiError with 404 or 410 if there is no such instance."""
+        """Return the status of one VPS. Raises VpsApiError with 404 or 410 if it does not exist."""
 
     @abstractmethod
     def get_instance_ip(self, instance_id: VpsInstanceId) -> str:
@@ -68,7 +68,7 @@ class VpsClientInterface(MutableModel, ABC):
 
     @abstractmethod
     def wait_for_instance_active(self, instance_id: VpsInstanceId, timeout_seconds: float = 300.0) -> str:
-        """Wait until one VPS is active, then return its address; raise VpsProvisioningError at the time-out."""
+        """Wait until one VPS is active, and return its address. Raises VpsProvisioningError at the time-out."""
 
     @abstractmethod
     def create_snapshot(self, instance_id: VpsInstanceId, description: str) -> VpsSnapshotId:
@@ -84,11 +84,11 @@ class VpsClientInterface(MutableModel, ABC):
 
     @abstractmethod
     def upload_ssh_key(self, name: str, public_key: str) -> str:
-        """Give the account one public key and return the key's id."""
+        """Add one public key to the account and return the key's id."""
 
     @abstractmethod
     def delete_ssh_key(self, key_id: str) -> None:
-        """Remove one public key from the account; a key that is gone raises VpsApiError with 404."""
+        """Remove one public key from the account. Raises VpsApiError with 404 if it is already gone."""
 
     @abstractmethod
     def list_ssh_keys(self) -> list[VpsSshKeyInfo]:
@@ -105,7 +105,7 @@ class VpsClientInterface(MutableModel, ABC):
     def find_instances(self, tags: Mapping[str, str]) -> Sequence[VpsInstanceInfo] | None:
         """Return every instance that carries all of ``tags``, whatever its status; one API call where possible.
 
-        This is the one hook that discovery needs. The default, None, says that this client cannot list:
-        hosts are then found by what this machine remembers of them.
+        This is the only hook that discovery needs. The default, None, says that this client cannot list: then only
+        hosts that this machine remembers are found.
         """
         return None

@@ -70,7 +70,7 @@ AcceptEnv LANG LC_*
 Subsystem sftp internal-sftp
 """
 
-# Idle connections from one address (of IPv6: one network) must not block others. OpenSSH before 8.5 cannot tell.
+# Idle connections from one address (of IPv6: one network) must not block others. OpenSSH before 8.5 has neither.
 _SSHD_LIMITS_PER_SOURCE = """\
 PerSourceMaxStartups 10
 PerSourceNetBlockSize 32:64

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Writes the environment of the user's sessions, which Docker gives a container under other names, to files in $folder:
-# `environment` is read by their shells, `path` by mngr's own commands. What runs after this sees the proxies alone.
+# their shells read `environment`, mngr's own commands read `path`. Commands after this see only the proxies.
 environment='' path=''
 for name in $(env | sed -n 's/^MNGR_CONTAINER_ENV_\([A-Za-z_][A-Za-z0-9_]*\)=.*/\1/p'); do
     hidden=MNGR_CONTAINER_ENV_$name
@@ -10,12 +10,12 @@ for name in $(env | sed -n 's/^MNGR_CONTAINER_ENV_\([A-Za-z_][A-Za-z0-9_]*\)=.*/
     unset "$hidden"
     unless=''
     case $name in
-    # A shell keeps these for itself, and refuses to set some of them.
+    # A shell sets these itself, and some of them are read-only.
     IFS | OPTIND | LINENO | PPID | PWD | OLDPWD | SHLVL | _) continue ;;
     UID | EUID | SHELLOPTS | BASHOPTS | BASH_VERSINFO) continue ;;
-    # A session in a terminal has the right one.
+    # A session in a terminal has its own.
     TERM) unless="[ -n \"\${TERM-}\" ] || " ;;
-    # tmux would end with a shell that does not start or lets nobody in.
+    # tmux ends if this shell does not start or refuses logins.
     SHELL) timeout 10 "$rest" -c : </dev/null >/dev/null 2>&1 || continue ;;
     PATH) path=$rest ;;
     # Without it, apt may not reach its mirror.
@@ -29,14 +29,14 @@ for name in $(env | sed -n 's/^MNGR_CONTAINER_ENV_\([A-Za-z_][A-Za-z0-9_]*\)=.*/
     environment="$environment${unless}export $name='$value$rest'
 "
 done
-# shellcheck disable=SC2154 # set by take_environment_script
+# shellcheck disable=SC2154 # set by container_setup.py
 mkdir -p "$folder"
 chmod 700 "$folder"
 (umask 077 && printf %s "$environment" >"$folder/environment.new" && printf %s "$path" >"$folder/path.new")
 mv -f "$folder/environment.new" "$folder/environment"
 mv -f "$folder/path.new" "$folder/path"
-# Where no program starts with what the loader is told, nobody could log in to mend it.
-# As a parameter, since the environment may have variables of any name.
+# If no program starts with these settings of the loader, no login could correct them.
+# As a parameter: the environment may have variables of any name.
 set -- "$(command -v bash || command -v sh)"
 # shellcheck source=/dev/null
 if ! (. "$folder/environment" && exec "$1" -p -c :) >/dev/null 2>&1; then

@@ -1,16 +1,16 @@
 #!/bin/sh
 # What sshd runs for each command and each login of root, if the container has an environment of its own. The programs
-# that mngr itself runs might not start in it: they do without, and find what is on its PATH after all else.
+# that mngr itself runs might not start in it: they run without it, and search its PATH last.
 folder=${0%/*} shell=$SHELL command=${SSH_ORIGINAL_COMMAND-}
 unset SSH_ORIGINAL_COMMAND
 case $command in
-# Of this package (ssh/framing.py).
+# Commands of this package (ssh/framing.py).
 'sh -c '*'\036%s:%d'* | 'under() { '*)
     more=$(cat "$folder/path")
     PATH=$PATH${more:+:$more}
     exec /bin/sh -c "$command"
     ;;
-# Of mngr, and of programs that copy files.
+# Commands of mngr, and of programs that copy files.
 'bash -c '*'tmux attach -t '* | 'git-receive-pack '* | 'git-upload-pack '* | 'rsync --server '* | 'scp '*)
     exec "$shell" -c "$command"
     ;;
@@ -22,7 +22,7 @@ internal-sftp*)
     exit 127
     ;;
 esac
-# As parameters, since the environment may have variables of any name.
+# As parameters: the environment may have variables of any name.
 if [ -n "$command" ]; then
     set -- "$shell" -c "$command"
 else

@@ -1,7 +1,6 @@
 #!/bin/sh
-# Lets root run commands for good, by key. PAM refuses all of them to an account that is not in /etc/shadow, or that
-# expires itself or by its password, and a login shell that reads quotes otherwise than sh, or none, runs them wrongly.
-# What is already so stays so.
+# Lets root run commands by key, without expiry. PAM refuses an account that is not in /etc/shadow, or that expires
+# itself or by its password, and a login shell that does not read quotes as sh does runs commands wrongly. Idempotent.
 if ! grep -qs '^root:' /etc/shadow && pwconv; then
     echo "root was not in /etc/shadow: it is now"
 fi
@@ -10,8 +9,8 @@ if [ -n "$expiring" ] && chage -d -1 -m 0 -M -1 -I -1 -E -1 root; then
     echo "The account of root was to expire or had expired: it does not any more"
 fi
 shell=$(awk -F: '$1 == "root" { print $7 }' /etc/passwd)
-# csh takes the "!" for something of its own and stops at the end of the line, fish makes one backslash of the two.
-# A restricted shell sets no PATH, and runs nothing by its path.
+# csh expands "!" and stops at the end of the line, fish reads the two backslashes as one. A restricted shell does not
+# set PATH, and runs no program by its path.
 probe="PATH=\$PATH; printf %s '\\\\ !
 .'"
 if [ "$(timeout 10 "$shell" -c "$probe" 2>/dev/null </dev/null)" != "$(sh -c "$probe")" ]; then

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Bash's BASH_ENV for mngr's activity watcher: a clock that nobody sets. With the machine's own, a step forward would
-# end a host at once, and a step back keep it awake for as long as that.
-# The time is that of the watcher's start and what has passed since; a file changed when its change was first seen.
+# Bash's BASH_ENV for mngr's activity watcher: a clock that is never set. With the machine's clock, a step
+# forward would stop a host at once, and a step back keep it awake for as long.
+# The time is that of the watcher's start plus what has passed since; a file's time is when its change was first seen.
 unset BASH_ENV
 _seen=${BASH_SOURCE[0]%/commands/*}/.activity_seen
 rm -rf "$_seen"
@@ -32,7 +32,7 @@ stat() {
     { read -r before at <"$note"; } 2>/dev/null || true
     if [ "$before" != "$changed" ]; then
         at=$(date +%s)
-        # On a full disk, the machine's clock is better than a change at every look.
+        # On a full disk, the machine's clock is better than a change at each check.
         { echo "$changed $at" >"$note"; } 2>/dev/null || at=$changed
     fi
     echo "$at"

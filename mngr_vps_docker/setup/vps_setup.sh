@@ -1,24 +1,24 @@
 #!/bin/sh
-# Makes a new VPS ready for its host: sshd locked down, Docker running, containers kept from the metadata service.
-# cloud-init runs it once; again is harmless.
-# It ends with one line in /var/lib/mngr-vps/status: "ready", or "failed: <stage>: <last words>".
+# Prepares a new VPS for its host: restricts sshd, starts Docker, closes the metadata service to containers.
+# cloud-init runs it once; it is idempotent.
+# At its end it writes one line to /var/lib/mngr-vps/status: "ready", or "failed: <stage>: <last words>".
 set -eu
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
 
-# What the provider's settings say; cloud-init has put it there.
+# Settings of the provider, written by cloud-init.
 settings_file=/etc/default/mngr-vps
 state=/var/lib/mngr-vps
 log=/var/log/mngr-vps-setup.log
 per_boot=/var/lib/cloud/scripts/per-boot/mngr-vps-setup
 sshd_config=/etc/ssh/sshd_config
-# sshd takes the first value that it meets: this name sorts before every other.
+# sshd uses the first value that it reads: this name sorts before all others.
 drop_in=/etc/ssh/sshd_config.d/00-mngr.conf
 apt_settings=/etc/apt/apt.conf.d/99-mngr
 no_upgrades_of_docker='Unattended-Upgrade::Package-Blacklist { "docker"; "containerd"; "runc"; };'
 # https://docs.docker.com/engine/install/debian/
 docker_fingerprint=9DC858229FC7DD38854AE2D88D81803C0EBFCD88
 
-# See root_account.sh, which cloud-init has put there, unless other user data took the place of its bootcmd.
+# root_account.sh, written by cloud-init unless other user data replaced its bootcmd.
 stage_account() { [ ! -e /usr/local/sbin/mngr-root-account ] || sh /usr/local/sbin/mngr-root-account; }
 
 write_sshd_settings() { # FILE
@@ -38,19 +38,19 @@ MaxStartups 100:30:200
 KexAlgorithms -ecdh-sha2-nistp*,diffie-hellman-group14-*,diffie-hellman-group-exchange-*
 MACs -hmac-sha1*,umac-64*
 SETTINGS
-    # Idle connections from one address (of IPv6: one network) must not keep others out. OpenSSH before 8.5 knows neither.
+    # Idle connections from one address (of IPv6: one network) must not block others. OpenSSH before 8.5 has neither.
     if sshd -T -f "$1" | grep -qi '^persourcemaxstartups '; then
         printf '%s\n' 'PerSourceMaxStartups 10' 'PerSourceNetBlockSize 32:64' >>"$1"
     fi
 }
 
-# What sshd would do for root in all that is set here, all files and Match blocks read, or with FILE alone.
+# The settings set here that sshd applies to root, with all files and Match blocks, or with FILE alone.
 effective_settings() { # [-f FILE]
     names=$(awk '/^[A-Z]/ { printf "%s%s", or, $1; or = "|" }' "$settings")
     sshd -T -C user=root,host=localhost,addr=192.0.2.1 "$@" | grep -iE "^($names) " | sort
 }
 
-# Every line counts: of most settings sshd takes the first value that it meets, but of host keys all.
+# All lines count: of most settings sshd uses the first value that it reads, but of host keys all.
 sshd_is_set() {
     wanted=$(effective_settings -f "$settings")
     found=$(effective_settings)
@@ -66,7 +66,7 @@ stage_sshd() {
     cp "$settings" "$drop_in.new"
     mv "$drop_in.new" "$drop_in"
     if ! { sshd -t && sshd_is_set; }; then
-        # Nothing includes the drop-in, or too late. At the top it precedes every other value and every Match block.
+        # The drop-in is not included, or too late. At the top it precedes all other values and Match blocks.
         rm -f "$drop_in"
         cp -p "$sshd_config" "$sshd_config.mngr-new"
         { cat "$settings"; sed '/^[[:space:]]*HostKey[[:space:]=]/Id' "$sshd_config"; } >"$sshd_config.mngr-new"
@@ -81,14 +81,14 @@ stage_sshd() {
             return 1
         }
     fi
-    # Reloaded, so that open connections live on. A unit that is not active reads its settings when it starts.
+    # A reload keeps open connections. A unit that is not active reads its settings when it starts.
     for unit in ssh sshd; do
         if systemctl is-active --quiet "$unit"; then
             systemctl reload "$unit"
             break
         fi
     done
-    # The VPS reads the host key that its sshd shows with it. From Debian 14 on, openssh-server does not bring it along.
+    # For reading its own host key. From Debian 14 on, openssh-server does not depend on openssh-client.
     command -v ssh-keyscan >/dev/null || { update_lists; install_packages openssh-client; }
 }
 
@@ -106,15 +106,15 @@ wait_for_docker() {
     done
 }
 
-# Settings that the image has stay as they are, without a question. Lists may be of up to a year from now, by a clock
-# that is behind: they are signed all the same.
+# Configuration files of the image stay, and apt asks nothing. By a clock that is behind, package lists may be up to a
+# year in the future: their signatures count.
 apt() {
     apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -o APT::Update::Error-Mode=any \
         -o Acquire::Max-FutureTime=31536000 -o DPkg::Options::=--force-confdef -o DPkg::Options::=--force-confold "$@"
 }
 
-# apt-get waits for dpkg's lock by itself, but not for the lock of its package lists, nor for the clock to be set, before
-# which no certificate counts. A source that fails is of no matter yet: see install_packages.
+# apt-get waits for dpkg's lock by itself, but not for the lock of its package lists, nor for the clock to be set: until
+# then certificates are invalid. A source may fail here: see install_packages.
 update_lists() {
     tries=0
     until apt update >"$state/apt-update" 2>&1; do
@@ -129,12 +129,12 @@ update_lists() {
     cat "$state/apt-update"
 }
 
-# What counts is that the packages are there. Where they are not, the sources that failed are named.
+# Succeeds if the packages are there; otherwise names the sources that failed.
 install_packages() {
     if grep -q Y /sys/module/apparmor/parameters/enabled 2>/dev/null; then
         set -- "$@" apparmor
     fi
-    # After an upgrade that was cut short, apt refuses all work until this is done.
+    # After an interrupted upgrade, apt refuses to work until this is done.
     if [ -n "$(ls /var/lib/dpkg/updates 2>/dev/null)" ]; then
         dpkg --force-confdef --force-confold --configure -a || true
     fi
@@ -147,7 +147,7 @@ install_packages() {
 
 forget_docker_repository() { rm -f /etc/apt/sources.list.d/docker.list /etc/apt/keyrings/docker.asc; }
 
-# Fails without a trace where Docker has no packages for this system, or they cannot be had or trusted.
+# Fails, and leaves no files, if Docker has no packages for this system, or they cannot be fetched or trusted.
 install_from_docker() {
     # shellcheck source=/dev/null
     . /etc/os-release
@@ -161,7 +161,7 @@ install_from_docker() {
     key=$state/docker.asc
     curl -fsSL --proto '=https' --retry 2 --connect-timeout 10 --max-time 60 -o "$key" \
         "https://download.docker.com/linux/$ID/gpg" || return 1
-    # Exactly one primary key, and that one: apt would trust every key in the file.
+    # Exactly this one primary key: apt trusts every key in the file.
     found=$(gpg --homedir "$state" --batch --show-keys --with-colons "$key" |
         awk -F: '$1 == "pub" { primary = 1 } $1 == "fpr" && primary { printf "%s", $10; primary = 0 }')
     if [ "$found" != "$docker_fingerprint" ]; then
@@ -190,7 +190,7 @@ install_from_distribution() {
     install_packages "$@"
 }
 
-# Containers outlive Docker's own restarts, and nobody restarts it unasked. What the image's maker set stays so.
+# Containers outlive restarts of Docker, and it is not restarted unasked. Settings of the image stay.
 configure_docker() {
     mkdir -p /etc/docker /etc/apt/apt.conf.d
     echo "$no_upgrades_of_docker" >"$apt_settings"
@@ -203,13 +203,13 @@ try:
 except (ValueError, TypeError) as error:
     sys.exit(f"{path} of the image is not a JSON object: {error}")
 ours = {}
-# Docker refuses to start with both.
+# Docker does not start with both.
 if not os.path.exists(settings.get("data-root", "/var/lib/docker") + "/swarm/docker-state.json"):
     ours["live-restore"] = True
 mtu = os.environ["mtu"]
 if mtu:
     ours["mtu"] = int(mtu)
-    # Of networks that users make, too; an older Docker refuses to start with it.
+    # Also for networks that users create; an older Docker does not start with it.
     if int(os.environ["version"] or 0) >= 24:
         ours["default-network-opts"] = {"bridge": {"com.docker.network.driver.mtu": mtu}}
 with open(path + ".new", "w") as file:
@@ -218,7 +218,7 @@ os.replace(path + ".new", path)
 MERGE
 }
 
-# The smallest MTU of the default routes and their interfaces, where it is below Docker's own.
+# The smallest MTU of the default routes and their interfaces, if it is below Docker's own.
 uplink_mtu() {
     routes=$(ip -4 route show default 2>/dev/null; ip -6 route show default 2>/dev/null) || true
     {
@@ -241,7 +241,7 @@ refuse_stand_ins() {
     return 1
 }
 
-# Docker reads the MTU when it starts, all else that is set here also while it runs.
+# Docker reads the MTU only when it starts, the other settings also while it runs.
 start_docker() {
     how=reload
     [ -z "$mtu" ] || how=restart
@@ -272,7 +272,7 @@ stage_docker() {
         configure_docker
     fi
     if ! { start_docker >"$state/docker-start" 2>&1 && wait_for_docker; }; then
-        # systemd only says where to look.
+        # systemd itself only says where to look.
         words=$(journalctl -b -t dockerd -o cat 2>/dev/null | grep -v 'level=[iw]' | tail -n 1)
         words=${words:-$(cat "$state/docker-start")}
         [ -z "$words" ] || echo "Docker does not start: $words" >&2
@@ -294,9 +294,9 @@ add_rule() { # IPTABLES TABLE CHAIN MATCH...
     "$iptables" -w -t "$table" -C "$@" 2>/dev/null || "$iptables" -w -t "$table" -A "$@"
 }
 
-# Drop what comes for ADDRESS from anywhere but the VPS itself: from containers, that is. The raw table comes before
-# routing and before all of Docker's rules, which leave it alone. Name service stays, as some clouds have it there too;
-# by TCP as well, which long answers need (RFC 7766).
+# Drop packets to ADDRESS that do not come from the VPS itself, but from containers. The raw table comes before routing
+# and before all of Docker's rules, which leave it alone. DNS stays open, as some clouds have it there too; by TCP as
+# well, which long answers need (RFC 7766).
 drop_from_containers() { # IPTABLES ADDRESS [MATCH...]
     program=$1
     address=$2
@@ -306,9 +306,9 @@ drop_from_containers() { # IPTABLES ADDRESS [MATCH...]
     done
 }
 
-# Drop connections that containers open to NETWORKs. The filter table is Docker's; here, before it, its work on addresses
-# is already done, so that what came to a published port (DNAT), and all answers, can be told from a new connection. What
-# stays on one bridge is between containers. Name service stays: the VPS's own name servers may be in such a network.
+# Drop connections that containers open to NETWORKs. Before the filter table, which is Docker's, addresses are already
+# translated, so that connections to published ports (DNAT) and answers differ from new connections. Packets on one
+# bridge are between containers. DNS stays open: the VPS's own name servers may be in such a network.
 close_networks() { # IPTABLES "ALLOWED..." NETWORK...
     program=$1
     allowed=$2
@@ -320,7 +320,7 @@ close_networks() { # IPTABLES "ALLOWED..." NETWORK...
         printf -- '-A MNGR-PRIVATE -d %s -j DROP\n' "$@"
         echo COMMIT
     } | "$program-restore" -w --noflush
-    # TCP heeds the uplink's MTU also on networks of which Docker was not told it.
+    # TCP uses the uplink's MTU also on networks for which Docker does not know it.
     add_rule "$program" mangle FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu ||
         echo "the MSS of connections is left as it is"
     add_rule "$program" mangle FORWARD -m conntrack ! --ctstate ESTABLISHED,RELATED,DNAT \
@@ -328,8 +328,8 @@ close_networks() { # IPTABLES "ALLOWED..." NETWORK...
 }
 
 # Drop connections to sshd, the VPS's or the container's, that come faster than ten a second from one SOURCE: before
-# anybody is known, each costs some milliseconds of the processor (CVE-2002-20001). A client tries again after a second.
-# Unlike hashlimit's, the table of this match drops nobody when many sources fill it.
+# authentication, each costs some milliseconds of the processor (CVE-2002-20001). A client retries after a second.
+# Unlike hashlimit, this match drops nothing when many sources fill its table.
 # shellcheck disable=SC2154 # the settings' variable
 limit_logins() { # IPTABLES SOURCE-MASK
     for action in '--rcheck --seconds 1 --hitcount 10 -j DROP' --set; do
@@ -339,14 +339,14 @@ limit_logins() { # IPTABLES SOURCE-MASK
     done
 }
 
-# Whoever reaches the cloud's metadata service can read the user data, and on some clouds gets credentials.
+# The cloud's metadata service shows the user data, and on some clouds credentials, to everyone who reaches it.
 # shellcheck disable=SC2154 # the settings' variables
 stage_firewall() {
     PATH=$PATH:/usr/sbin:/sbin
     # shellcheck source=/dev/null
     . "$settings_file"
     command -v iptables >/dev/null || { update_lists; install_packages iptables; }
-    # All link-local addresses but the VPS's own, at which answers to it arrive.
+    # All link-local addresses except the VPS's own, where answers to it arrive.
     drop_from_containers iptables 169.254.0.0/16 -m addrtype ! --dst-type LOCAL
     # That of most clouds, even if the VPS itself has it; Alibaba's; Azure's; Oracle's older one.
     for address in 169.254.169.254 100.100.100.200 168.63.129.16 192.0.0.192; do
@@ -365,7 +365,7 @@ stage_firewall() {
         close_networks ip6tables "$allowed_ipv6" fc00::/7
         limit_logins ip6tables ffff:ffff:ffff:ffff:: || echo "nor by IPv6"
     fi
-    # At every boot, before Docker, which does not start without.
+    # At every boot, before Docker, which does not start without it.
     unit=/etc/systemd/system/mngr-vps-firewall.service
     if command -v systemctl >/dev/null && [ ! -e "$unit" ]; then
         mkdir -p /etc/systemd/system/docker.service.d
@@ -373,7 +373,7 @@ stage_firewall() {
             'ExecStart=/usr/local/sbin/mngr-vps-setup firewall' >"$unit"
         printf '%s\n' '[Unit]' 'Requires=mngr-vps-firewall.service' 'After=mngr-vps-firewall.service' \
             >/etc/systemd/system/docker.service.d/mngr.conf
-        # Each of these may flush all rules, after ours at boot, or later.
+        # Each of these may flush all rules, at boot after ours, or later.
         for service in nftables netfilter-persistent ufw firewalld; do
             mkdir -p "/etc/systemd/system/$service.service.d"
             printf '%s\n' '[Service]' 'ExecStartPost=-/usr/local/sbin/mngr-vps-setup firewall' \
@@ -385,8 +385,8 @@ stage_firewall() {
     fi
 }
 
-# Of Docker too, where its containers outlive that. Without the setting, whatever else the image does about it stays so.
-# Nothing reboots: a listing says that it is time to.
+# Also of Docker, if containers outlive that. Without the setting, the image's own upgrades stay as they are. Nothing
+# reboots the VPS: a listing says when it should.
 # shellcheck disable=SC2154 # the settings' variable
 stage_upgrades() {
     # shellcheck source=/dev/null
@@ -398,14 +398,14 @@ stage_upgrades() {
         echo 'APT::Periodic { Enable "1"; Update-Package-Lists "1"; Unattended-Upgrade "1"; };'
         echo 'Unattended-Upgrade::Automatic-Reboot "false";'
         if [ "$(docker info --format '{{.LiveRestoreEnabled}}')" = true ]; then
-            # What download.docker.com calls itself; the distribution's own Docker is among its security upgrades.
+            # The origin of download.docker.com; the distribution's own Docker is among its security upgrades.
             echo 'Unattended-Upgrade::Origins-Pattern { "origin=Docker"; };'
         else
             echo "$no_upgrades_of_docker"
         fi
     } >"$state/apt-settings"
     install -m 644 "$state/apt-settings" "$apt_settings"
-    # Elsewhere cron does what these timers do.
+    # Without systemd timers, cron does it.
     command -v systemctl >/dev/null || return 0
     mkdir -p /etc/systemd/system/apt-daily-upgrade.service.d
     printf '%s\n' '[Service]' 'ExecStartPost=/usr/local/sbin/mngr-vps-setup upgraded_docker' \
@@ -414,7 +414,7 @@ stage_upgrades() {
     systemctl enable --now apt-daily.timer apt-daily-upgrade.timer
 }
 
-# Debian's package leaves the old dockerd running. Where an upgrade of Docker would end containers, there was none.
+# Debian's package leaves the old dockerd running. If an upgrade would end containers, Docker was not upgraded.
 stage_upgraded_docker() {
     case $(readlink "/proc/$(systemctl show --property=MainPID --value docker)/exe") in
         *' (deleted)') systemctl restart docker ;;
@@ -438,12 +438,12 @@ if grep -qx ready "$state/status" 2>/dev/null && docker_answers; then
     [ -e "$per_boot" ] || exit 0
     stages=
 fi
-# cloud-init would not run this again after a power cut half-way.
+# After a power cut half-way, cloud-init does not run this again.
 if [ -d "$(dirname "$per_boot")" ]; then
     ln -sf /usr/local/sbin/mngr-vps-setup "$per_boot"
 fi
 for stage in $stages; do
-    # In a process of its own, where set -e holds all the way down.
+    # In a process of its own, where set -e counts in all functions.
     if sh -eu "$0" "$stage" >"$log" 2>&1; then
         cat "$log"
     else
@@ -454,6 +454,6 @@ for stage in $stages; do
     fi
 done
 report ready
-# Nobody waits for this. What fails of it is tried again at the next boot.
+# Create does not wait for this. If it fails, the next boot tries again.
 sh -eu "$0" upgrades
 rm -f "$per_boot"

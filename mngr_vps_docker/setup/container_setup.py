@@ -117,15 +117,7 @@ def setup_script(setup: ContainerSetup) -> Secret:
         "make_usual_folders",
         'missing=""',
         *checks,
-        """\
-if [ -n "$missing" ]; then
-  command -v apt-get >/dev/null 2>&1 || {
-    echo "The image lacks$missing and has no apt-get: use a Debian or Ubuntu image, or add them to it." >&2
-    exit 1
-  }
-  echo "Installing what the image lacks:$missing"
-  install_packages $missing
-fi""",
+        'if [ -n "$missing" ]; then install_missing $missing; fi',
         "replace_ping || :",
         "link_host_dir",
         *_configure_sshd(setup),

@@ -31,6 +31,15 @@ make_usual_folders() {
   [ -d /tmp ] || mkdir -p -m 1777 "$(readlink -m /tmp)"
 }
 
+install_missing() { # PACKAGE...
+  command -v apt-get >/dev/null 2>&1 || {
+    echo "The image lacks $* and has no apt-get: use a Debian or Ubuntu image, or add them to it." >&2
+    exit 1
+  }
+  echo "Installing what the image lacks: $*"
+  install_packages "$@"
+}
+
 # Install packages by apt. In images, package sources are often broken, and installations incomplete. A source counts
 # only if a package cannot be had without it. Configuration files of the image stay as they are, and nothing asks.
 install_packages() ( # PACKAGE...

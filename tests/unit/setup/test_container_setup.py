@@ -66,4 +66,4 @@ def test_the_watcher_has_a_clock_that_nobody_sets() -> None:
 
 def test_root_s_account_is_opened_before_anything_is_installed() -> None:
     script = setup_script(example()).revealed
-    assert script.index("\nopen_roots_account || :") < script.index("install_packages $missing")
+    assert script.index("\nopen_roots_account || :") < script.index("install_missing $missing")

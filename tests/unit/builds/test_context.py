@@ -209,7 +209,7 @@ def test_a_dockerfile_in_an_ignored_folder_arrives_with_its_own_ignore_file(
     assert (context / ".dockerignore").read_text() == "docker\n*.txt\n"
 
 
-def test_a_dockerfile_outside_the_context_arrives_beside_it(project: Path, unpack: Callable[..., Path]) -> None:
+def test_a_dockerfile_outside_the_context_arrives_next_to_it(project: Path, unpack: Callable[..., Path]) -> None:
     write(project.parent, {"out/Dockerfile": "FROM outside\n", "out/Dockerfile.dockerignore": "sub\n"})
     unpacked = unpack(build_of(project, "../out/Dockerfile"))
     assert names_below(unpacked / "dockerfile") == {"Dockerfile", "Dockerfile.dockerignore"}
@@ -502,7 +502,7 @@ def test_a_device_is_found_before_anything_is_sent(project: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("name", [".dockerignore", "Dockerfile.dockerignore"])
-def test_an_ignore_file_that_is_no_file_is_found_before_anything_is_sent(project: Path, name: str) -> None:
+def test_an_ignore_file_that_is_not_a_file_is_found_before_anything_is_sent(project: Path, name: str) -> None:
     (project / name).symlink_to("nowhere")
     with pytest.raises(BuildContextError, match=f"{name} is not a file"):
         check_build_context(build_of(project))

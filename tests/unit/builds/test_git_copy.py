@@ -93,7 +93,7 @@ def arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Arrive:
         with archive(build) as chunks:
             subprocess.run(("tar", "-x", "-C", str(target)), input=b"".join(chunks), check=True, timeout=60)
         assert list(scratch.iterdir()) == []
-        # Whoever reaches back to the original fails.
+        # A copy that still needs the original fails.
         directory.rename(directory.with_name("gone"))
         if (tmp_path / "checkout").exists():
             (tmp_path / "checkout").rename(tmp_path / "checkout-gone")

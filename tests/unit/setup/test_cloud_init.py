@@ -212,7 +212,7 @@ def test_docker_comes_from_its_own_repository_under_its_own_key(machine: StandIn
             f"printf 'pub:-:\\nfpr:::::::::{FINGERPRINT}:\\npub:-:\\nfpr:::::::::0123:\\n'",
         ),
     ],
-    ids=["no network", "another key", "another key besides"],
+    ids=["no network", "another key", "a second key"],
 )
 def test_without_docker_s_own_key_it_comes_from_the_distribution(machine: StandInMachine, curl: str, gpg: str) -> None:
     machine.put("curl", curl)
@@ -276,7 +276,7 @@ def test_dpkg_is_helped_up_and_asks_nothing(machine: StandInMachine) -> None:
     assert all(option in machine.calls("dpkg")[0] for option in keep)
 
 
-def test_a_clock_that_is_behind_is_waited_for_only_where_https_needs_it(
+def test_lists_are_accepted_by_a_clock_that_is_behind_and_https_waits_for_it(
     machine: StandInMachine,
 ) -> None:
     machine.put("sleep", "")

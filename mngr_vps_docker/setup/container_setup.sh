@@ -67,7 +67,7 @@ install_packages() ( # PACKAGE...
     for file in sources.list sources.list.d/debian.sources sources.list.d/ubuntu.sources \
       sources.list.d/*.list sources.list.d/*.sources; do
       name=${file##*/}
-      [ -f "$file" ] && [ ! -e "$readable/$name" ] || continue
+      if [ ! -f "$file" ] || [ -e "$readable/$name" ]; then continue; fi
       if [ "${name%.list}" = "$name" ]; then
         cp "$file" "$readable/$name"
         check_source "$name" "$file"

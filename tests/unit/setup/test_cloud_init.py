@@ -276,9 +276,7 @@ def test_dpkg_is_helped_up_and_asks_nothing(machine: StandInMachine) -> None:
     assert all(option in machine.calls("dpkg")[0] for option in keep)
 
 
-def test_lists_are_accepted_by_a_clock_that_is_behind_and_https_waits_for_it(
-    machine: StandInMachine,
-) -> None:
+def test_lists_are_accepted_by_a_clock_that_is_behind_and_https_waits_for_it(machine: StandInMachine) -> None:
     machine.put("sleep", "")
     early = "E: The certificate chain uses not yet valid certificate"
     machine.put("apt-get", f'[ $(grep -c update "$root/calls") -gt 3 ] || {{ echo "{early}" >&2; exit 100; }}')

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ from imbue.mngr.primitives import HostName
 from imbue.mngr_vps_docker.errors import BuildArgumentError, VpsApiError, VpsProvisioningError
 from imbue.mngr_vps_docker.testing.faulty_client import Fault, FaultyClient
 from support.mngr_cli import MngrCli
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 ADDRESS = "a1@h1.local-vps"
 OPTIONS = ("--new-host", "--type", "command", "--no-connect")
@@ -73,15 +75,6 @@ REFUSED: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         ("default_idle_timeout", "valid integer"),
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def nothing_made(mngr: MngrCli) -> Iterator[None]:
-    """Not one VPS, key, pinned host key or note of a host."""
-    yield
-    leftovers = mngr.leftovers()
-    mngr.tear_down()
-    assert leftovers == []
 
 
 def error_of(done: subprocess.CompletedProcess[str]) -> str:

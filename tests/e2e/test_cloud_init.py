@@ -2,7 +2,6 @@
 
 import json
 import re
-import secrets
 import shlex
 import subprocess
 import time
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from imbue.mngr_local_vps.clean import clean
 from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_local_vps.images import require_image
@@ -27,24 +25,11 @@ SETUP = "/usr/local/sbin/mngr-vps-setup"
 
 
 @pytest.fixture(scope="module")
-def client(vps_image: None) -> Iterator[LocalVpsClient]:
-    account = f"test-{secrets.token_hex(4)}"
-    try:
-        yield LocalVpsClient(account=account)
-    finally:
-        list(clean(account))
-
-
-@pytest.fixture(scope="module")
-def vps(client: LocalVpsClient, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vps]:
-    machine = Vps(client, tmp_path_factory.mktemp("vps"), os_id, security_upgrades=True)
-    yield machine
-    machine.connection.close()
+def vps_settings() -> dict[str, object]:
+    return {"security_upgrades": True}
 
 
 def test_a_vps_with_docker_gets_ready_and_is_locked_down(vps: Vps) -> None:
-    waited = vps.wait()
-    assert (waited.exit_code, waited.text) == (0, "ready\n"), waited.error_text
     assert vps.run("cloud-init schema --config-file /var/lib/cloud/instance/user-data.txt").is_success
     assert {
         "maxsessions 100",

@@ -2,7 +2,7 @@
 
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -83,21 +83,21 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A host whose image would run nothing of ours, made by the command line."""
-    mngr = MngrCli(tmp_path_factory.mktemp("mngr"), os_id)
-    try:
-        start_args = (f"--env={name}={value}" for name, value in OF_START_ARGS.items())
-        mngr.set_up(f"default_start_args = {[*start_args]!r}".replace("'", '"'))
-        variables = "".join(f"ENV {name}={value}\n" for name, (value, _) in OF_IMAGE.items())
-        dockerfile = f"FROM {agent_image_of_os(os_id)}\n{DOCKERFILE}{variables}USER nobody\n"
-        (mngr.project / "Dockerfile").write_text(dockerfile)
-        mngr.commit("Set an environment")
-        create = ("create", "a1@h1.local-vps", "--new-host", "--type", "command", "--no-connect", "-b", ".")
-        mngr(*create, "--host-env", "HOST_ENV_WINS=host", "--", f"{SHOW} >/tmp/of-agent; /bin/sleep 100000")
-        yield Lab(mngr)
-    finally:
-        mngr.tear_down()
+def provider_settings() -> str:
+    start_args = (f"--env={name}={value}" for name, value in OF_START_ARGS.items())
+    return f"default_start_args = {[*start_args]!r}".replace("'", '"')
+
+
+@pytest.fixture(scope="module")
+def lab(mngr: MngrCli) -> Lab:
+    """A host created by the command line, in whose image nothing of ours would run without care."""
+    variables = "".join(f"ENV {name}={value}\n" for name, (value, _) in OF_IMAGE.items())
+    dockerfile = f"FROM {agent_image_of_os(mngr.os_id)}\n{DOCKERFILE}{variables}USER nobody\n"
+    (mngr.project / "Dockerfile").write_text(dockerfile)
+    mngr.commit("Set an environment")
+    create = ("create", "a1@h1.local-vps", "--new-host", "--type", "command", "--no-connect", "-b", ".")
+    mngr(*create, "--host-env", "HOST_ENV_WINS=host", "--", f"{SHOW} >/tmp/of-agent; /bin/sleep 100000")
+    return Lab(mngr)
 
 
 def values(shown: str) -> dict[str, str]:

@@ -44,7 +44,7 @@ def nothing_left(mngr: MngrCli) -> Iterator[None]:
     assert leftovers == []
 
 
-def provider_of(mngr: MngrCli, client: VpsClientInterface, **settings: object) -> LocalProvider:
+def provider_of(mngr: MngrCli, client: VpsClientInterface, **settings: Any) -> LocalProvider:
     return mngr.provider(client, timings=BRIEF, **settings)
 
 

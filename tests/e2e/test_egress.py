@@ -1,12 +1,9 @@
 """Which private networks containers and builds reach: a neighbour of the VPS has an address in several of them."""
 
-import secrets
 from collections.abc import Iterator
 
 import pytest
 
-from imbue.mngr_local_vps.clean import clean
-from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_local_vps.engine import run_docker
 from imbue.mngr_local_vps.images import require_image
 from support.booted_vps import Vps
@@ -20,16 +17,8 @@ SETUP = "/usr/local/sbin/mngr-vps-setup"
 
 
 @pytest.fixture(scope="module")
-def vps(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vps]:
-    account = f"test-{secrets.token_hex(4)}"
-    folder, allowed = tmp_path_factory.mktemp("vps"), ["10.99.0.0/16", "fd00:99::/32"]
-    try:
-        machine = Vps(LocalVpsClient(account=account), folder, os_id, allowed_private_networks=allowed)
-        assert machine.wait().is_success
-        yield machine
-        machine.connection.close()
-    finally:
-        list(clean(account))
+def vps_settings() -> dict[str, object]:
+    return {"allowed_private_networks": ["10.99.0.0/16", "fd00:99::/32"]}
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,29 +14,16 @@ from support.mngr_cli import MngrCli
 from support.provider import freeze
 from support.remote import wait_for
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 CREATE = ("create", "a1@h1.local-vps", "--new-host", "--type", "command", "--no-connect")
 AGENT = ("--", "sleep", "100000")
 CREATE_SECONDS = 300.0
 
 
 @pytest.fixture(scope="module")
-def mngr(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MngrCli]:
-    """mngr that does not wait long for machines that do not answer."""
-    cli = MngrCli(tmp_path_factory.mktemp("mngr"), os_id)
-    try:
-        cli.set_up("ssh_connect_timeout = 10.0")
-        yield cli
-    finally:
-        cli.tear_down()
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(mngr: MngrCli) -> Iterator[None]:
-    """Each test leaves the account as empty as it found it."""
-    yield
-    leftovers = mngr.leftovers()
-    mngr.tear_down()
-    assert leftovers == []
+def provider_settings() -> str:
+    return "ssh_connect_timeout = 10.0"
 
 
 def is_handed_over(mngr: MngrCli) -> bool:

@@ -2,26 +2,18 @@
 
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.mngr_cli import MngrCli
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 CREATE = ("create", "a1@h1.local-vps", "--new-host", "--type", "command", "--no-connect")
 AGENT = ("--", "sleep", "100000")
 # In the quotes of every shell but sh, one of these is something else.
 WORDS = "\\\\ !x ' \" `id` *"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(mngr: MngrCli) -> Iterator[None]:
-    """Each test leaves the account as empty as it found it."""
-    yield
-    leftovers = mngr.leftovers()
-    mngr.tear_down()
-    assert leftovers == []
 
 
 def context(folder: Path, *lines: str) -> str:

@@ -4,7 +4,6 @@ import json
 import secrets
 import subprocess
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,15 +68,6 @@ class Machine:
             assert time.monotonic() < deadline, result.stderr
             time.sleep(0.2)
         assert result.returncode == 0, result.stdout
-
-
-@pytest.fixture(scope="module")
-def client(vps_image: None) -> Iterator[LocalVpsClient]:
-    account = f"test-{secrets.token_hex(4)}"
-    try:
-        yield LocalVpsClient(account=account)
-    finally:
-        list(clean(account))
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,10 @@
 
 import secrets
 import shlex
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
 
-from imbue.mngr_local_vps.clean import clean
-from imbue.mngr_local_vps.client import LocalVpsClient
 from imbue.mngr_vps_docker.builds.context import uploaded_build_context
 from imbue.mngr_vps_docker.builds.options import ParsedBuildArgs
 from imbue.mngr_vps_docker.docker.containers import explaining_end
@@ -50,18 +47,6 @@ perl -e '
   sleep 4;
 ' >/dev/null 2>&1 &
 """
-
-
-@pytest.fixture(scope="module")
-def vps(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vps]:
-    account = f"test-{secrets.token_hex(4)}"
-    try:
-        machine = Vps(LocalVpsClient(account=account), tmp_path_factory.mktemp("vps"), os_id)
-        assert machine.wait().is_success
-        yield machine
-        machine.connection.close()
-    finally:
-        list(clean(account))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +17,9 @@ LIST = ("list",)
 
 
 @pytest.fixture(scope="module")
-def mngr(vps_image: None, os_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MngrCli]:
-    """mngr whose gc removes at once what has no agent."""
-    cli = MngrCli(tmp_path_factory.mktemp("mngr"), os_id)
-    try:
-        cli.set_up("min_online_host_age_seconds = 0.0")
-        yield cli
-    finally:
-        cli.tear_down()
+def provider_settings() -> str:
+    """mngr's gc removes at once a host that has no agent."""
+    return "min_online_host_age_seconds = 0.0"
 
 
 def at_once(mngr: MngrCli, *commands: tuple[str, ...]) -> list[str]:

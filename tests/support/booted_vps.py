@@ -4,6 +4,7 @@ import json
 import secrets
 import shlex
 from pathlib import Path
+from typing import Any
 
 from imbue.mngr_local_vps.client import DEFAULT_PLAN, DEFAULT_REGION, LocalVpsClient
 from imbue.mngr_local_vps.config import LocalVpsProviderConfig
@@ -26,9 +27,7 @@ class Vps:
     ``habits`` is shell text that it runs at each boot before all else, as an image that has habits of its own.
     """
 
-    def __init__(
-        self, client: LocalVpsClient, folder: Path, os_id: str, *, habits: str = "", **settings: object
-    ) -> None:
+    def __init__(self, client: LocalVpsClient, folder: Path, os_id: str, *, habits: str = "", **settings: Any) -> None:
         self.agent_image = agent_image_of_os(os_id)
         host_key = load_or_create_key_pair(folder / "host")
         login = load_or_create_key_pair(folder / "login")

@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("worker", help="the name of this process")
     parser.add_argument("count", type=int, help="how many changes to make")
     options = parser.parse_args()
-    provider = local_provider(options.folder, options.account, LocalVpsClient(account=options.account))
+    provider: LocalProvider = local_provider(options.folder, options.account, LocalVpsClient(account=options.account))
     with provider.mngr_ctx.concurrency_group:
         changes = Changes(provider, options.host, options.worker)
         sys.stdout.write("ready\n")

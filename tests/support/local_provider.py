@@ -1,6 +1,7 @@
 """The local_vps provider used through its own methods, as mngr uses it, with any client in place of its own."""
 
 from pathlib import Path
+from typing import Any
 
 import pluggy
 
@@ -43,7 +44,7 @@ def local_provider[Provider: LocalProvider](
     *,
     provider_class: type[Provider] = LocalProvider,  # type: ignore[assignment]
     timings: Timings | None = None,
-    **settings: object,
+    **settings: Any,
 ) -> Provider:
     """The provider as a new process has it, on the state that is in ``profile``."""
     profile.mkdir(parents=True, exist_ok=True)

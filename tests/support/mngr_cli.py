@@ -60,7 +60,7 @@ class MngrCli:
         """This account of the local cloud."""
         return LocalVpsClient(account=self.account)
 
-    def provider(self, client: VpsClientInterface | None = None, **settings: object) -> LocalProvider:
+    def provider(self, client: VpsClientInterface | None = None, **settings: Any) -> LocalProvider:
         """The provider as a new process of this mngr has it."""
         settings = settings_of_os(self.os_id) | settings
         return local_provider(self.profile, self.account, client or self.cloud, **settings)

@@ -6,6 +6,7 @@ import subprocess
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from imbue.mngr.api.data_types import GcResourceTypes
 from imbue.mngr.api.gc import gc
@@ -41,7 +42,7 @@ class ProviderLab:
         machine: str = "here",
         provider_class: type[LocalProvider] = LocalProvider,
         timings: Timings | None = None,
-        **settings: object,
+        **settings: Any,
     ) -> LocalProvider:
         """The provider as a new process on ``machine`` has it, with nothing in memory."""
         folder, cloud = self.folder / machine, client or self.cloud

@@ -69,7 +69,7 @@ class World:
         self,
         client: VpsClientInterface | None = None,
         provider_class: type[MemoryProvider] = MemoryProvider,
-        **settings: object,
+        **settings: Any,
     ) -> MemoryProvider:
         process = local_provider(
             self.folder / "here", "test", client or self.cloud, provider_class=provider_class, **settings

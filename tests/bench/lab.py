@@ -11,11 +11,10 @@ from pathlib import Path
 from bench import distant_vps
 from bench.distance import address_from, remove_proxies
 from bench.report import Series
-from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_local_vps.engine import lines_of, run_docker
 from imbue.mngr_local_vps.operating_systems import DEFAULT_OS
 from imbue.mngr_vps_docker.ssh.command_log import LoggedCommand, read_log
-from support.local_provider import local_provider
+from support.local_provider import LocalProvider, local_provider
 from support.mngr_cli import MngrCli
 
 _NEVER_IDLE_SECONDS = 86_400
@@ -96,12 +95,12 @@ class Lab:
             ],
         )
 
-    def provider(self, machine: str = "api") -> LocalVpsProvider:
+    def provider(self, machine: str = "api") -> LocalProvider:
         """The provider as a new process has it, without mngr's command line around it."""
         client = distant_vps.DistantVpsClient(
             account=self.account, inventory=self.inventory, round_trip_ms=self.round_trip_ms
         )
-        provider = local_provider(
+        provider: LocalProvider = local_provider(
             self.folder / machine, self.account, client, default_idle_timeout=_NEVER_IDLE_SECONDS
         )
         self._groups.enter_context(provider.mngr_ctx.concurrency_group)

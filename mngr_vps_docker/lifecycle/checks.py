@@ -1,4 +1,4 @@
-"""What is asked for is checked here, before the cloud is asked for anything: what can be known now costs nothing."""
+"""Checks of a create request before any call that costs money."""
 
 import json
 import re
@@ -26,7 +26,7 @@ _DOCKER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{1,254}", re.ASCII)
 
 
 def check_tags(tags: Mapping[str, str]) -> None:
-    """Refuse tags that cannot be kept; raises BuildArgumentError."""
+    """Raise BuildArgumentError for tags that no record can hold."""
     check_texts("Tag", (f"{name}={value}" for name, value in tags.items()))
     if len(json.dumps(dict(tags))) > MAX_TEXT_BYTES:
         raise BuildArgumentError(f"The tags are too long: as JSON they can have {MAX_TEXT_BYTES} bytes together")
@@ -35,9 +35,9 @@ def check_tags(tags: Mapping[str, str]) -> None:
 def check_request(
     context: ProviderContext, *, name: HostName, image: str, tags: Mapping[str, str], key_lines: Sequence[str]
 ) -> None:
-    """Refuse a host that no VPS could carry; ``key_lines`` are for its authorized_keys and known_hosts.
+    """Check what a host is to be called and made of; ``key_lines`` are for its authorized_keys and known_hosts.
 
-    Raises BuildArgumentError for what is asked, and VpsProvisioningError for a cloud that takes too little user data.
+    Raises BuildArgumentError for the request, and VpsProvisioningError for a cloud that accepts too little user data.
     """
     check_host_name(name)
     for docker_name in (context.container_name(name), context.state_volume_name):
@@ -83,7 +83,7 @@ def checked_run_args(context: ProviderContext, args: Sequence[str]) -> tuple[str
 
 
 def check_build(context: ProviderContext, build: ParsedBuildArgs) -> ParsedBuildArgs:
-    """Refuse what this machine has not got, or what of the build context cannot be sent; return what is now known."""
+    """Check the tools of this machine and the build context, and return the arguments with what is now known of it."""
     _warn_of_secrets(build.docker_build_args, "stays in the image (`docker history`), and in every snapshot")
     check_tools(context, build)
     return check_build_context(build)
@@ -97,7 +97,7 @@ def _warn_of_secrets(args: Sequence[str], where: str) -> None:
 
 
 def _check_user_data(context: ProviderContext) -> None:
-    """Make user data as create will, which is as long for any key, and compare it with what the client takes."""
+    """Compare the size of the user data, which is the same for any key, with the limit of the cloud."""
     size_bytes = len(generate_cloud_init_user_data(*new_key_pair(), context.config).encode())
     if size_bytes > context.client.max_user_data_bytes:
         raise VpsProvisioningError(

@@ -34,9 +34,9 @@ from imbue.mngr_vps_docker.text import logger
 
 STATE_VOLUME_PATH = PurePosixPath("/mngr-state")
 CONTAINER_SSHD_PORT = 22
-# Whatever the image names: what sets a container up has to be root, which may not be able to enter another folder.
+# Whatever user and folder the image names: the set-up needs root, which may not be able to enter another folder.
 _AS_ROOT = ("--user=0:0", "--workdir=/")
-# What keeps an agent from taking the VPS down with it; start args come later, and win. `local` is a log driver whose
+# They keep an agent from taking the VPS down; start arguments come later, and win. `local` is a log driver whose
 # logs are bounded (100 MB); a fork bomb ends at the limit; when memory is short, the container's processes go first.
 # Raw sockets lead to much code of the kernel, and device files to its drivers. AUDIT_WRITE stays: without it sshd ends
 # each login with a terminal.
@@ -50,9 +50,9 @@ PROTECTIVE_ARGS = (
 )
 
 
-# What ends our own process 1 in order, whatever signal the image or a start arg would have a program of theirs get.
+# Our process 1 stops on it, whatever signal the image or a start argument names for another program.
 _STOP_SIGNAL_ARG = "--stop-signal=SIGTERM"
-# The state container runs the agent's own image for nothing but to sleep.
+# The state container runs the agent's own image and only sleeps.
 _KEEPER_ARGS = (
     _STOP_SIGNAL_ARG,
     "--no-healthcheck",
@@ -100,7 +100,7 @@ def host_container(
     start_args: Sequence[str],
     tags: Mapping[str, str],
 ) -> ContainerSpec:
-    """A host's container, whose sshd is to be reached at the VPS's public address, or through the VPS only.
+    """A host's container; its sshd is reached at the VPS's public address, or through the VPS only.
 
     It has no restart policy: an idle stop must last, and after a reboot of the VPS the host is shown as stopped.
     """
@@ -137,7 +137,7 @@ def setup_command(
     known_hosts: Sequence[str] = (),
     certified_data: CertifiedHostData | None = None,
 ) -> RemoteCommand[None]:
-    """Set up a running container for mngr, and log what that did and warns of; what is already so stays so.
+    """Set up a running container for mngr, and log what that did and warned of. Idempotent.
 
     ``certified_data`` becomes the host's data.json, if given.
     """
@@ -171,11 +171,11 @@ def setup_command(
 
 
 def locked[T](host_id: HostId, command: RemoteCommand[T]) -> RemoteCommand[T]:
-    """``command``, which waits while another one of this function, of any process or machine, runs for the same host.
+    """``command`` under a lock on the VPS, which all processes and machines share for one host.
 
-    What starts or enters a container would otherwise find it paused, for the time that a snapshot takes.
+    A command that starts or enters a container would otherwise find it paused while a snapshot is taken.
     """
-    # A lock inside, the container's agent could hold for ever.
+    # On the VPS, not in the container, whose agent could hold it for ever.
     lock = _LOCK_FOLDER / f"mngr-{host_id}.lock"
     waiting = command.with_script(f"(flock -w {_LOCK_SECONDS} 9; {command.script}) 9>{lock}")
     return replace(waiting, timeout_seconds=command.timeout_seconds + _LOCK_SECONDS)
@@ -185,7 +185,7 @@ def enter_container(host: HostAccess, *, is_new: bool = False) -> None:
     """Pin the host key of a container that was set up, and prove by a command that mngr can work on it.
 
     Raises VpsProvisioningError for a new one in which mngr's rsync and git would fail. Of one that was in use, whose
-    agent may have changed its start-up files, that is only logged: it can be mended from inside.
+    agent may have changed its start-up files, that is only logged: it can be repaired from inside.
     """
     host.pin_container(host.context.keys.container_host_key(host.host_id).public_key)
     try:

@@ -61,18 +61,18 @@ HOW_TO_REMOVE = "mngr gc --all-providers"
 
 
 def create_host(context: ProviderContext, request: CreateRequest) -> ObservedHost:
-    """Make the host and return it as it is then; on any failure, Ctrl-C included, leave nothing behind.
+    """Create the host and return it; on any failure, Ctrl-C included, leave nothing behind.
 
     With ``MNGR_KEEP_FAILED_HOSTS=1`` a failed host is kept, and the user is told how to get in and how to remove it.
     """
     check_name_is_free(request.name, request.others)
-    # mngr pushes the agent's work by its own ssh, once all is paid for.
+    # mngr pushes the agent's work with the user's own ssh, after the VPS is paid for.
     address = LOOPBACK_ADDRESS if context.config.container_ssh_via_vps else _UNKNOWN_ADDRESS
     refuse_forwarding("root", address, context.config.container_ssh_port, context.runner, label="a new host")
     with ending_in_order(), context.local_store.ownership(request.host_id):
         creation = Creation(context, request, _new_entry(context, request))
         try:
-            run_steps(CREATE_STEPS, creation, on_failure=lambda title, error: _is_taken_back(creation, title, error))
+            run_steps(CREATE_STEPS, creation, on_failure=lambda title, error: _should_undo(creation, title, error))
         # A provider package's client may raise anything, and the user gets one clear line of it.
         except Exception as error:
             if not isinstance(error, MngrError):
@@ -85,7 +85,7 @@ def create_host(context: ProviderContext, request: CreateRequest) -> ObservedHos
 
 
 def _explained(creation: Creation, error: Exception) -> MngrError:
-    """The error for the user: what was wrong with the request as it is, all else with its stage and what is left."""
+    """The error for the user: one about the request unchanged, any other with its step and with what is left."""
     if isinstance(error, MngrError) and not creation.leftovers and not _is_of_a_stage(error):
         return error
     parts = (f"{creation.failed_step} failed: {describe_error(error)}", *_suspects(creation), *creation.leftovers)
@@ -93,7 +93,7 @@ def _explained(creation: Creation, error: Exception) -> MngrError:
 
 
 def _suspects(creation: Creation) -> tuple[str, ...]:
-    """A reminder of the start arguments, by their names: what they break, its error does not always tell."""
+    """The names of the start arguments, which may have caused an error that does not mention them."""
     names = dict.fromkeys(word.partition("=")[0] for word in creation.request.start_args)
     is_suspect = names and creation.failed_step in (_STARTING_CONTAINER, _ENTERING_CONTAINER)
     return (f"Start arguments of this host may be the reason: {', '.join(names)}",) if is_suspect else ()
@@ -115,7 +115,7 @@ def _new_entry(context: ProviderContext, request: CreateRequest) -> LocalHostRec
     )
 
 
-def _is_taken_back(creation: Creation, title: str, error: BaseException) -> bool:
+def _should_undo(creation: Creation, title: str, error: BaseException) -> bool:
     reason = f"{title}: {describe_error(error)}"
     creation.failed_step = title
     creation.stop_image_work()
@@ -124,7 +124,7 @@ def _is_taken_back(creation: Creation, title: str, error: BaseException) -> bool
         return True
     creation.save(replace(creation.entry, phase=HostPhase.FAILED, failure_reason=reason))
     logger.warning(
-        "Creating {} failed and {}=1 keeps it, so its VPS goes on costing money. Remove it: {}",
+        "Creating {} failed and {}=1 keeps it, so its VPS is still billed. Remove it: {}",
         creation.request.name,
         KEEP_FAILED_HOSTS_VARIABLE,
         HOW_TO_REMOVE,
@@ -135,7 +135,7 @@ def _is_taken_back(creation: Creation, title: str, error: BaseException) -> bool
 
 
 def _claim_name(creation: Creation) -> None:
-    """Write the host down before the cloud hears of it, unless another process has taken its name meanwhile."""
+    """Write the host to disk before the cloud is asked, unless another process has taken its name since."""
     request = creation.request
     with claiming_name(creation.context, request.name, request.host_id, request.others):
         creation.context.local_store.write(creation.entry)
@@ -206,7 +206,7 @@ def _wait_for_docker(creation: Creation) -> None:
     creation.docker_ready.set_result(None)
 
 
-def _give_own_host_key(creation: Creation) -> None:
+def _replace_host_key(creation: Creation) -> None:
     context, host_id = creation.context, creation.host_id
     vps, injected = creation.host.vps, context.keys.vps_host_key(host_id).public_key
     creation.vps_public_key = generate_host_key(vps)
@@ -216,7 +216,7 @@ def _give_own_host_key(creation: Creation) -> None:
 
 
 def _prepare_image(creation: Creation, docker: DockerOverSsh) -> str:
-    """Over the connection that is given up if the creation ends before its time, and over no other."""
+    """Over the connection that is abandoned if the creation fails, and no other."""
     request = creation.request
     return prepare_image(
         creation.context,
@@ -235,7 +235,7 @@ def _wait_for_image(creation: Creation) -> None:
 
 
 def _start_container(creation: Creation) -> None:
-    """Both containers are started and the host's is set up by one remote command."""
+    """Start both containers and set up the host's, in one round trip."""
     context, request = creation.context, creation.request
     container = context.container_name(request.name)
     pipeline = Pipeline(creation.host.vps, f"start container {container}")
@@ -271,14 +271,16 @@ def _enter_container(creation: Creation) -> None:
     enter_container(creation.host, is_new=True)
 
 
-def _take_key_back(creation: Creation) -> None:
-    """The VPS has the public key; that the cloud has it no more says to other machines that the host is finished."""
+def _delete_key_from_cloud(creation: Creation) -> None:
+    """The VPS has the public key. Without it at the cloud, other machines take the host for finished."""
     for pause_seconds in (*creation.context.timings.key_retry_pauses_seconds, None):
         try:
             delete_uploaded_key(creation.context, creation.entry)
         except VpsDockerError as error:
             if pause_seconds is None:
-                logger.warning("The host is finished all the same, and the next command tries again: {}", error)
+                logger.warning(
+                    "The host is finished; the next command deletes its public key from the cloud: {}", error
+                )
                 return
             time.sleep(pause_seconds)
         else:
@@ -342,12 +344,12 @@ def _undo(remove: Callable[[ProviderContext, LocalHostRecord], None]) -> Callabl
 def _delete_instance(creation: Creation) -> None:
     if creation.entry.is_vps_ordered:
         _undo(delete_instance_of)(creation)
-        # Should something else be left, the host is not to count as destroyed because its VPS is.
+        # If another undo fails, the host must not count as destroyed because its VPS is.
         creation.save(replace(creation.entry, vps_instance_id=None, is_vps_ordered=False))
 
 
 def _delete_key(creation: Creation) -> None:
-    # As long as there may be a VPS, it says to other machines that the host was never finished.
+    # While a VPS may exist, the key tells other machines that the host was never finished.
     if not creation.entry.is_vps_ordered:
         _undo(delete_key_of)(creation)
 
@@ -360,7 +362,7 @@ def _forget_unless_something_is_left(creation: Creation) -> None:
     creation.save(replace(creation.entry, phase=HostPhase.FAILED, failure_reason=". ".join(creation.leftovers)))
 
 
-# In this order whatever is billed is undone first, and what remembers it is forgotten last.
+# Undone in reverse: the VPS, which is billed, first, and the local record, which names it, last.
 CREATE_STEPS: tuple[Step[Creation], ...] = (
     Step("Claiming the name", _claim_name, _forget_unless_something_is_left),
     Step("Giving the cloud the public key", _upload_key, _delete_key),
@@ -368,10 +370,10 @@ CREATE_STEPS: tuple[Step[Creation], ...] = (
     Step("Waiting for the VPS to become active", _wait_until_active),
     Step("Waiting for its ssh", _wait_for_vps_ssh),
     Step("Waiting for cloud-init and Docker", _wait_for_docker),
-    Step("Replacing the host key that the cloud knows", _give_own_host_key),
+    Step("Replacing the host key that the cloud knows", _replace_host_key),
     Step(_PREPARING_IMAGE, _wait_for_image),
     Step(_STARTING_CONTAINER, _start_container),
     Step(_ENTERING_CONTAINER, _enter_container),
-    Step("Taking the public key back from the cloud", _take_key_back),
+    Step("Taking the public key back from the cloud", _delete_key_from_cloud),
     Step("Writing the host record", _write_record),
 )

@@ -1,4 +1,4 @@
-"""A host that is being made: what was asked for, and how far it has come."""
+"""A host that is being created: the request, and how far it has come."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +19,7 @@ from imbue.mngr_vps_docker.state.record import VpsDockerHostRecord
 
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
-    """A host that was asked for, everything about it already checked but that none of ``others`` has its name."""
+    """A checked request for a host; only that none of ``others`` has its name is still to be checked."""
 
     host_id: HostId
     name: HostName
@@ -54,7 +54,7 @@ class Creation:
 
     @property
     def host(self) -> HostAccess:
-        """The ways to the host's machines, as far as it is made."""
+        """The ways to the host's machines, as far as they exist."""
         return HostAccess(self.context, ObservedHost(self.entry))
 
     @property
@@ -63,7 +63,7 @@ class Creation:
         return self.request.host_id
 
     def save(self, entry: LocalHostRecord) -> None:
-        """Put what is now known of the host on disk, before anything else is done."""
+        """Write what is now known of the host to disk, before anything else is done."""
         self.entry = self.context.local_store.write(entry)
 
     def begin_image_work(self, title: str, work: Callable[[], str]) -> None:

@@ -1,4 +1,4 @@
-"""Destroying a host: everything that was made for it, in an order that keeps it findable until nothing is billed."""
+"""Destroying a host and all that was made for it, in an order that keeps it findable while anything is billed."""
 
 from imbue.mngr.errors import MngrError
 from imbue.mngr_vps_docker.errors import VpsDockerError, describe_error
@@ -12,7 +12,7 @@ from imbue.mngr_vps_docker.text import logger
 
 
 def destroy_host(context: ProviderContext, entry: LocalHostRecord) -> None:
-    """Remove the VPS of a host and everything else that was made for it. Works without ssh; twice is harmless.
+    """Remove the VPS of a host and everything else that was made for it. Works without ssh; idempotent.
 
     ``entry`` is what was known of the host. Raises VpsDockerError, naming what remains, when something that costs
     money remains; the host then stays known.
@@ -20,7 +20,7 @@ def destroy_host(context: ProviderContext, entry: LocalHostRecord) -> None:
     was_known = context.local_store.read(entry.host_id) is not None
     context.local_store.wait_until_unused(entry.host_id, context.timings.use_seconds)
     with context.local_store.ownership(entry.host_id):
-        # Who owned the host until now has learned more of it, or has removed it.
+        # The previous owner may have saved more, or have removed the host.
         newer = context.local_store.read(entry.host_id)
         if newer is None and was_known:
             context.local_store.forget(entry.host_id)
@@ -36,7 +36,7 @@ def destroy_host(context: ProviderContext, entry: LocalHostRecord) -> None:
 
 
 def delete_host(context: ProviderContext, observed: ObservedHost) -> None:
-    """Destroy a host with which nothing is lost; raises MngrError if it is not so. See ``destroy_host``."""
+    """Destroy a host that holds no data (gone, unfinished, or stopped without agents); raises MngrError for others."""
     if not observed.may_be_deleted:
         found = f"it is {observed.state.value.lower()} and has {len(observed.known_agents)} agents"
         raise MngrError(f"Host {observed.name} is not deleted: {observed.problem or found}")
@@ -44,11 +44,11 @@ def delete_host(context: ProviderContext, observed: ObservedHost) -> None:
 
 
 def forget_host(context: ProviderContext, entry: LocalHostRecord) -> None:
-    """Remove what this machine keeps of a host: its keys, its pinned host keys, its shared connections, its notes."""
+    """Remove what this machine keeps of a host: keys, pinned host keys, shared connections and records."""
     try:
         context.close_connections(entry.host_id, entry.vps_ip)
     except (VpsDockerError, OSError) as error:
-        # They end by themselves, some time after the machine that they lead to.
+        # They end by themselves some time after their machine.
         logger.debug("Connections to {} stay open: {}", entry.host_name, error)
     context.unpin(entry.host_id, entry.vps_ip, entry.record)
     context.local_store.forget(entry.host_id)

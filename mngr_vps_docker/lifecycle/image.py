@@ -1,4 +1,4 @@
-"""Bringing a host's image to its VPS: pulled, built there, or streamed from the VPS that holds a snapshot."""
+"""Bringing a host's image to its VPS: pulled, built there, or streamed from the VPS of a snapshot."""
 
 import os
 from concurrent.futures import Future
@@ -31,7 +31,7 @@ class SnapshotSource:
 
 
 def check_tools(context: ProviderContext, build: ParsedBuildArgs) -> None:
-    """Refuse to begin without ssh, or with a builder that cannot work, before anything is paid for."""
+    """Raise an error without a usable ssh or builder, before anything is paid for."""
     installed_openssh()
     if build.is_build and context.config.builder is DockerBuilder.DEPOT and not os.environ.get(DEPOT_TOKEN_VARIABLE):
         raise BuildArgumentError(
@@ -66,9 +66,9 @@ def prepare_image(
 
 
 def _is_pulled_early(context: ProviderContext, docker: DockerOverSsh, image: str) -> bool:
-    """Pull an image that the VPS lacks as soon as its Docker answers, which may be long before all else is ready.
+    """Pull an image that the VPS lacks as soon as its Docker answers, which may be long before the VPS is set up.
 
-    What keeps it from that may pass: Docker is perhaps still being installed.
+    A failure may be temporary: Docker may still be being installed.
     """
     try:
         docker.wait_for_daemon(timeout_seconds=context.config.docker_install_timeout)
@@ -113,7 +113,7 @@ def _build(
 
 
 def _stream_snapshot(context: ProviderContext, docker: DockerOverSsh, snapshot: SnapshotSource) -> str:
-    """Send the image from VPS to VPS through this machine, holding none of it here."""
+    """Stream the image from VPS to VPS through this machine, which stores none of it."""
     pipe(
         snapshot.connection,
         save_script(snapshot.image_id),

@@ -1,4 +1,4 @@
-"""The names of hosts: which there can be, and that no two hosts have one."""
+"""Names of hosts: which are valid, and that no two hosts share one."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ _HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,56}[A-Za-z0-9])?",
 
 
 def check_host_name(name: HostName) -> None:
-    """Refuse a name that Docker, a cloud or DNS cannot carry; raises BuildArgumentError."""
+    """Raise BuildArgumentError for a name that Docker, a cloud or DNS does not accept."""
     if not _HOST_NAME.fullmatch(name):
         raise BuildArgumentError(
             f"'{excerpt(name)}' cannot be a host name: use 1 to 58 letters, digits and hyphens, with no"
@@ -27,7 +27,7 @@ def check_host_name(name: HostName) -> None:
 
 
 def check_name_is_free(name: HostName, others: Iterable[ObservedHost]) -> None:
-    """Refuse a name that one of ``others`` has; raises HostNameConflictError."""
+    """Raise HostNameConflictError for a name that one of ``others`` has."""
     if any(other.name == name and not other.is_gone for other in others):
         raise HostNameConflictError(name)
 
@@ -36,14 +36,14 @@ def check_name_is_free(name: HostName, others: Iterable[ObservedHost]) -> None:
 def claiming_name(
     context: ProviderContext, name: HostName, host_id: HostId, others: Sequence[ObservedHost]
 ) -> Iterator[None]:
-    """Give a host a name, by what is noted of it meanwhile; no other process of this machine does so at the time.
+    """Hold this machine's lock of names; what is written while it is held gives a host its name.
 
-    ``others`` are the hosts as they were last seen. Raises HostNameConflictError if one of them has the name, or one
-    that was noted since.
+    ``others`` are the hosts as last seen. Raises HostNameConflictError if one of them, or one that was saved since,
+    has the name.
     """
     check_name_is_free(name, (other for other in others if other.host_id != host_id))
-    passed_over = {host_id, *(other.host_id for other in others if other.is_gone)}
+    skipped = {host_id, *(other.host_id for other in others if other.is_gone)}
     with locked(context.keys.hosts_folder / "names.lock"):
-        noted = (ObservedHost(entry) for entry in context.local_store.read_all() if entry.host_id not in passed_over)
-        check_name_is_free(name, noted)
+        saved = (ObservedHost(entry) for entry in context.local_store.read_all() if entry.host_id not in skipped)
+        check_name_is_free(name, saved)
         yield

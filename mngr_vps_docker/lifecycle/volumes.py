@@ -19,7 +19,7 @@ def list_volumes(context: ProviderContext, observed_hosts: Sequence[ObservedHost
     """The volumes of all hosts.
 
     Raises ProviderUnavailableError if any host could not be read: mngr's gc deletes the volumes of hosts that it did
-    not see, and goes on without this provider's.
+    not see, and skips this provider instead.
     """
     unread = [observed.name for observed in observed_hosts if observed.problem is not None and not observed.is_read]
     if unread:

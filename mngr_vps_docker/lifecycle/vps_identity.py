@@ -1,8 +1,8 @@
-"""The host key that a VPS makes for itself, in place of the one that it was given at its birth.
+"""Replacing the host key that a VPS got in its user data by one that it generates.
 
-What is in user data can be read for as long as the VPS lives: by every process on it from the cloud's metadata
-service, and in the cloud's console. So the injected key is good for the first login only. The change has two halves,
-with the new public key pinned beside the old one in between: whoever is killed at any moment is not locked out.
+What is in user data can be read as long as the VPS exists: by every process on it from the cloud's metadata service,
+and in the cloud's console. So the injected key is valid for the first login only. The change has two steps, and
+between them both public keys are pinned: a process that is killed at any point is not locked out.
 """
 
 import re
@@ -17,7 +17,7 @@ _NEW_KEY: Final = f"{_KEY}.mngr-new"
 _PUBLIC_KEY: Final = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]{68}")
 _TIMEOUT_SECONDS: Final = 60.0
 
-# Prints the public half of the key to come; a key that an earlier try made is taken.
+# Prints the public half of the new key; one that an earlier attempt generated is used.
 _MAKE: Final = f"""\
 umask 077
 [ -s {_NEW_KEY}.pub ] || {{ rm -f {_NEW_KEY}; ssh-keygen -q -t ed25519 -N '' -C '' -f {_NEW_KEY}; }} || exit 1
@@ -25,8 +25,8 @@ sync {_NEW_KEY} {_NEW_KEY}.pub /etc/ssh
 cut -d ' ' -f 1,2 {_NEW_KEY}.pub
 """
 
-# cloud-init has done its work. At a later boot it would write its copies anew and, where its source is one of them,
-# take the VPS for a new one. Copies are removed by what they hold and, since some are encoded or compressed, by name.
+# cloud-init is done. At a later boot it would write its copies again and, where its source is one of them, take the
+# VPS for a new one. Copies are removed by content and, since some are encoded or compressed, by name.
 # (The brackets keep these very words out of the command log, which is searched for keys.)
 #
 # Since OpenSSH 9.8 ssh-keyscan writes its comments to stdout, and sshd refuses an address for a while from which too
@@ -56,17 +56,17 @@ cut -d ' ' -f 1,2 {_KEY}.pub
 
 
 def generate_host_key(vps: SshConnection) -> str:
-    """Have a VPS make a host key, without using it yet, and return the public half ("ssh-ed25519 AAAA…").
+    """Generate a host key on the VPS, not yet used, and return its public half ("ssh-ed25519 AAAA…").
 
-    Raises VpsProvisioningError if what it answers is no such key, and what a failed command raises.
+    Raises VpsProvisioningError for any other answer, and what a failed command raises.
     """
     return _public_key(vps, _MAKE, purpose="make the VPS a host key of its own")
 
 
 def activate_host_key(vps: SshConnection, public_key: str) -> None:
-    """Have a VPS show the key that it made, and no longer keep copies of the one that it was given.
+    """Let sshd of the VPS use the generated key, and remove every copy of the injected one.
 
-    Raises VpsProvisioningError if it shows any other than ``public_key``.
+    Raises VpsProvisioningError if sshd shows another key than ``public_key``.
     """
     shown = _public_key(vps, _TAKE, purpose="put the VPS's own host key in place")
     if shown != public_key:

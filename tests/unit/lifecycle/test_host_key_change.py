@@ -33,6 +33,6 @@ def test_the_own_key_of_a_vps_is_pinned_before_it_is_shown(world: World, healthy
     world.network.machines[ADDRESS] = Vps(world.vps(healthy).target)
     request = create_request(host_id=host_id)
     entry = create._new_entry(context, request).model_copy(update={"vps_ip": ADDRESS})
-    create._give_own_host_key(Creation(context, request, entry))
+    create._replace_host_key(Creation(context, request, entry))
     note_pinned()
     assert pinned == [{first}, {first, OWN}, {OWN}]

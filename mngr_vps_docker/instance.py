@@ -128,7 +128,7 @@ class VpsDockerProvider(PackageHooks):
         return self._online_host(self._hosts.remember(create.create_host(self._context, request)))
 
     def destroy_host(self, host: HostInterface | HostId) -> None:
-        """Destroy the VPS and all that was made for the host; a host that is not there any more is no error."""
+        """Destroy the VPS and all that was made for the host; a host that is gone is not an error."""
         from imbue.mngr_vps_docker.lifecycle import destroy
 
         host_id = _host_id(host)
@@ -143,7 +143,7 @@ class VpsDockerProvider(PackageHooks):
     def delete_host(self, host: HostInterface) -> None:
         """Delete a host with which nothing is lost: it is gone, was never finished, or is stopped and has no agents.
 
-        mngr's gc decides by what it saw some time ago. So it is looked at anew, and MngrError raised if it is not so.
+        mngr's gc decides by what it saw some time ago. So it is looked at again, and MngrError raised if it is not so.
         """
         from imbue.mngr_vps_docker.lifecycle import destroy
 
@@ -290,7 +290,7 @@ class VpsDockerProvider(PackageHooks):
         self._change_tags(host, lambda old: {**old, **tags})
 
     def remove_tags_from_host(self, host: HostInterface | HostId, keys: Sequence[str]) -> None:
-        """Remove tags from the host; one that it does not have is no error."""
+        """Remove tags from the host; a missing one is not an error."""
         self._change_tags(host, lambda old: {key: value for key, value in old.items() if key not in keys})
 
     def rename_host(self, host: HostInterface | HostId, name: HostName) -> HostInterface:

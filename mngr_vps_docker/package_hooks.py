@@ -113,7 +113,7 @@ class PackageHooks(BaseProviderInstance):
         return records, {observed.host_id: observed.known_agents for observed in observed_hosts}
 
     def _find_host_record(self, host: HostId | HostName) -> "VpsDockerHostRecord | None":
-        """The record of one host, or None if there is no such host."""
+        """The record of one host, or None for an unknown host."""
         try:
             return self._hosts.get(host).record
         except HostNotFoundError:
@@ -124,7 +124,7 @@ class PackageHooks(BaseProviderInstance):
         """The VPS at an address, as root; from as many threads at once as you like.
 
         It is waited for as briefly as in a listing. Raises VpsConnectionError for one that was silent when it was last
-        asked: it is asked again in the background of a listing, for which nobody waits.
+        asked: it is asked again in the background of a listing, which does not wait for it.
         """
         from imbue.mngr_vps_docker.hosts import mngr_hosts
 

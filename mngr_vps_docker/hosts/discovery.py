@@ -50,7 +50,7 @@ def discover(
             instances = context.client.find_instances({PROVIDER_TAG: context.provider_name})
         keys = asked_for_keys.result()
         by_host = _by_host(instances or ())
-        # In this order: a host that another process makes meanwhile is not taken for one of another machine.
+        # In this order: a host that another process is making is not taken for one of another machine.
         entries = {entry.host_id: entry for entry in context.local_store.read_all()}
         delete_leftover_keys(context, entries.values())
 
@@ -141,7 +141,7 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def _by_host(instances: Iterable[VpsInstanceInfo]) -> dict[HostId, list[VpsInstanceInfo]]:
-    """The instances of each host. Those that are being destroyed count only where there is no other."""
+    """The instances of each host. One that is being destroyed counts only if it is the only one."""
     found: dict[HostId, list[VpsInstanceInfo]] = {}
     for instance in sorted(instances, key=lambda instance: instance.status is VpsInstanceStatus.DESTROYING):
         try:
@@ -231,7 +231,7 @@ def _not_told(error: Exception) -> VpsDockerError:
 def _gone(reader: VpsReader, entry: LocalHostRecord) -> ObservedHost:
     """A host without a VPS. The cloud may be wrong, so its keys are kept, and gc counts from the first such answer.
 
-    What was never finished is no such host: its key may still be at the cloud, and is shown as what it is left of.
+    A host that was never finished does not count as gone while its key may still be at the cloud.
     """
     if entry.phase is not HostPhase.READY and entry.ssh_key_name is not None:
         return ObservedHost(entry)

@@ -40,7 +40,7 @@ class HostCache:
         self._find_one = find_one
         self._package_cache = package_cache
         self._cache = package_cache()
-        self._sightings: dict[HostId, ObservedHost] = {}
+        self._seen: dict[HostId, ObservedHost] = {}
         self._found_by_package: Mapping[HostId, LocalHostRecord] = {}
         self._seen_for_package: dict[HostId, ObservedHost] | None = None
         self._asked_of_package: set[str] = set()
@@ -72,7 +72,7 @@ class HostCache:
         if isinstance(host, HostId):
             if host in self._destroyed:
                 raise HostNotFoundError(host)
-            if self._context.local_store.read(host) is not None and (looked := self._look_at(host)) is not None:
+            if self._context.local_store.read(host) is not None and (looked := self._discover_one(host)) is not None:
                 return looked
         self.discover()
         found = self._match(host) or self._ask_package_for(host)
@@ -87,7 +87,7 @@ class HostCache:
     def reached(self, host_id: HostId) -> ObservedHost:
         """One host as ``get`` has it, its VPS waited for as long as the settings say, if it does not answer.
 
-        For a command on this host. What a listing has waited for it counts, so that nobody waits twice.
+        For a command on this host. What a listing has waited for it counts, and is not waited again.
         """
         is_new = self._match(host_id) is None and host_id not in self._destroyed
         if not (is_new and self._context.local_store.read(host_id) is not None):
@@ -98,7 +98,7 @@ class HostCache:
         looked = (
             None
             if seconds_left < 1
-            else self._look_at(host_id, Patience(seconds_left, self._context.timings.command_answer_seconds))
+            else self._discover_one(host_id, Patience(seconds_left, self._context.timings.command_answer_seconds))
         )
         if looked is None:
             return self.get(host_id)
@@ -118,7 +118,7 @@ class HostCache:
     def fresh(self, host_id: HostId) -> ObservedHost:
         """One host, asked for now; raises HostNotFoundError."""
         self.forget(host_id)
-        return self._look_at(host_id) or self.get(host_id)
+        return self._discover_one(host_id) or self.get(host_id)
 
     @contextmanager
     def exclusive(self, host_id: HostId, *, refresh: bool = False) -> Iterator[ObservedHost]:
@@ -166,7 +166,7 @@ class HostCache:
         return self._context.local_store.read(host_id) or self.get(host_id).entry
 
     def is_known(self, host_id: HostId) -> bool:
-        """Whether this process or this machine has heard of the host; asks nobody."""
+        """Whether this process or this machine has heard of the host; no machine is asked."""
         return self._match(host_id) is not None or self._context.local_store.read(host_id) is not None
 
     def remember_unreachable(self, host_id: HostId) -> None:
@@ -175,7 +175,7 @@ class HostCache:
         self._unreachable.add(host_id)
 
     def remember_destroyed(self, host_id: HostId) -> None:
-        """Ask nobody for a host that this process has destroyed."""
+        """Do not ask again for a host that this process has destroyed."""
         self.forget(host_id)
         self._destroyed.add(host_id)
 
@@ -197,7 +197,7 @@ class HostCache:
         with self._changes:
             observed = self._known().pop(record.host_id, None)
             if observed is not None and observed.is_read:
-                self._sightings[record.host_id] = observed.with_record(record)
+                self._seen[record.host_id] = observed.with_record(record)
                 self._cache[record.host_id] = record
 
     def remember_agent(self, host_id: HostId, agent_id: str, data: dict[str, Any] | None) -> None:
@@ -205,7 +205,7 @@ class HostCache:
         with self._changes:
             observed = self._known().get(host_id)
             if observed is not None:
-                self._sightings[host_id] = observed = observed.with_agent(agent_id, data)
+                self._seen[host_id] = observed = observed.with_agent(agent_id, data)
                 agents = tuple(observed.known_agents)
                 self._context.local_store.update(host_id, lambda known: replace(known, agents=agents))
 
@@ -216,7 +216,7 @@ class HostCache:
             self._cache.clear()
             self._context.waited_seconds.clear()
 
-    def _look_at(self, host_id: HostId, patience: Patience | None = None) -> ObservedHost | None:
+    def _discover_one(self, host_id: HostId, patience: Patience | None = None) -> ObservedHost | None:
         looked = discover_one(self._reader, host_id, patience)
         return None if looked is None else self.remember(looked)
 
@@ -275,19 +275,19 @@ class HostCache:
         return called[0] if called else None
 
     def _known(self) -> dict[HostId, ObservedHost]:
-        """The sightings; none of them any more, if the provider package has begun a new cache."""
+        """The hosts that were seen; none any more, if the provider package has begun a new cache."""
         with self._changes:
             if self._package_cache() is not self._cache:
                 self._cache = self._package_cache()
-                self._sightings = {}
-            return self._sightings
+                self._seen = {}
+            return self._seen
 
     def _take(self, observed_hosts: dict[HostId, ObservedHost]) -> list[ObservedHost]:
         with self._changes:
             self._cache = self._package_cache()
-            for host_id in self._sightings.keys() - observed_hosts.keys():
+            for host_id in self._seen.keys() - observed_hosts.keys():
                 self._cache.pop(host_id, None)
-            self._sightings = observed_hosts
+            self._seen = observed_hosts
             for observed in observed_hosts.values():
                 self._remember(observed)
             return list(observed_hosts.values())

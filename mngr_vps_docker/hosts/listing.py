@@ -29,7 +29,7 @@ from imbue.mngr_vps_docker.untrusted import UnusableDataError, parse_utc, saniti
 
 LISTING_TIMEOUT_SECONDS: Final = 60.0
 
-# Printed by the same remote command as the rest, before it: nobody else's output can come first.
+# Printed by the same remote command, before the rest: no other output can come first.
 _RESOURCES_SCRIPT: Final = """\
 echo "cpus=$(nproc)"
 echo "memory=$(awk '$1 == "MemTotal:" { print $2 }' /proc/meminfo)"

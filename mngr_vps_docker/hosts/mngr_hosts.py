@@ -27,10 +27,10 @@ from imbue.mngr_vps_docker.state.certified_changes import change_between
 
 
 class _KeptHost(OfflineHost):
-    """A host that mngr's gc is not to delete, however little it keeps others: it has stopped just now."""
+    """OfflineHost that mngr's gc never deletes: it always reports zero seconds since stop."""
 
     def get_seconds_since_stopped(self) -> float:
-        """Zero: since when it is as it is, is not known, or it has something to lose."""
+        """Zero: it is unknown since when it is so, or there is something to lose."""
         return 0.0
 
 
@@ -111,7 +111,7 @@ def outer_host(
 
 @contextmanager
 def listed_vps(context: ProviderContext, address: str) -> Iterator[VpsOuterHost]:
-    """The VPS at ``address`` for a listing, which waits for it as briefly as all do; what keeps it silent is noted.
+    """The VPS at ``address`` for a listing, which waits for it briefly; that it is silent is saved.
 
     Raises VpsConnectionError for one that was silent when it was last asked.
     """

@@ -75,7 +75,7 @@ class ObservedHost:
 
     @property
     def name(self) -> str:
-        """The user's name for the host; its id, where there is none.
+        """The user's name for the host, or else its id.
 
         What its record calls it is believed with care: see ``vps_reader.accept_reported_name``.
         """
@@ -134,7 +134,7 @@ class ObservedHost:
         return list(known.values())
 
     def kept_agent(self, agent_id: str) -> dict[str, Any] | None:
-        """The copy of an agent's data that mngr kept on the VPS, or what this machine noted if that was not read."""
+        """The copy of an agent's data that mngr kept on the VPS, or what this machine keeps if that was not read."""
         kept = self.kept_agents if self.is_read else self.entry.agents
         return next((agent for agent in kept if agent.get("id") == agent_id), None)
 
@@ -185,7 +185,7 @@ class ObservedHost:
 
     @property
     def _last_seen_state(self) -> HostState:
-        """The state that this machine noted; a host that was not looked at since it was made or started runs."""
+        """The state that this machine kept; a host that was not looked at since it was made or started runs."""
         recorded = None if self.record is None else self.record.certified_host_data.stop_reason
         return self.entry.state or _STOP_REASONS.get(recorded or "", HostState.RUNNING)
 
@@ -254,7 +254,7 @@ class ObservedHost:
             return self.entry.gone_since
         if self.is_abandoned and self.is_volume_read:
             return datetime.fromtimestamp(0, UTC)
-        # A host with agents does not grow old: one that crashed would be deleted with all that they did.
+        # Never report an age for a host with agents, or gc would delete it after a crash.
         # Since when a container is frozen, Docker does not say.
         if self.record is None or self.container is None or self._is_frozen or self.problem is not None or self.agents:
             return None

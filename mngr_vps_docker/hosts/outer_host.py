@@ -89,7 +89,7 @@ def shell_text(command: str, *, user: str | None = None, cwd: Path | None = None
 
 
 def _with_environment(text: str, env: Mapping[str, str] | None) -> str:
-    """``text`` with ``env`` added to its environment; raises VpsDockerError for a name that is none."""
+    """``text`` with ``env`` added to its environment; raises VpsDockerError for an invalid name."""
     try:
         return ShellScript.with_environment(text, env) if env else text
     except ValueError as error:
@@ -159,7 +159,7 @@ class _OverOpenSsh(OuterHostInterface):
         return self._command_result(outcome)
 
     def read_file(self, path: Path) -> bytes:
-        """Return the content of a file; raise FileNotFoundError where there is none."""
+        """Return the content of a file; raises FileNotFoundError if it does not exist."""
         with self._notify_on_connection_error():
             return self.ssh.read_file(str(path), limit_bytes=self._limit_bytes(path))
 
@@ -181,7 +181,7 @@ class _OverOpenSsh(OuterHostInterface):
         self.write_file(path, content.encode(encoding), mode=mode)
 
     def get_file_mtime(self, path: Path) -> datetime | None:
-        """Return when a file was last modified, or None where there is no such file."""
+        """Return when a file was last modified; None if it does not exist."""
         word = quote(path)
         outcome = self.ssh.run(
             f"[ -e {word} ] || exit {NO_SUCH_FILE}; exec stat -Lc %Y -- {word}",
@@ -208,7 +208,7 @@ class _OverOpenSsh(OuterHostInterface):
 
     @contextmanager
     def _notify_on_connection_error(self) -> Iterator[None]:
-        """Nobody needs to know; the container's host tells its provider."""
+        """Nothing to notify; the container's host tells its provider."""
         yield
 
     def _execute(
@@ -258,7 +258,7 @@ class VpsDockerHost(_OverOpenSsh, Host):
         frozen=True,
         exclude=True,
         repr=False,
-        description="Has the provider make a change to the host's certified data",
+        description="Lets the provider make a change to the host's certified data",
     )
     on_sshd_down: SshdRepair | None = Field(
         default=None, frozen=True, exclude=True, repr=False, description="Brings the container's sshd back"
@@ -267,7 +267,7 @@ class VpsDockerHost(_OverOpenSsh, Host):
         frozen=True, exclude=True, repr=False, description="Gives the copy that mngr kept of an agent's data"
     )
     local_store: LocalHostStore = Field(
-        frozen=True, exclude=True, repr=False, description="This machine's notes of hosts"
+        frozen=True, exclude=True, repr=False, description="What this machine keeps of hosts"
     )
     seen_agents: SeenAgents | None = Field(
         default=None, exclude=True, repr=False, description="The agents' data, where that was just read"
@@ -298,7 +298,7 @@ class VpsDockerHost(_OverOpenSsh, Host):
         return data
 
     def set_certified_data(self, data: CertifiedHostData) -> None:
-        """Have the provider change what differs from the version that ``data`` was made of; all of it, if unknown."""
+        """Let the provider change what differs from the version that ``data`` was made of; all of it, if unknown."""
         before = self._seen_data.get(data.updated_at)
         self.on_host_data(self.id, (lambda _current: data) if before is None else change_between(before, data))
 
@@ -333,7 +333,7 @@ class VpsDockerHost(_OverOpenSsh, Host):
         return self._repairing(lambda: stream(self, command, on_line, env=env, timeout_seconds=timeout_seconds))
 
     def read_file(self, path: Path) -> bytes:
-        """Return the content of a file; raise FileNotFoundError where there is none.
+        """Return the content of a file; raises FileNotFoundError if it does not exist.
 
         A host that another process of this machine is destroying has no files. Raises RemoteOutputError for a file
         that is too large, which is less for what mngr notes there. Of an agent's data.json, what mngr decided is as
@@ -396,7 +396,7 @@ class VpsDockerHost(_OverOpenSsh, Host):
         except VpsDockerError as error:
             if isinstance(error, VpsConnectionError) and self.local_store.is_going(self.id):
                 raise HostGoneError(f"Host {self.id} is being destroyed by another process") from error
-            # A disk that is full here is no reason to hide what happened there.
+            # A full disk here must not hide what happened there.
             with suppress(OSError):
                 self.local_store.save_failure(self.id, str(error))
             raise
@@ -414,7 +414,7 @@ class VpsDockerHost(_OverOpenSsh, Host):
             yield
 
     def _close_paramiko_client(self) -> None:
-        """There is none; to look for it would have pyinfra make its view of every host that goes."""
+        """There is no such client; to look for it would build pyinfra's view of every host that is closed."""
 
 
 def _is_worktree_here(work_dir: object) -> bool:

@@ -1,6 +1,6 @@
 """Asking VPSes what they say of their hosts, and what this machine saves of the answers.
 
-A VPS is believed about its own host only: whoever controls it can write anything into the record, and no word of that
+A VPS is believed about its own host only: its owner can write anything into the record, and no word of that
 decides which VPS is destroyed or what another host is called.
 
 Most hosts are where this machine saw them last. So a VPS whose shared login is open is asked while the cloud is asked;

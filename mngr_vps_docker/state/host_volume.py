@@ -62,7 +62,7 @@ go() {{
 
 
 # hold <name> <limit>: gives a regular file here the name $held as well, which the container cannot reach. What it may
-# put in its place meanwhile, nobody opens.
+# put in its place is never opened.
 _HOLD: Final = f"""\
 held=$root/../.mngr-held.$$ stage=
 trap 'rm -rf "$held" "$stage"' EXIT
@@ -224,7 +224,7 @@ def _write_script(volume: str, paths: Iterable[str], arrive: str, condition: str
         enter_volume(volume)
         + _GO
         + _HOLD
-        # Beside the volume's content, on the same file system: what lies in it, the container could replace by links.
+        # Next to the volume's content, on the same file system: in it, the container could replace files by links.
         + 'stage=$(mktemp -d "$root/../.mngr-new.XXXXXXXX") || exit 1\n'
         + arrive
         + condition
@@ -248,12 +248,12 @@ def _put_in_any_place(index: int, base: str) -> str:
 def _unless_changed(path: str, sha256: str) -> str:
     """Shell text that takes the volume's lock, and ends the script if the file does not have this digest.
 
-    What is no regular file, or a large one, counts as an empty file.
+    A large file, and anything but a regular file, counts as an empty file.
     """
     *directories, name = _file_parts(path)
     read = f'hold {quote(name)} {COMPARED_BYTES} && head -c {COMPARED_BYTES} <"$held"'
     return (
-        # The lock lies beside the volume's content, out of the container's reach.
+        # The lock is next to the volume's content, out of the container's reach.
         lock('"$root/.."')
         + f"old=$({{ {_go_line('make', directories)}{read}; }} 2>/dev/null | sha256sum)\n"
         + f'[ "$old" = "{sha256}  -" ] || exit {CHANGED}\n'
@@ -267,7 +267,7 @@ def _checked(outcome: CommandOutcome, path: str) -> CommandOutcome:
         raise outcome.error()
     match outcome.exit_code:
         case code if code == CHANGED:
-            raise _ChangedError(f"{path} was changed meanwhile (could not {outcome.purpose} on {outcome.host})")
+            raise _ChangedError(f"{path} was changed by others (could not {outcome.purpose} on {outcome.host})")
         case code if code == ABSENT:
             raise FileNotFoundError(f"{path} is not there (could not {outcome.purpose} on {outcome.host})")
         case code if code == ESCAPES:
@@ -283,7 +283,7 @@ def _checked(outcome: CommandOutcome, path: str) -> CommandOutcome:
 def _parts(path: str) -> list[str]:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in path:
-        raise UnsafeVolumePathError(f"{path!r} is no path inside a volume: it must not contain '..'")
+        raise UnsafeVolumePathError(f"{path!r} is not a path inside a volume: it must not contain '..'")
     return parts
 
 
@@ -305,7 +305,7 @@ def _go_line(mode: str, directories: list[str]) -> str:
 def _entry(directories: list[str], raw: bytes) -> VolumeFile:
     found = _ENTRY.fullmatch(raw.decode("utf-8", "replace"))
     if found is None:
-        raise RemoteCommandError(f"The VPS lists what is no file: {raw[:100]!r}")
+        raise RemoteCommandError(f"The VPS lists something that is not a file: {raw[:100]!r}")
     kind, size, mtime, name = found.groups()
     return VolumeFile(
         path="/".join([*directories, name]),

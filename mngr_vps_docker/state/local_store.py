@@ -70,7 +70,7 @@ class LocalHostRecord(FrozenModel):
     record: VpsDockerHostRecord | None = Field(default=None, description="Last seen record")
     state: HostState | None = Field(default=None, description="State in which the host was last seen, if it was")
     unreachable: Unreachable | None = Field(default=None, description="Set while its VPS does not answer")
-    # Earlier versions took down whatever they saw.
+    # Earlier versions saved whatever they saw.
     agents: Annotated[tuple[dict[str, Any], ...], AfterValidator(valid_agents)] = Field(
         default=(), description="Last seen data of its agents"
     )

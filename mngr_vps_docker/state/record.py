@@ -131,15 +131,15 @@ def decode_record(content: bytes, expected_host_id: HostId) -> VpsDockerHostReco
 def _believable(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
     """The record, with times that can be compared to others.
 
-    Raises UnusableDataError for what is no time, no address (it would be pinned as it is) and no id of an image.
+    Raises UnusableDataError for an invalid time, address (it would be pinned as it is) or id of an image.
     """
     if record.vps_ip is not None and not _ADDRESS.fullmatch(record.vps_ip):
-        raise UnusableDataError("its vps_ip is no address")
+        raise UnusableDataError("its vps_ip is not an address")
     data = record.certified_host_data
     for snapshot in data.snapshots:
         parse_utc(snapshot.created_at)
         if len(snapshot.id) > _LONGEST_IMAGE or not is_image_reference(snapshot.id):
-            raise UnusableDataError("the id of a snapshot is none")
+            raise UnusableDataError("the id of a snapshot is not an image")
     data = replace(data, created_at=parse_utc(data.created_at), updated_at=parse_utc(data.updated_at))
     return replace(record, certified_host_data=data)
 
@@ -199,7 +199,7 @@ def parse_state(line: bytes, *, where: str) -> tuple[Records, KeptAgents]:
         host_id, agent_id = HostId(name[1]), name[2]
         try:
             if path in files.unread:
-                raise HostRecordError("it is no regular file, or too large")
+                raise HostRecordError("it is not a regular file, or too large")
             if agent_id is None:
                 records[host_id] = decode_record(files.contents[path], host_id)
             else:
@@ -214,5 +214,5 @@ def parse_state(line: bytes, *, where: str) -> tuple[Records, KeptAgents]:
 
 def _safe(identifier: HostId | AgentId) -> str:
     if not _SAFE_ID.fullmatch(identifier):
-        raise HostRecordError(f"{identifier!r} is no id that a record can have")
+        raise HostRecordError(f"{identifier!r} is not an id that a record can have")
     return str(identifier)

@@ -32,7 +32,7 @@ _READ_TIMEOUT_SECONDS: Final = 10
 _MOST_FILES: Final = 2_000
 _FILE_LIMIT_BYTES: Final = 8 << 20
 _TOTAL_LIMIT_BYTES: Final = 16 << 20
-# What the reader prints last. It is no base64 of whole bytes.
+# What the reader prints last. It is not base64 of whole bytes.
 _END_OF_FILES: Final = b"end"
 
 
@@ -80,7 +80,7 @@ def archive_small_files(
     """Shell text that prints one line with the files that ``patterns`` stand for; see ``volume_reader``.
 
     Bounded in every direction, in time too, since a container may have written what is there. Symbolic links are not
-    followed, whatever takes the place of what meanwhile.
+    followed, even if a file is replaced by one while it is read.
     """
     limits = (str(file_limit_bytes), str(total_limit_bytes), str(count_limit))
     # -I: no module is taken from the volume, where this runs. -S: nothing but the standard library is needed.

@@ -165,7 +165,7 @@ def test_a_listing_that_find_never_printed_is_an_error(
     find = machine.volumes.parent / "bin" / "find"
     find.write_text(f"#!/bin/sh\nprintf '%s\\0' '{listing}'\n")
     find.chmod(0o755)
-    with pytest.raises(RemoteCommandError, match="lists what is no file"):
+    with pytest.raises(RemoteCommandError, match="lists something that is not a file"):
         volume.listdir("")
 
 

@@ -14,7 +14,6 @@ from bench.many_hosts import discovery
 from bench.report import Row, Series
 from imbue.mngr.hosts.outer_host import OuterHost
 from imbue.mngr.primitives import HostId, HostName
-from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_vps_docker.builds.context import uploaded_build_context
 from imbue.mngr_vps_docker.builds.options import parse_build_args
 from imbue.mngr_vps_docker.cloud_init import generate_cloud_init_user_data
@@ -24,6 +23,7 @@ from imbue.mngr_vps_docker.ssh.known_hosts import KnownHostsFile
 from imbue.mngr_vps_docker.ssh.process import run_process
 from imbue.mngr_vps_docker.state.record import encode_record
 from support.builders import record_of
+from support.local_provider import LocalProvider
 
 DISTANCES_MS: Final = (0, 100)
 AGENT: Final = ("--new-host", "--type", "command", "--no-connect", "--", "sleep", "100000")
@@ -100,12 +100,12 @@ def creation(lab: Lab) -> Iterator[Row]:
         )
 
 
-def active_at(provider: LocalVpsProvider) -> float:
+def active_at(provider: LocalProvider) -> float:
     assert isinstance(provider.vps_client, DistantVpsClient)
     return provider.vps_client.became_active[-1]
 
 
-def destroy(lab: Lab, provider: LocalVpsProvider, host_id: HostId) -> None:
+def destroy(lab: Lab, provider: LocalProvider, host_id: HostId) -> None:
     provider.destroy_host(host_id)
     lab.go_away(lab.round_trip_ms)
 
@@ -127,7 +127,7 @@ docker exec -i host sh -c 'mkdir -p /run/sshd /root/.ssh; cat >/root/.ssh/author
 def hand_written_create(lab: Lab, name: str) -> float:
     """Seconds for the same by two plain ssh commands, on another VPS."""
     provider = lab.provider("hand")
-    context, client = provider._context, provider.vps_client
+    context, client = provider.context, provider.vps_client
     key, host_key = context.keys.vps_client_key(), context.keys.create_vps_host_key(HostId.generate())
     user_data = generate_cloud_init_user_data(host_key.private_key_path.read_text(), host_key.public_key)
     key_id = client.upload_ssh_key(name, key.public_key)
@@ -161,7 +161,7 @@ def power(lab: Lab) -> Iterator[Row]:
         destroy(lab, provider, host_id)
 
 
-def power_rows(lab: Lab, distance: int, provider: LocalVpsProvider, host_id: HostId) -> Iterator[Row]:
+def power_rows(lab: Lab, distance: int, provider: LocalProvider, host_id: HostId) -> Iterator[Row]:
     connection = vps_of(lab, provider, host_id)
     container = f"{lab.account}-power"
 
@@ -197,20 +197,20 @@ def power_rows(lab: Lab, distance: int, provider: LocalVpsProvider, host_id: Hos
     yield Row("snapshot", distance, ours, floor, notes=notes)
 
 
-def vps_of(lab: Lab, provider: LocalVpsProvider, host_id: HostId) -> SshConnection:
+def vps_of(lab: Lab, provider: LocalProvider, host_id: HostId) -> SshConnection:
     """The connection to the VPS of a host, at the present distance, open."""
     lab.go_away(lab.round_trip_ms)
     (address,) = (str(found.address) for found in provider.vps_client.find_instances({"mngr-host-id": host_id}) or ())
-    connection = provider._context.vps(address, host_id)
+    connection = provider.context.vps(address, host_id)
     connection.run("true", purpose="warm up", timeout_seconds=60).checked()
     return connection
 
 
 def counted_api(
-    lab: Lab, provider: LocalVpsProvider, act: Callable[[], object], before: Callable[[], object]
+    lab: Lab, provider: LocalProvider, act: Callable[[], object], before: Callable[[], object]
 ) -> tuple[Series, str]:
     """Measure an operation of the provider, and say how many remote commands each takes."""
-    log = provider._context.command_log
+    log = provider.context.command_log
     assert log is not None
     counts = []
 
@@ -315,8 +315,8 @@ def records(lab: Lab) -> Iterator[Row]:
     host_id = provider.create_host(HostName("records")).id
     try:
         connection = vps_of(lab, provider, host_id)
-        store = provider._context.store(connection)
-        state = f"/var/lib/docker/volumes/{provider._context.state_volume_name}/_data/host_state"
+        store = provider.context.store(connection)
+        state = f"/var/lib/docker/volumes/{provider.context.state_volume_name}/_data/host_state"
         others = [HostId.generate() for _ in range(1000)]
         folder = lab.folder / "records"
         folder.mkdir()

@@ -15,13 +15,12 @@ from typing import Final
 from bench.lab import Lab
 from bench.report import Row, Series
 from imbue.mngr.primitives import HostId
-from imbue.mngr_local_vps.backend import LocalVpsProvider
 from imbue.mngr_vps_docker.state.local_store import HostPhase, LocalHostRecord
 from imbue.mngr_vps_docker.state.record import encode_record
 from support.builders import container_of, record_of
 from support.delaying_proxy import DelayingProxy, Route
 from support.local_machine import LocalMachine
-from support.local_provider import local_provider
+from support.local_provider import LocalProvider, local_provider
 from support.loopback_sshd import LoopbackSshd
 from support.memory_provider import MemoryCloud
 
@@ -66,7 +65,7 @@ def _address(number: int) -> str:
     return f"127.0.9.{number + 1}"
 
 
-def _provider(folder: Path) -> LocalVpsProvider:
+def _provider(folder: Path) -> LocalProvider:
     """The provider of the fleet, by what is in ``folder``."""
     cloud = MemoryCloud()
     for number, host_id in enumerate(json.loads((folder / "hosts.json").read_text())):
@@ -84,7 +83,7 @@ def _provider(folder: Path) -> LocalVpsProvider:
 def _fleet(folder: Path) -> Iterator[None]:
     host_ids = [HostId.generate() for _ in range(_HOSTS)]
     (folder / "hosts.json").write_text(json.dumps(host_ids))
-    context = _provider(folder)._context
+    context = _provider(folder).context
     routes = []
     with ExitStack() as stack:
         for number, host_id in enumerate(host_ids):
@@ -129,14 +128,14 @@ def _vps(folder: Path, host_id: HostId, state_volume: str, number: int) -> Loopb
 def main() -> None:
     """Discover the fleet of a folder once, and print what that took."""
     provider = _provider(Path(sys.argv[1]))
-    provider._context.keys.vps_client_key()
+    provider.context.keys.vps_client_key()
     began = time.monotonic()
     with provider.mngr_ctx.concurrency_group as group:
         hosts = provider.discover_hosts(group)
     seconds = time.monotonic() - began
     # Not by getrusage(2), which counts the program in whose place this one was started, too.
     (memory_kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    read = [observed for observed in provider._hosts.seen() if observed.is_read]
+    read = [observed for observed in provider.hosts.seen() if observed.is_read]
     answer = {"seconds": seconds, "hosts": len(hosts), "read": len(read), "memory_bytes": int(memory_kib) << 10}
     sys.stdout.write(json.dumps(answer))
 

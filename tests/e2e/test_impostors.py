@@ -61,8 +61,8 @@ def test_an_impostor_before_the_new_host_key_is_sent_nothing(
             seen["after"] = logins_to(instance.id)
 
     create_take = create.activate_host_key
-    monkeypatch.setattr(create, "make_host_key", make_and_be_replaced)
-    monkeypatch.setattr(create, "take_host_key", take)
+    monkeypatch.setattr(create, "generate_host_key", make_and_be_replaced)
+    monkeypatch.setattr(create, "activate_host_key", take)
     with pytest.raises(VpsProvisioningError, match="another host key than the pinned one, and was sent nothing"):
         lab.process().create_host(HostName("h2"))
     assert seen["before"] == seen["after"] == 1

@@ -21,7 +21,7 @@ from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
 from imbue.mngr_vps_docker.ssh.shell import Secret, ShellScript
 from imbue.mngr_vps_docker.state.record import (
     STATE_OUTPUT_BYTES,
-    KeptAgents,
+    KeptAgentsByHost,
     NewerRecordError,
     Records,
     VpsDockerHostRecord,
@@ -282,7 +282,7 @@ class VpsDockerHostStore:
             + f'mkdir -p {directory} && mv -T "$new" {path} && sync {directory} host_state .'
         )
 
-    def _read_state(self, purpose: str, patterns: Iterable[str]) -> tuple[Records, KeptAgents]:
+    def _read_state(self, purpose: str, patterns: Iterable[str]) -> tuple[Records, KeptAgentsByHost]:
         script = enter_volume(self.volume_name) + archive_small_files(patterns)
         result = self._ask(script, purpose=purpose)
         if not result.is_success:

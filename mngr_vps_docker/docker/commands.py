@@ -62,7 +62,7 @@ def stop_container(container: str, timeout_seconds: int) -> RemoteCommand[None]:
 
 
 def stop_if_running(container: str, timeout_seconds: int) -> RemoteCommand[bool]:
-    """``stop_container``, and say whether it ran; if not, the command counts as failed in a pipeline."""
+    """``stop_container``; True: it was running, and is stopped now. False: it was not, which ends a pipeline."""
 
     def read(outcome: CommandOutcome) -> bool:
         return outcome.exit_code != _NOT_RUNNING and checked_docker(outcome).is_success

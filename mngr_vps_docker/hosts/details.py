@@ -52,7 +52,7 @@ def describe(
             # The same machine as ``host.ssh``, waited for as briefly as in any listing.
             patience = context.timings.listing
             listing = read_listing(
-                replace(access, connect_timeout_seconds=patience.connect_seconds).container,
+                replace(access, connect_timeout_seconds=patience.connect_seconds).container_ssh,
                 host_dir=str(context.host_dir),
                 prefix=context.prefix,
                 container=observed.container,
@@ -199,11 +199,11 @@ def _offline_agent(agent: DiscoveredAgent, details: HostDetails) -> AgentDetails
 
 
 def _ssh_info(access: HostAccess) -> SSHInfo:
-    target = access.container.target
+    target = access.container_ssh.target
     return SSHInfo(
         user=target.user,
         host=target.host,
         port=target.port,
         key_path=target.identity_file,
-        command=access.container.ssh_command(None),
+        command=access.container_ssh.ssh_command(None),
     )

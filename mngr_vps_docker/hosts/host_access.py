@@ -320,7 +320,7 @@ class HostAccess:
         return HostVolumeOverSsh(connection=self.vps, volume_name=self.volume_name)
 
     @property
-    def container(self) -> SshConnection:
+    def container_ssh(self) -> SshConnection:
         """Root in the container."""
         return self.context.container(self.address, self.host_id, self.connect_timeout_seconds)
 

@@ -15,7 +15,7 @@ from imbue.mngr_vps_docker.hosts.host_access import HostAccess, ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.hosts.outer_host import (
     HostDataListener,
-    KeptAgents,
+    KeptAgentLookup,
     SshConnector,
     SshdRepair,
     VpsDockerHost,
@@ -56,7 +56,7 @@ def online_host(
     *,
     on_host_data: HostDataListener,
     on_sshd_down: SshdRepair,
-    kept_agent: KeptAgents,
+    kept_agent: KeptAgentLookup,
 ) -> VpsDockerHost:
     """The host as mngr works on it while its container runs; nothing is connected yet."""
     context, observed = access.context, access.observed
@@ -68,7 +68,7 @@ def online_host(
         connector=SshConnector(
             access.address, lambda: context.container_for_others(access.address, observed.host_id), context.runner
         ),
-        ssh=access.container,
+        ssh=access.container_ssh,
         provider_instance=provider,
         mngr_ctx=provider.mngr_ctx,
         on_host_data=on_host_data,

@@ -103,7 +103,7 @@ _NOTE_BYTES = 8 << 20
 
 type SshdRepair = Callable[[HostId], None]
 type HostDataListener = Callable[[HostId, CertifiedDataChange], None]
-type KeptAgents = Callable[[HostId, str], Mapping[str, Any] | None]
+type KeptAgentLookup = Callable[[HostId, str], Mapping[str, Any] | None]
 
 
 class _OverOpenSsh(OuterHostInterface):
@@ -263,7 +263,7 @@ class VpsDockerHost(_OverOpenSsh, Host):
     on_sshd_down: SshdRepair | None = Field(
         default=None, frozen=True, exclude=True, repr=False, description="Brings the container's sshd back"
     )
-    kept_agent: KeptAgents = Field(
+    kept_agent: KeptAgentLookup = Field(
         frozen=True, exclude=True, repr=False, description="Gives the copy that mngr kept of an agent's data"
     )
     local_store: LocalHostStore = Field(

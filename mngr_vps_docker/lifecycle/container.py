@@ -30,6 +30,7 @@ from imbue.mngr_vps_docker.setup.container_setup import (
 from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome, Effect
 from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
 from imbue.mngr_vps_docker.ssh.shell import Secret
+from imbue.mngr_vps_docker.state.certified_changes import certified_data_json
 from imbue.mngr_vps_docker.text import logger
 
 STATE_VOLUME_PATH = PurePosixPath("/mngr-state")
@@ -167,10 +168,10 @@ def setup_command(
                 logger.debug("{}", line)
 
     set_up = RemoteCommand(command.script, command.purpose, read, command.timeout_seconds, command.effect)
-    return locked(host.host_id, explaining_end(host.container_name, set_up))
+    return under_vps_lock(host.host_id, explaining_end(host.container_name, set_up))
 
 
-def locked[T](host_id: HostId, command: RemoteCommand[T]) -> RemoteCommand[T]:
+def under_vps_lock[T](host_id: HostId, command: RemoteCommand[T]) -> RemoteCommand[T]:
     """``command`` under a lock on the VPS, which all processes and machines share for one host.
 
     A command that starts or enters a container would otherwise find it paused while a snapshot is taken.
@@ -189,7 +190,7 @@ def enter_container(host: HostAccess, *, is_new: bool = False) -> None:
     """
     host.pin_container(host.context.keys.container_host_key(host.host_id).public_key)
     try:
-        greeting = host.container.wait_until_ready(host.context.config.ssh_connect_timeout)
+        greeting = host.container_ssh.wait_until_ready(host.context.config.ssh_connect_timeout)
     except VpsConnectionError as error:
         reason = _what_sshd_says(replace(host, connect_timeout_seconds=_LOG_SECONDS))
         raise type(error)(f"{error}. In the container: {reason}") from error
@@ -217,8 +218,3 @@ def _what_sshd_says(host: HostAccess) -> str:
     except VpsDockerError as error:
         return str(error)
     return said.last_words(8)
-
-
-def certified_data_json(data: CertifiedHostData) -> str:
-    """The content of data.json as mngr writes it."""
-    return json.dumps(data.model_dump(by_alias=True, mode="json"), indent=2)

@@ -26,12 +26,11 @@ from imbue.mngr_vps_docker.errors import RemoteOutputError, VpsDockerError
 from imbue.mngr_vps_docker.hosts.host_access import HostAccess
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
 from imbue.mngr_vps_docker.lifecycle.checks import check_tags
-from imbue.mngr_vps_docker.lifecycle.container import certified_data_json
 from imbue.mngr_vps_docker.lifecycle.names import claiming_name
 from imbue.mngr_vps_docker.primitives import replace
 from imbue.mngr_vps_docker.ssh.pipeline import Pending, Pipeline
 from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
-from imbue.mngr_vps_docker.state.certified_changes import CertifiedDataChange
+from imbue.mngr_vps_docker.state.certified_changes import CertifiedDataChange, certified_data_json
 from imbue.mngr_vps_docker.state.host_volume import (
     COMPARED_BYTES,
     UnsafeVolumePathError,

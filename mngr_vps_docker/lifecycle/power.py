@@ -24,8 +24,8 @@ from imbue.mngr_vps_docker.lifecycle.container import (
     enter_container,
     host_container,
     is_behind_vps,
-    locked,
     setup_command,
+    under_vps_lock,
 )
 from imbue.mngr_vps_docker.lifecycle.metadata import PlannedChange, update_record
 from imbue.mngr_vps_docker.primitives import replace
@@ -42,7 +42,7 @@ def stop_host(host: HostAccess, *, timeout_seconds: float) -> None:
     ``timeout_seconds`` is how long its processes get before they are killed.
     """
     container = host.config.container_name
-    host.container.close()
+    host.container_ssh.close()
 
     def with_stop_reason(data: CertifiedHostData) -> CertifiedHostData:
         return replace(data, stop_reason=HostState.STOPPED.value)
@@ -97,7 +97,7 @@ def _bring_up(host: HostAccess) -> ObservedHost:
 
     change = PlannedChange(host, without_stop_reason, is_in_data_json=False)
     pipeline = Pipeline(host.vps, f"start container {container}")
-    started = pipeline.add(locked(host.host_id, commands.start_container(container)))
+    started = pipeline.add(under_vps_lock(host.host_id, commands.start_container(container)))
     set_up = pipeline.add(setup_command(host))
     inspected = pipeline.add(commands.inspect_container(container))
     change.add_to(pipeline)
@@ -148,7 +148,7 @@ def _replace_container(host: HostAccess, *, image: str | None = None) -> HostAcc
     """
     config, settings = host.config, host.context.config
     start_args = allowed_start_args(settings, config.start_args, state_volume=host.context.state_volume_name)
-    host.container.close()
+    host.container_ssh.close()
 
     def made_from(record: VpsDockerHostRecord) -> VpsDockerHostRecord:
         now = record.config or config

@@ -18,7 +18,7 @@ from imbue.mngr_vps_docker.docker.models import ImageInfo
 from imbue.mngr_vps_docker.errors import BuildArgumentError
 from imbue.mngr_vps_docker.hosts.host_access import HostAccess, ProviderContext
 from imbue.mngr_vps_docker.hosts.observed_host import ObservedHost
-from imbue.mngr_vps_docker.lifecycle.container import locked
+from imbue.mngr_vps_docker.lifecycle.container import under_vps_lock
 from imbue.mngr_vps_docker.lifecycle.image import SnapshotSource
 from imbue.mngr_vps_docker.lifecycle.metadata import PlannedChange, change_certified_data
 from imbue.mngr_vps_docker.lifecycle.power import SNAPSHOT_REPOSITORY, remove_snapshot_image
@@ -46,7 +46,7 @@ def create_snapshot(host: HostAccess, name: SnapshotName | None) -> SnapshotId:
 
     change = PlannedChange(host, with_snapshot)
     pipeline = Pipeline(host.vps, f"commit container {container}")
-    committed = pipeline.add(locked(host.host_id, commands.commit(container, image)))
+    committed = pipeline.add(under_vps_lock(host.host_id, commands.commit(container, image)))
     images = pipeline.add(commands.list_images(SNAPSHOT_REPOSITORY))
     change.add_to(pipeline)
     pipeline.run()

@@ -19,7 +19,7 @@ from imbue.mngr_vps_docker.ssh.readiness import (
     probe_failure,
     wait_until_ready,
 )
-from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
+from imbue.mngr_vps_docker.ssh.remote_command import ANSWER_BYTES, RemoteCommand
 from imbue.mngr_vps_docker.ssh.session import Call, run_in_session, silence
 from imbue.mngr_vps_docker.ssh.shell import join
 from imbue.mngr_vps_docker.ssh.target import SshTarget, standalone_argv
@@ -32,8 +32,7 @@ _MAX_REPEATS: Final = 3
 _FIRST_DELAY_SECONDS: Final = 0.2
 _LONGEST_DELAY_SECONDS: Final = 2.0
 _TAIL_BYTES: Final = 64 << 10
-# The limit of the answer to a question of our own, and of a command or file that the user asked for.
-_OUTPUT_BYTES: Final = 8 << 20
+# The limit of a command or file that the user asked for.
 LARGE_OUTPUT_BYTES: Final = 1 << 30
 # A file of unknown size may take this long, as long as bytes arrive.
 _LONGEST_READ_SECONDS: Final = 6 * 3600.0
@@ -77,7 +76,7 @@ class SshConnection:
         idle_timeout_seconds: float | None = None,
         stdin: StandardInput = None,
         effect: Effect = Effect.NON_IDEMPOTENT,
-        limit_bytes: int = _OUTPUT_BYTES,
+        limit_bytes: int = ANSWER_BYTES,
     ) -> CommandOutcome:
         """Run shell text ``command`` on the machine and return its outcome; raises nothing for what happens there.
 

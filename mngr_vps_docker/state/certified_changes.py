@@ -3,6 +3,7 @@
 mngr reads the whole of it, changes a field and sets the whole. Two of those at once must not undo each other.
 """
 
+import json
 from collections.abc import Callable
 from typing import Final
 
@@ -36,3 +37,8 @@ def change_between(before: CertifiedHostData, after: CertifiedHostData) -> Certi
         return replace(current, **changed)
 
     return change
+
+
+def certified_data_json(data: CertifiedHostData) -> str:
+    """The content of data.json as mngr writes it."""
+    return json.dumps(data.model_dump(by_alias=True, mode="json"), indent=2)

@@ -113,13 +113,15 @@ class LocalHostStore:
         Of a host whose file cannot be read it is known that it exists; its ``failure_reason`` names the file.
         """
         path = self._path(host_id)
+        created_at = datetime.now(UTC)
         try:
-            content, modified = path.read_bytes(), path.stat().st_mtime
-            entry = LocalHostRecord.model_validate_json(content)
+            created_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            entry = LocalHostRecord.model_validate_json(path.read_bytes())
         except FileNotFoundError:
+            self._unreadable.discard(host_id)
             return None
-        except ValidationError as error:
-            problem = describe_invalid(error)
+        except (OSError, ValidationError) as error:
+            problem = describe_invalid(error) if isinstance(error, ValidationError) else error.strerror
             reason = f"{path} cannot be read ({problem}): move it away, or update mngr if a newer version wrote it"
             if host_id not in self._unreadable:
                 logger.warning("{}", reason)
@@ -128,7 +130,7 @@ class LocalHostStore:
                 host_id=host_id,
                 host_name=host_id,
                 phase=HostPhase.READY,
-                created_at=datetime.fromtimestamp(modified, UTC),
+                created_at=created_at,
                 is_vps_ordered=True,
                 failure_reason=reason,
             )
@@ -143,9 +145,9 @@ class LocalHostStore:
         return sorted((entry for entry in entries if entry is not None), key=lambda entry: entry.created_at)
 
     def write(self, entry: LocalHostRecord) -> LocalHostRecord:
-        """Put ``entry`` on disk (fsync) and return it."""
+        """Put ``entry`` on disk (fsync) and return it; a file that cannot be read is left alone."""
         with locked(self._lock_path(entry.host_id, _RECORD)):
-            return self._put(entry)
+            return entry if entry.host_id in self._unreadable else self._put(entry)
 
     def update(self, host_id: HostId, change: Callable[[LocalHostRecord], LocalHostRecord]) -> LocalHostRecord | None:
         """Write what ``change`` makes of an entry; None if there is none, or one that cannot be read."""

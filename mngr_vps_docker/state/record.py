@@ -62,7 +62,7 @@ class VpsHostConfig(HostConfig):
 
 
 class VpsDockerHostRecord(FrozenModel):
-    """All that is known of one host. A host that failed while it was made may have its certified data only."""
+    """What the VPS keeps of its host. One of a host whose creation failed may have certified data only."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -161,7 +161,7 @@ def _to_json(data: object) -> bytes:
 type Records = dict[HostId, VpsDockerHostRecord | HostRecordError]
 """What is kept of hosts: for a record that cannot be read, why. Such a host exists all the same."""
 
-type KeptAgents = dict[HostId, list[dict[str, Any]]]
+type KeptAgentsByHost = dict[HostId, list[dict[str, Any]]]
 
 
 def record_path(host_id: HostId) -> str:
@@ -179,7 +179,7 @@ def agent_path(host_id: HostId, agent_id: AgentId) -> str:
     return f"{agents_path(host_id)}/{_safe(agent_id)}.json"
 
 
-def parse_state(line: bytes, *, where: str) -> tuple[Records, KeptAgents]:
+def parse_state(line: bytes, *, where: str) -> tuple[Records, KeptAgentsByHost]:
     """Read what ``archive_small_files`` printed in the root of the volume ``where``.
 
     A file that cannot be read costs no other, and is logged by name. Raises HostRecordError if the whole cannot be
@@ -190,7 +190,7 @@ def parse_state(line: bytes, *, where: str) -> tuple[Records, KeptAgents]:
     except ValueError as error:
         raise HostRecordError(f"The records on {where} cannot be read: {error}") from error
     records: Records = {}
-    agents: KeptAgents = {}
+    agents: KeptAgentsByHost = {}
     for path in sorted(files.contents.keys() | files.unread):
         name = _STATE_FILE.fullmatch(path)
         if name is None:

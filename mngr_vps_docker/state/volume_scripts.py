@@ -94,8 +94,7 @@ echo
 
 @dataclass(frozen=True, slots=True)
 class SmallFiles:
-    """Files by path below where the search began. ``with_problem`` are those that were seen, but are no
-    regular file or too large."""
+    """Contents of files by path below the searched folder; ``unread`` are those that are too large or not regular."""
 
     contents: Mapping[str, bytes]
     unread: frozenset[str]

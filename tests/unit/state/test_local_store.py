@@ -45,6 +45,18 @@ def test_an_update_changes_only_what_it_names(local_store: LocalHostStore) -> No
     assert local_store.read(written.host_id) == written.model_copy(update={"vps_ip": "192.0.2.1"})
 
 
+def test_an_entry_that_is_a_folder_hides_no_other(local_store: LocalHostStore, tmp_path: Path) -> None:
+    folder, whole = local_store.write(entry("a")), local_store.write(entry("b"))
+    path = tmp_path / "hosts" / folder.host_id / "host.json"
+    path.unlink()
+    path.mkdir()
+    found = {entry.host_id: entry.failure_reason for entry in local_store.read_all()}
+    assert found.keys() == {folder.host_id, whole.host_id}
+    assert f"{path} cannot be read (Is a directory)" in (found[folder.host_id] or "")
+    local_store.write(folder)
+    assert path.is_dir()
+
+
 def test_an_unreadable_entry_hides_no_other_and_names_its_file(local_store: LocalHostStore, tmp_path: Path) -> None:
     torn, whole = local_store.write(entry("a")), local_store.write(entry("b"))
     path = tmp_path / "hosts" / torn.host_id / "host.json"
@@ -62,7 +74,10 @@ def test_an_update_leaves_an_unreadable_entry_alone(local_store: LocalHostStore,
     path = tmp_path / "hosts" / written.host_id / "host.json"
     path.write_bytes(b"torn")
     assert local_store.update(written.host_id, lambda known: replace(known, vps_ip="192.0.2.1")) is None
+    local_store.write(written)
     assert path.read_bytes() == b"torn"
+    path.unlink()
+    assert local_store.read(written.host_id) is None
     local_store.write(written)
     assert local_store.read(written.host_id) == written
 

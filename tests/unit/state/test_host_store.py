@@ -115,7 +115,7 @@ def test_agent_data_without_an_id_is_not_kept(store: VpsDockerHostStore, agent: 
 
 
 def test_ids_that_mngr_accepts_but_no_path_should_hold_are_refused(store: VpsDockerHostStore) -> None:
-    with pytest.raises(HostRecordError, match="no id that a record can have"):
+    with pytest.raises(HostRecordError, match="not an id that a record can have"):
         store.read_host_record(HostId(f"host- {'0' * 29}\n "))
 
 

@@ -21,8 +21,6 @@ from imbue.mngr_vps_docker.hosts.outer_host import SshConnector
 from imbue.mngr_vps_docker.ssh.connection import SshConnection
 from imbue.mngr_vps_docker.ssh.known_hosts import KnownHostsFile
 from imbue.mngr_vps_docker.ssh.process import run_process
-from imbue.mngr_vps_docker.state.record import encode_record
-from support.builders import record_of
 from support.local_provider import LocalProvider
 
 DISTANCES_MS: Final = (0, 100)
@@ -308,27 +306,6 @@ def single_file(lab: Lab, distance: int, connection: SshConnection) -> Iterator[
     peer.disconnect()
 
 
-def records(lab: Lab) -> Iterator[Row]:
-    """A thousand records on one volume."""
-    lab.go_away(0)
-    provider = lab.provider()
-    host_id = provider.create_host(HostName("records")).id
-    try:
-        connection = vps_of(lab, provider, host_id)
-        store = provider.context.store(connection)
-        state = f"/var/lib/docker/volumes/{provider.context.state_volume_name}/_data/host_state"
-        others = [HostId.generate() for _ in range(1000)]
-        folder = lab.folder / "records"
-        folder.mkdir()
-        for other in others:
-            (folder / f"{other}.json").write_bytes(encode_record(record_of(other)))
-        pipe_tar(folder, connection, f"tar -x -C {state}")
-        assert len(store.list_all_host_records()) == 1001
-        yield Row("1,000 records read", 0, lab.measured(store.list_all_host_records), limit_seconds=1.0)
-    finally:
-        destroy(lab, provider, host_id)
-
-
 def imports(lab: Lab) -> Iterator[Row]:
     """What importing the package adds to what mngr imports anyway."""
     # mngr is to find no plugins: one that uses the package is imported with it.
@@ -349,7 +326,6 @@ def imports(lab: Lab) -> Iterator[Row]:
 CASES: Final[dict[str, Callable[[Lab], Iterator[Row]]]] = {
     "import": imports,
     "files": files,
-    "records": records,
     "discovery": discovery,
     "power": power,
     "create": creation,

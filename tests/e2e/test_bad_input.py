@@ -41,7 +41,7 @@ REFUSED: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         ("-s", "--privileged"),
         ("'--privileged' is refused", "allowed_start_args"),
     ),
-    "a start argument that is none": (("-s", "alpine"), ("'alpine' is no option", "--option=value")),
+    "a start argument that is none": (("-s", "alpine"), ("'alpine' is not an option", "--option=value")),
     "the VPS's network by another name": (
         ("-s", "--network=name=host"),
         ("'--network=name=host' is refused", "allowed_start_args"),
@@ -55,7 +55,7 @@ REFUSED: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "a folder that is none": (("-S", "providers.local-vps.host_dir=mngr"), ("host_dir", "absolute path")),
     "an image that is none": (
         ("-S", "providers.local-vps.default_image=-x"),
-        ("default_image", "no name of an image"),
+        ("default_image", "not the name of an image"),
     ),
     "an unknown snapshot": (("--snapshot", "nothing"), ("nothing",)),
     "DEPOT without its token": (

@@ -21,10 +21,10 @@ from imbue.mngr_vps_docker.ssh.outcome import CommandOutcome
 from imbue.mngr_vps_docker.ssh.remote_command import RemoteCommand
 from imbue.mngr_vps_docker.ssh.shell import ShellScript, ShellText, join
 
-# Of a variable of the image, or of the start arguments, which only the user's sessions are to see.
+# Before the name of a variable of the image, or of the start arguments, that only the user's sessions may see.
 HIDDEN_PREFIX: Final = "MNGR_CONTAINER_ENV_"
 _PLAIN_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# The variables of an image as words of a shell, whatever is in them.
+# The variables of an image as words of a shell, with any content.
 _VARIABLES_AS_WORDS: Final = (
     "{{with .Config}}{{range .Env}}" + """'{{join (split . "'") "'\\\\''"}}' """ + "{{end}}{{end}}"
 )
@@ -144,7 +144,7 @@ def run_words(spec: ContainerSpec) -> tuple[str, ...]:
     There is no ``--`` before the image: an option of the user's that lacks its value would swallow it unnoticed.
     """
     if not spec.image or spec.image.startswith("-"):
-        raise BuildArgumentError(f"{spec.image!r} is no name of an image")
+        raise BuildArgumentError(f"{spec.image!r} is not the name of an image")
     argv = ["docker", "run", "--detach", "--name", spec.name]
     argv += label_words(spec.labels)
     for source, target in spec.volumes.items():
@@ -163,9 +163,9 @@ def run_words(spec: ContainerSpec) -> tuple[str, ...]:
 def run_script(spec: ContainerSpec) -> ShellScript:
     """``run_words`` as shell text, which first hides the environment of the image, if ``spec`` says so.
 
-    Each variable of the image is set under a name with HIDDEN_PREFIX and unset under its own: that is what Docker
-    makes of ``--env NAME``, unless this shell has such a variable. Its value is not the image's to know, so the
-    container has none. In a snapshot they are hidden already; a value that such a variable still has under its own
+    Each variable of the image is set under a name with HIDDEN_PREFIX and unset under its own: that is what
+    ``--env NAME`` does, unless this shell has such a variable. The image must not learn its value, so the container
+    gets an empty one. In a snapshot they are hidden already; a value that such a variable still has under its own
     name was set here, and is dropped. A missing image is pulled.
     """
     run = as_script(run_words(spec))

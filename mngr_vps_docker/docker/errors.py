@@ -1,7 +1,7 @@
-"""Docker's refusals as errors of their own, recognised by Docker's own words.
+"""Docker's refusals as errors with names, classified by Docker's own words.
 
 The wordings are those of Docker 20.10 up to 29 (they moved between the client and the daemon over the years); each
-error keeps Docker's words and adds one hint. What is not recognised is a plain ``DockerError`` with the same words.
+error keeps Docker's words and adds one hint. Others are a plain ``DockerError`` with the same words.
 """
 
 import re
@@ -80,7 +80,7 @@ class InvalidDockerArgumentError(DockerError):
 @dataclass(frozen=True, slots=True)
 class _Kind:
     error: type[DockerError]
-    # Compiled when Docker first refuses anything, which is rare.
+    # Compiled at the first refusal, which is rare.
     words: str
     hint: str
 
@@ -156,7 +156,7 @@ _KINDS: Final = (
         r"no matching manifest for",
         r"was found but (?:does not match|its platform \(\S+\) does not match) the specified platform",
     ),
-    # See explaining_end in docker_over_ssh: what follows are the container's words, not Docker's.
+    # See explaining_end in docker.containers: what follows are the container's words, not Docker's.
     _kind(ContainerNotRunningError, "", r"^the container has ended: "),
     _kind(
         NoShellError,
@@ -239,7 +239,7 @@ NOISE: Final = re.compile(
     r"^(?:see '|run '.*--help'|usage:|view build details:|unable to find image|warning:)", re.IGNORECASE
 )
 _WORDS_LIMIT: Final = 600
-# What is looked at of what was printed, at its end, and of each line: patterns take the square of a line's length.
+# How much of the end of an output, and of each line, is searched: patterns take the square of a line's length.
 _TEXT_LIMIT: Final = 64 << 10
 _LINE_LIMIT: Final = 4 << 10
 
@@ -247,7 +247,7 @@ _LINE_LIMIT: Final = 4 << 10
 def classify(text: str, ignored: Collection[type[DockerError]] = ()) -> tuple[type[DockerError], str, str]:
     """The error class for what Docker printed, Docker's own words (one line), and a hint (may be empty).
 
-    Classes that are ``ignored`` are not looked for.
+    Classes in ``ignored`` are not considered.
     """
     lines = [line.strip()[:_LINE_LIMIT] for line in text[-_TEXT_LIMIT:].splitlines() if line.strip()]
     for kind in (kind for kind in _KINDS if kind.error not in ignored):
@@ -279,8 +279,8 @@ def docker_error(
 ) -> VpsDockerError:
     """The error for an unsuccessful docker command: Docker's refusal, or what ssh met.
 
-    ``text`` is what Docker printed, where that is not simply stderr (stdout, where stderr is empty). Classes that are
-    ``ignored`` are not looked for in it.
+    ``text`` is what Docker printed, where that is not simply stderr (stdout, where stderr is empty). Classes in
+    ``ignored`` are not considered.
     """
     if outcome.status is not OutcomeStatus.COMPLETED:
         return outcome.error()

@@ -34,7 +34,7 @@ from imbue.mngr_vps_docker.text import MASK
 _LAST_LINES: Final = 15
 _USAGE_CODE: Final = 125
 _SHORTEST_MASKED: Final = 4
-# What a step of a build may print, and Docker does not say of a build.
+# Errors of containers: in a build, only its steps print such words.
 _OF_CONTAINERS: Final = (
     ContainerNotRunningError,
     NameInUseError,
@@ -98,7 +98,7 @@ def build_image(
             if on_line is not None and not _DIGEST.match(text):
                 on_line(text if stream is Stream.STDOUT else mask(text), stream)
 
-        # A second run finds in Docker's cache what a first one, whose connection was lost, has built.
+        # After a lost connection, a second run finds in Docker's cache what the first one has built.
         outcome = connection.stream(
             line,
             on_line=None if on_line is None else show,
@@ -113,7 +113,7 @@ def build_image(
     outcome, problem = attempt(spec), ""
     syntax = _SYNTAX_NOT_FETCHED.search(outcome.error_text)
     if syntax is not None and not outcome.is_success:
-        # Most Dockerfiles that begin with it need nothing of it.
+        # Most Dockerfiles that begin with such a line do not need it.
         problem = f"{syntax[1]} cannot be fetched, and without it: "
         if on_line is not None:
             on_line(f"{syntax[1]} cannot be fetched: building without it\n", Stream.STDERR)
@@ -147,9 +147,9 @@ def build_words(spec: BuildSpec) -> tuple[str, ...]:
 
 
 class _Mask:
-    """Takes the values of build arguments out of what Docker says; what steps print is theirs.
+    """Masks the values of build arguments in Docker's own lines; the output of steps is left as it is.
 
-    In other lines than names of steps, short values are left: they are in every number.
+    In lines that are not names of steps, short values are left: every number holds some.
     """
 
     def __init__(self, values: Iterable[Secret]) -> None:
@@ -178,7 +178,7 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
 
 def _build_error(outcome: CommandOutcome, problem: str) -> VpsDockerError:
     error = docker_error(outcome)
-    # Where a step printed that the disk is full, it is. All else that steps print means what they like.
+    # A step that prints that the disk is full is believed. Other output of steps is not classified.
     if isinstance(error, DockerError) and not isinstance(error, DiskFullError):
         is_usage = outcome.exit_code == _USAGE_CODE
         ignored = _OF_CONTAINERS if is_usage else (*_OF_CONTAINERS, InvalidDockerArgumentError)
@@ -194,7 +194,7 @@ def _build_error(outcome: CommandOutcome, problem: str) -> VpsDockerError:
 
 
 def _refusal(outcome: CommandOutcome) -> str:
-    """In one line, the step that failed and why: what comes last, of BuildKit behind the step's name."""
+    """One line: the step that failed (of BuildKit), and the last line of stderr."""
     lines = [line for line in outcome.error_text.splitlines() if line.strip() and not NOISE.match(line)]
     if not lines:
         return outcome.text

@@ -4,8 +4,8 @@ A fact has one owner. The record owns who the host is and what was made of it (n
 data.json owns how it behaves (idle settings, plugin data, folders that mngr made). Each is changed field by field, so
 that a copy of one never overwrites what only the other had.
 
-data.json is replaced only if it still is what was read, and the record is read after it. So of two writers, on
-whatever machines, the later one has seen what the earlier one wrote.
+data.json is replaced only if it is unchanged since it was read, and the record is read after it. So of two writers, on
+any machines, the later one has seen what the earlier one wrote.
 """
 
 import json
@@ -48,7 +48,7 @@ def update_record(
 ) -> VpsDockerHostRecord:
     """Change the record of a host in one atomic read-modify-write, and this machine's copy of it.
 
-    In the place of one that cannot be read goes this machine's copy.
+    This machine's copy replaces one that cannot be read.
     """
     last_seen = (host.context.local_store.read(host.host_id) or host.observed.entry).record
     record = host.store.update_host_record(host.host_id, change, last_seen=last_seen)
@@ -213,7 +213,7 @@ def _has_live_agent(host: HostAccess, agent_id: str) -> bool:
 
 @contextmanager
 def _changing_data_json(host: HostAccess) -> Iterator[None]:
-    """One change at a time of all processes of this machine, record and data.json together."""
+    """Lock record and data.json together, among all processes of this machine."""
     with host.context.local_store.exclusive(host.host_id, "data") as is_known:
         if not is_known:
             raise host.observed.problem or HostNotFoundError(host.host_id)
@@ -222,7 +222,7 @@ def _changing_data_json(host: HostAccess) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _DataJson:
-    """A host's data.json; ``data`` is None if there is none, or one that the container has spoiled."""
+    """A host's data.json; ``data`` is None if it does not exist, or the container has damaged it."""
 
     content: bytes
     data: CertifiedHostData | None
@@ -235,19 +235,19 @@ def _read_data_json(host: HostAccess) -> _DataJson:
         return _DataJson(content, CertifiedHostData.model_validate(json_object(content)))
     except (FileNotFoundError, NoSuchVolumeError) as error:
         logger.debug("Host {} has no data.json: {}", host.observed.name, error)
-    # The container's own doing: a link, a pipe, a folder, a file of gigabytes, or one of anything.
+    # The container wrote it: a link, a pipe, a folder, gigabytes, or any content.
     except (UnsafeVolumePathError, WrongFileTypeError, RemoteOutputError, UnusableDataError, ValidationError) as error:
         logger.warning("Host {} has a data.json that cannot be read: {}", host.observed.name, error)
     return _DataJson(content, None)
 
 
 def _replace_data_json(host: HostAccess, found: _DataJson, data: CertifiedHostData) -> bool:
-    """Write data.json unless it was changed since it was ``found``, and say whether it was written."""
+    """Write data.json unless it has changed since it was ``found``, and return whether it was written."""
     return host.volume.replace_file("data.json", _content(data), expected=found.content)
 
 
 def _content(data: CertifiedHostData) -> bytes:
-    """What is in a host's data.json. To a host that reads it there is nothing to say about a stop."""
+    """The content of data.json, without a reason for a stop: a host that reads it runs."""
     return certified_data_json(replace(data, stop_reason=None)).encode()
 
 

@@ -131,9 +131,7 @@ def test_a_killed_writer_leaves_a_whole_record_and_no_lock(
     wait_for(lambda: sorted(path.name for path in state.iterdir()) == [".lock", f"{record.host_id}.json"])
 
 
-def test_records_and_agents_of_any_content_are_read_back_exactly(
-    connection: SshConnection, volume: str
-) -> None:
+def test_records_and_agents_of_any_content_are_read_back_exactly(connection: SshConnection, volume: str) -> None:
     run_docker("volume", "create", volume)
     records, agents = any_records(300)
     state = folder_of(volume)

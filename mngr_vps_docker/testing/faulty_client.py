@@ -43,11 +43,6 @@ class Fault:
         if self.error is not None and self.transform is not None:
             raise ValueError(f"A call of '{self.call}' cannot both fail and answer: give an error or a transform")
 
-    @property
-    def is_due(self) -> bool:
-        """Whether it happens to the next such call."""
-        return self.times is None or self.happened < self.times
-
 
 class FaultyClient(VpsClientInterface):
     """The client ``real``, with ``faults``. ``calls`` names every call in order, failed ones too.
